@@ -1,0 +1,1 @@
+"""Who acts: policies, the rollout loop, trajectories."""

@@ -1,0 +1,383 @@
+"""The rollout loop: one policy acts in many environments with one batched inference a step."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.networks.base import RecurrentPolicy
+from agents.observer import EpisodeFinish, EpisodeObserver, EpisodeStart, StepRecord
+from agents.trajectory import Trajectory
+from envs.captions import EMPTY_CAPTION_ID, caption_id
+from envs.vector import EnvFailure, EpisodeEnd, VectorEnv, VectorStep
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedEpisode:
+    """An episode that ended at step t of a trajectory, in the environment `end.env_index` of it."""
+
+    t: int
+    end: EpisodeEnd
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutReport:
+    """What the coordinator learns of one rollout call, apart from the trajectory itself."""
+
+    source: str
+    """Name of the rollout: its trajectories follow one another."""
+    policy_version: int
+    steps: int
+    """Environment steps taken (T x B)."""
+    new_captions: tuple[tuple[int, str], ...]
+    """Captions that this rollout had never brought before, with their text: a caption travels once."""
+    episodes: tuple[FinishedEpisode, ...]
+    failures: tuple[EnvFailure, ...]
+    trajectory_bytes: int
+    env_s: float
+    """Seconds spent stepping environments."""
+    inference_s: float
+    """Seconds spent in the policy."""
+    other_s: float
+    """Seconds spent on everything else (captions, counts, copying)."""
+
+
+class CaptionCounter:
+    """Ids of captions, and how often each came in the running episode of each environment."""
+
+    def __init__(self, envs: int) -> None:
+        self._ids: dict[str, int] = {"": EMPTY_CAPTION_ID}
+        self._counts: list[dict[int, int]] = [{} for _ in range(envs)]
+        self._new: list[tuple[int, str]] = []
+
+    def count(self, captions: Sequence[str], ids: NDArray[np.int64], counts: NDArray[np.int32]) -> None:
+        """Writes the id [B] of each environment's caption and its count [B] in the episode, this time included."""
+        for index, caption in enumerate(captions):
+            if not caption:
+                continue
+            known = self._ids.get(caption)
+            if known is None:
+                known = self._ids[caption] = caption_id(caption)
+                self._new.append((known, caption))
+            seen = self._counts[index]
+            seen[known] = seen.get(known, 0) + 1
+            ids[index] = known
+            counts[index] = seen[known]
+
+    def end_episode(self, index: int) -> None:
+        """Forgets the counts of one environment."""
+        self._counts[index] = {}
+
+    def take_new(self) -> tuple[tuple[int, str], ...]:
+        """Captions met for the first time since the last call."""
+        new, self._new = tuple(self._new), []
+        return new
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"texts": list(self._ids), "counts": [dict(c) for c in self._counts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._ids = {text: caption_id(text) for text in state["texts"]}
+        self._counts = [dict(c) for c in state["counts"]]
+        self._new = []
+
+
+class Rollout:
+    """Collects trajectories of fixed length; episodes and the recurrent state go on from call to call.
+
+    Actions are drawn with a generator of its own, so a rollout is determined by its seed, its environments' seeds and
+    the weights it is given.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        policy: RecurrentPolicy,
+        *,
+        length: int,
+        seed: int,
+        name: str = "actor-0",
+        observer: EpisodeObserver | None = None,
+    ) -> None:
+        self.envs = envs
+        self.policy = policy.eval()
+        self.length = length
+        self.name = name
+        self.policy_version = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._captions = CaptionCounter(envs.count)
+        self._state = policy.initial_state(envs.count)
+        self._start = np.ones(envs.count, dtype=np.bool_)
+        self._observer = observer
+        self._followed: dict[int, int] = {}  # environment index → steps recorded
+        self._begun = False
+
+    def set_weights(self, weights: Mapping[str, NDArray[Any]], version: int) -> None:
+        """Takes new weights at once; the running episodes go on under them."""
+        with torch.no_grad():
+            own = self.policy.state_dict()
+            for key, value in weights.items():
+                own[key].copy_(torch.from_numpy(value))
+        self.policy_version = version
+
+    def collect(self) -> tuple[Trajectory, RolloutReport]:
+        """T steps of every environment."""
+        began = time.perf_counter()
+        if not self._begun:
+            self.envs.reset()
+            self._begun = True
+            for index in range(self.envs.count):
+                self._follow(index)
+        buffers = _Buffers.empty(self.envs, self.length)
+        initial_state = self._state.numpy().copy()
+        env_s = inference_s = 0.0
+        episodes: list[FinishedEpisode] = []
+        failures: list[EnvFailure] = []
+        observation = self.envs.observation
+        for t in range(self.length):
+            buffers.read(t, observation, self._start)
+            t0 = time.perf_counter()
+            action, log_prob, value = self._act(observation)
+            t1 = time.perf_counter()
+            step = self.envs.step(action)
+            t2 = time.perf_counter()
+            inference_s += t1 - t0
+            env_s += t2 - t1
+            self._captions.count(step.captions, buffers.caption_id[t], buffers.caption_count[t])
+            buffers.write(t, action, log_prob, value, step)
+            if self._followed:
+                self._record(t, buffers, step)
+            np.logical_or(step.terminated, step.truncated, out=self._start)
+            for index in np.flatnonzero(self._start):
+                self._captions.end_episode(int(index))
+            if self._observer is not None:
+                self._finish(step)
+            episodes.extend(FinishedEpisode(t, end) for end in step.episodes)
+            failures.extend(step.failures)
+            observation = step.observation
+        buffers.read(self.length, observation, self._start)
+        trajectory = buffers.trajectory(self.policy_version, initial_state)
+        spent = time.perf_counter() - began
+        return trajectory, RolloutReport(
+            source=self.name,
+            policy_version=self.policy_version,
+            steps=trajectory.steps * trajectory.batch,
+            new_captions=self._captions.take_new(),
+            episodes=tuple(episodes),
+            failures=tuple(failures),
+            trajectory_bytes=trajectory.nbytes,
+            env_s=env_s,
+            inference_s=inference_s,
+            other_s=spent - env_s - inference_s,
+        )
+
+    @torch.inference_mode()
+    def _act(
+        self, observation: Mapping[str, NDArray[Any]]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+        """Samples one action for each environment; also its log-probability and the value estimate."""
+        tensors = {k: torch.from_numpy(v).unsqueeze(0) for k, v in observation.items()}
+        output = self.policy(tensors, torch.from_numpy(self._start).unsqueeze(0), self._state)
+        self._state = output.state[0]
+        log_probs = torch.log_softmax(output.logits[0], dim=-1)
+        action = torch.multinomial(log_probs.exp(), 1, generator=self._generator)
+        chosen = log_probs.gather(1, action).squeeze(1)
+        return action.squeeze(1).numpy(), chosen.numpy(), output.value[0].numpy()
+
+    # What an observer is told. All of it is skipped while nobody follows an episode.
+
+    def _episode_id(self, index: int) -> str:
+        return f"{self.name}-env{index:03d}-ep{self.envs.episode_index(index):06d}"
+
+    def _follow(self, index: int) -> None:
+        episode_id = self._episode_id(index)
+        if self._observer is None or not self._observer.wants(episode_id):
+            return
+        spec = self.envs.env_spec
+        self._followed[index] = 0
+        self._observer.start(
+            index,
+            EpisodeStart(
+                episode_id=episode_id,
+                env_id=spec.id,
+                env_options=spec.options,
+                action_names=spec.action_names,
+                seeds=self.envs.seeds(index),
+                policy_version=self.policy_version,
+                observation={k: v[index].copy() for k, v in self.envs.observation.items()},
+                screen=self.envs.screen(index),
+            ),
+        )
+
+    def _record(self, t: int, buffers: "_Buffers", step: VectorStep) -> None:
+        assert self._observer is not None
+        for index, number in self._followed.items():
+            ended = bool(step.terminated[index] or step.truncated[index])
+            final = step.final_observation.get(index)
+            shown = final if ended and final is not None else {k: v[index] for k, v in step.observation.items()}
+            self._observer.step(
+                index,
+                StepRecord(
+                    step=number,
+                    action=int(buffers.action[t, index]),
+                    log_prob=float(buffers.log_prob[t, index]),
+                    value=float(buffers.value[t, index]),
+                    reward=float(step.reward[index]),
+                    caption=step.captions[index],
+                    caption_id=int(buffers.caption_id[t, index]),
+                    caption_count=int(buffers.caption_count[t, index]),
+                    grounded=bool(step.grounded[index]),
+                    policy_version=self.policy_version,
+                    observation={k: v.copy() for k, v in shown.items()},
+                    screen="" if ended else self.envs.screen(index),
+                ),
+            )
+            self._followed[index] = number + 1
+
+    def _finish(self, step: VectorStep) -> None:
+        assert self._observer is not None
+        for end in step.episodes:
+            if end.env_index in self._followed:
+                del self._followed[end.env_index]
+                self._observer.finish(
+                    end.env_index,
+                    EpisodeFinish(
+                        episode_return=end.episode_return,
+                        length=end.length,
+                        terminated=end.terminated,
+                        success=end.success,
+                        metrics=end.metrics,
+                        error=None,
+                    ),
+                )
+            self._follow(end.env_index)
+        for failure in step.failures:
+            steps = self._followed.pop(failure.env_index, None)
+            if steps is not None:
+                self._observer.finish(
+                    failure.env_index,
+                    EpisodeFinish(
+                        episode_return=0.0, length=steps, terminated=False, success=None, metrics={}, error=failure.error
+                    ),
+                )
+            self._follow(failure.env_index)
+
+    def close(self) -> None:
+        """Gives up running episodes and closes the environments."""
+        if self._observer is not None:
+            self._observer.close()
+        self.envs.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the rollout goes on, the running games included."""
+        return {
+            "begun": self._begun,
+            "envs": self.envs.state_dict(),
+            "captions": self._captions.state_dict(),
+            "state": self._state.clone(),
+            "start": torch.from_numpy(self._start.copy()),
+            "generator": self._generator.get_state(),
+            "policy_version": self.policy_version,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken. Episodes that were being followed are not followed on."""
+        self._begun = state["begun"]
+        if self._begun:
+            self.envs.load_state_dict(state["envs"])
+        self._captions.load_state_dict(state["captions"])
+        self._state = state["state"].clone()
+        self._start = state["start"].numpy().copy()
+        self._generator.set_state(state["generator"])
+        self.policy_version = state["policy_version"]
+        self._followed = {}
+
+
+@dataclass(slots=True)
+class _Buffers:
+    """The arrays of one trajectory while it is being filled."""
+
+    observation: dict[str, NDArray[Any]]
+    start: NDArray[np.bool_]
+    action: NDArray[np.int64]
+    log_prob: NDArray[np.float32]
+    value: NDArray[np.float32]
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    caption_id: NDArray[np.int64]
+    caption_count: NDArray[np.int32]
+    grounded: NDArray[np.bool_]
+    final: list[tuple[int, int, Mapping[str, NDArray[Any]]]]
+
+    @classmethod
+    def empty(cls, envs: VectorEnv, length: int) -> "_Buffers":
+        shape = (length, envs.count)
+        return cls(
+            observation={
+                k: np.empty((length + 1, envs.count, *spec.shape), dtype=spec.dtype)
+                for k, spec in envs.env_spec.observation.items()
+            },
+            start=np.empty((length + 1, envs.count), dtype=np.bool_),
+            action=np.empty(shape, dtype=np.int64),
+            log_prob=np.empty(shape, dtype=np.float32),
+            value=np.empty(shape, dtype=np.float32),
+            reward=np.empty(shape, dtype=np.float32),
+            terminated=np.empty(shape, dtype=np.bool_),
+            truncated=np.empty(shape, dtype=np.bool_),
+            caption_id=np.zeros(shape, dtype=np.int64),
+            caption_count=np.zeros(shape, dtype=np.int32),
+            grounded=np.empty(shape, dtype=np.bool_),
+            final=[],
+        )
+
+    def read(self, t: int, observation: Mapping[str, NDArray[Any]], start: NDArray[np.bool_]) -> None:
+        for key, value in observation.items():
+            self.observation[key][t] = value
+        self.start[t] = start
+
+    def write(
+        self,
+        t: int,
+        action: NDArray[np.int64],
+        log_prob: NDArray[np.float32],
+        value: NDArray[np.float32],
+        step: VectorStep,
+    ) -> None:
+        self.action[t] = action
+        self.log_prob[t] = log_prob
+        self.value[t] = value
+        self.reward[t] = step.reward
+        self.terminated[t] = step.terminated
+        self.truncated[t] = step.truncated
+        self.grounded[t] = step.grounded
+        self.final.extend((t, index, step.final_observation[index]) for index in sorted(step.final_observation))
+
+    def trajectory(self, policy_version: int, initial_state: NDArray[np.float32]) -> Trajectory:
+        final_observation = {
+            key: np.stack([o[key] for _, _, o in self.final])
+            if self.final
+            else np.empty((0, *value.shape[2:]), dtype=value.dtype)
+            for key, value in self.observation.items()
+        }
+        return Trajectory(
+            policy_version=policy_version,
+            observation=self.observation,
+            start=self.start,
+            initial_state=initial_state,
+            action=self.action,
+            log_prob=self.log_prob,
+            value=self.value,
+            reward=self.reward,
+            terminated=self.terminated,
+            truncated=self.truncated,
+            caption_id=self.caption_id,
+            caption_count=self.caption_count,
+            grounded=self.grounded,
+            final_index=np.array([(t, b) for t, b, _ in self.final], dtype=np.int32).reshape(-1, 2),
+            final_observation=final_observation,
+        )

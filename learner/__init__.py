@@ -1,0 +1,1 @@
+"""Who learns: reward fusion, objectives, optimisation, checkpoints."""

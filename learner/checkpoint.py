@@ -1,0 +1,135 @@
+"""Checkpoints: folders `checkpoints/<env steps>/` that appear whole or not at all, and are verified before they load.
+
+A checkpoint holds `policy.safetensors` (the policy alone, for evaluation), `state.pt` (everything else, read with
+torch's `weights_only`, which executes no code), the resolved `config.yaml`, and `manifest.json` with the digest of
+each file. `latest` is a link to the newest.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = 1
+LATEST = "latest"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is missing, damaged, or of another format; the message names it and what can be used instead."""
+
+
+def save_checkpoint(
+    root: Path, env_steps: int, *, policy: Mapping[str, Tensor], state: Mapping[str, Any], config: str, keep: int
+) -> Path:
+    """Writes `root/<env_steps>`, points `latest` at it, and removes all but the `keep` newest.
+
+    `state` may hold nested dicts, lists, tuples, tensors, numbers, strings and None. A `kill -9` at any moment leaves
+    the checkpoints before it whole. Raises OSError where the disk is full or not writable.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"{env_steps:012d}"
+    part = root / f".{final.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    save_file({k: v.contiguous() for k, v in policy.items()}, part / "policy.safetensors")
+    torch.save(dict(state), part / "state.pt")
+    (part / "config.yaml").write_text(config)
+    files = sorted(p.name for p in part.iterdir())
+    manifest = {"format": FORMAT, "env_steps": env_steps, "files": {name: _digest(part / name) for name in files}}
+    (part / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    for path in part.iterdir():
+        _fsync(path)
+    if final.exists():  # the same step again, after a resume that took no step
+        shutil.rmtree(final)
+    part.rename(final)
+    _point_latest(root, final)
+    _fsync(root)
+    for old in checkpoints(root)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """All checkpoints below `root`, the oldest first; damaged ones too."""
+    if not root.is_dir():
+        return []
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.is_symlink() and p.name.isdigit())
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Raises CheckpointError where files are missing or differ from what was written; names the one before it."""
+    reason = _damage(path)
+    if reason is None:
+        return
+    sound = [p for p in checkpoints(path.parent) if p.name < path.name and _damage(p) is None]
+    if sound:
+        advice = f"the one before it is sound: remove {path} and resume to go on from {sound[-1]}"
+    else:
+        advice = "there is no sound one before it: start again with --overwrite"
+    raise CheckpointError(f"checkpoint {path} is damaged ({reason}); {advice}")
+
+
+def latest_checkpoint(root: Path) -> Path | None:
+    """The newest checkpoint, verified. None where there is none. Raises CheckpointError where it is damaged."""
+    found = checkpoints(root)
+    if not found:
+        return None
+    verify_checkpoint(found[-1])
+    return found[-1]
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of a verified checkpoint, on the CPU."""
+    verify_checkpoint(path)
+    return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+
+
+def load_policy(path: Path) -> dict[str, Tensor]:
+    """The policy of a verified checkpoint, on the CPU."""
+    verify_checkpoint(path)
+    return load_file(path / "policy.safetensors")
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except FileNotFoundError:
+        return "it has no manifest.json"
+    except ValueError:
+        return "its manifest.json is not JSON"
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return f"its format is not {FORMAT}"
+    for name, digest in manifest["files"].items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if _digest(path / name) != digest:
+            return f"{name} differs from what was written"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _point_latest(root: Path, target: Path) -> None:
+    link = root / f".{LATEST}.part"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.rename(root / LATEST)

@@ -1,0 +1,272 @@
+"""The learner: trajectories in, weights out. One optimisation step for each full batch (one epoch, as in ONI)."""
+
+import copy
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.networks.base import PolicyOutput, RecurrentPolicy
+from agents.trajectory import Arrays, Trajectory, concatenate, trajectory_from_state, trajectory_state
+from learner.fusion import FusedReward, fuse
+from learner.objective import Loss, appo_loss, normalise
+from learner.settings import LearnerSettings, RewardSettings
+from learner.vtrace import VTrace, vtrace
+
+Weights = dict[str, NDArray[Any]]
+
+
+class IntrinsicReward(Protocol):
+    """r_int by caption: `reward_server.scorer.CaptionScorer`, or nothing."""
+
+    def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
+
+
+class NoIntrinsicReward:
+    """`reward.model=none`: r_int is 0 everywhere."""
+
+    def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.zeros(ids.shape, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one optimisation step did."""
+
+    version: int
+    """The policy's version after it."""
+    samples: int
+    metrics: dict[str, float]
+    lag_mean: float
+    """Versions between the policy that acted and the one that was updated, mean over the samples."""
+    lag_max: int
+    reward_s: float
+    """Seconds spent on intrinsic rewards and fusion."""
+    train_s: float
+    """Seconds spent on the rest of the update."""
+
+
+class Learner:
+    """Owns the policy, its optimiser and the queue of trajectories that do not fill a batch yet."""
+
+    def __init__(
+        self,
+        policy: RecurrentPolicy,
+        settings: LearnerSettings,
+        reward: RewardSettings,
+        intrinsic: IntrinsicReward,
+    ) -> None:
+        self.settings = settings
+        self.reward = reward
+        self.intrinsic = intrinsic
+        self.device = resolve_device(settings.device)
+        self.policy = policy.to(self.device).train()
+        self.version = 0
+        self.dropped_samples = 0
+        """Samples of policies older than `max_lag` versions, never trained on."""
+        self.trained_samples = 0
+        self._queue: deque[Trajectory] = deque()
+        self.optimizer = torch.optim.Adam(
+            self.policy.parameters(),
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_eps,
+        )
+
+    def feed(self, trajectory: Trajectory) -> list[Update]:
+        """Queues a trajectory and takes an optimisation step for each batch that is full then.
+
+        Raises ValueError where a batch cannot be made of whole segments, and FloatingPointError where a loss is not
+        finite (the weights are then still those before the step).
+        """
+        if self.settings.batch_size % trajectory.steps:
+            raise ValueError(
+                f"learner.batch_size={self.settings.batch_size} is not a multiple of the rollout length {trajectory.steps}"
+            )
+        self._queue.append(trajectory)
+        updates: list[Update] = []
+        while (batch := self._next_batch()) is not None:
+            updates.append(self.update(batch))
+        return updates
+
+    def _next_batch(self) -> list[Trajectory] | None:
+        """Segments of exactly `batch_size` samples, the oldest first; None while there are too few."""
+        self._drop_stale()
+        if not self._queue:
+            return None
+        segments = self.settings.batch_size // self._queue[0].steps
+        if sum(t.batch for t in self._queue) < segments:
+            return None
+        parts: list[Trajectory] = []
+        while segments:
+            first = self._queue.popleft()
+            if first.batch > segments:
+                self._queue.appendleft(first.columns(segments, first.batch))
+                first = first.columns(0, segments)
+            parts.append(first)
+            segments -= first.batch
+        return parts
+
+    def _drop_stale(self) -> None:
+        fresh: deque[Trajectory] = deque()
+        for trajectory in self._queue:
+            if self.version - trajectory.policy_version > self.settings.max_lag:
+                self.dropped_samples += trajectory.steps * trajectory.batch
+            else:
+                fresh.append(trajectory)
+        self._queue = fresh
+
+    def update(self, parts: list[Trajectory]) -> Update:
+        """One optimisation step on the segments of `parts`, side by side."""
+        began = time.perf_counter()
+        lag = np.concatenate([np.full(p.batch, self.version - p.policy_version) for p in parts])
+        batch = concatenate(parts)
+        rewards = fuse(batch.reward, self.intrinsic.lookup(batch.caption_id), batch.caption_count, self.reward)
+        rewarded = time.perf_counter()
+
+        output, final_value = self._evaluate(batch)
+        loss, targets = self._loss(batch, rewards.total, output, final_value)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()  # pyright: ignore[reportUnknownMemberType]
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
+        if not torch.isfinite(grad_norm) or not torch.isfinite(loss.total):
+            raise FloatingPointError(
+                f"the loss is not finite at policy version {self.version} (loss {loss.total.item()}, gradient norm "
+                f"{grad_norm.item()}); lower learner.learning_rate, or look at the rewards"
+            )
+        self.optimizer.step()
+        self.version += 1
+        samples = batch.steps * batch.batch
+        self.trained_samples += samples
+        metrics = _metrics(batch, rewards, loss, targets, grad_norm)
+        done = time.perf_counter()
+        return Update(
+            version=self.version,
+            samples=samples,
+            metrics=metrics,
+            lag_mean=float(lag.mean()),
+            lag_max=int(lag.max()),
+            reward_s=rewarded - began,
+            train_s=done - rewarded,
+        )
+
+    def _evaluate(self, batch: Trajectory) -> tuple[PolicyOutput, Tensor]:
+        """The policy on all T + 1 observations, and the values [T, B] after truncated steps (0 elsewhere).
+
+        The observation after a truncated step is read with the recurrent state of that step: it is one more
+        observation of the same episode, not the first of the next.
+        """
+        start = self._tensor(batch.start)
+        output = self.policy(self._observation(batch.observation), start, self._tensor(batch.initial_state))
+        final_value = torch.zeros(batch.steps, batch.batch, device=self.device)
+        if len(batch.final_index):
+            index = self._tensor(batch.final_index).to(torch.int64)
+            with torch.no_grad():
+                final = {k: v.unsqueeze(0) for k, v in self._observation(batch.final_observation).items()}
+                state = output.state[index[:, 0], index[:, 1]]
+                fresh = torch.zeros(1, state.shape[0], dtype=torch.bool, device=self.device)
+                final_value[index[:, 0], index[:, 1]] = self.policy(final, fresh, state).value[0]
+        return output, final_value
+
+    def _loss(
+        self, batch: Trajectory, reward: NDArray[np.float32], output: PolicyOutput, final_value: Tensor
+    ) -> tuple[Loss, VTrace]:
+        log_probs = torch.log_softmax(output.logits[:-1], dim=-1)
+        action = self._tensor(batch.action)
+        behaviour_log_prob = self._tensor(batch.log_prob)
+        value = output.value[:-1]
+        with torch.no_grad():
+            targets = vtrace(
+                log_ratio=log_probs.gather(2, action.unsqueeze(2)).squeeze(2) - behaviour_log_prob,
+                reward=self._tensor(reward),
+                value=value,
+                bootstrap=output.value[-1],
+                final_value=final_value,
+                terminated=self._tensor(batch.terminated),
+                truncated=self._tensor(batch.truncated),
+                discount=self.settings.discount,
+                rho=self.settings.vtrace_rho,
+                c=self.settings.vtrace_c,
+            )
+            advantage = normalise(targets.advantage) if self.settings.normalise_advantage else targets.advantage
+        loss = appo_loss(
+            log_probs=log_probs.flatten(0, 1),
+            action=action.flatten(),
+            behaviour_log_prob=behaviour_log_prob.flatten(),
+            value=value.flatten(),
+            behaviour_value=self._tensor(batch.value).flatten(),
+            advantage=advantage.flatten(),
+            target=targets.target.flatten(),
+            settings=self.settings,
+        )
+        return loss, targets
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        # Arrays from an object store are read-only and may be views; the learner never writes into them.
+        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device, non_blocking=True)
+
+    def _observation(self, arrays: Arrays) -> dict[str, Tensor]:
+        return {k: self._tensor(v) for k, v in arrays.items()}
+
+    def weights(self) -> Weights:
+        """A copy of the policy's weights, for actors."""
+        return {k: v.detach().cpu().numpy().copy() for k, v in self.policy.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides how learning goes on: policy, optimiser, counters, trajectories that wait."""
+        return {
+            "policy": {k: v.detach().cpu().clone() for k, v in self.policy.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "version": self.version,
+            "dropped_samples": self.dropped_samples,
+            "trained_samples": self.trained_samples,
+            "queue": [trajectory_state(t) for t in self._queue],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.version = state["version"]
+        self.dropped_samples = state["dropped_samples"]
+        self.trained_samples = state["trained_samples"]
+        self._queue = deque(trajectory_from_state(t) for t in state["queue"])
+
+
+def _metrics(
+    batch: Trajectory, rewards: FusedReward, loss: Loss, targets: VTrace, grad_norm: Tensor
+) -> dict[str, float]:
+    value_error = (targets.target - targets.target.mean()).square().mean()
+    # (target - V) is the V-trace excess; its variance against the target's says how much the critic explains.
+    residual = targets.target - torch.from_numpy(batch.value.copy()).to(targets.target.device)
+    explained = 1.0 - residual.var(unbiased=False) / value_error.clamp(min=1e-8)
+    return {
+        "loss/total": loss.total.item(),
+        "loss/policy": loss.policy.item(),
+        "loss/value": loss.value.item(),
+        "policy/entropy": loss.entropy.item(),
+        "policy/clipped": loss.clipped.item(),
+        "policy/kl": loss.kl.item(),
+        "policy/grad_norm": grad_norm.item(),
+        "value/mean": float(batch.value.mean()),
+        "value/explained_variance": explained.item(),
+        "reward/extrinsic": float(rewards.extrinsic.mean()),
+        "reward/intrinsic": float(rewards.intrinsic.mean()),
+        "reward/total": float(rewards.total.mean()),
+        "grounded": float(batch.grounded.mean()),
+    }
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one. Raises ValueError where cuda is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("learner.device=cuda: no CUDA device is visible; use learner.device=auto or cpu")
+    return torch.device(name)

@@ -1,0 +1,1 @@
+"""How all run together: configuration, command line, runtimes, traces, metrics."""

@@ -1,0 +1,53 @@
+"""How commands print: tables for people, JSON for programs."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+
+def console() -> Console:
+    """Standard output."""
+    return Console(highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """A value (dataclasses too) as JSON on standard output."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    console().out(orjson.dumps(value, option=options, default=str).decode(), highlight=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> Table:
+    """A plain table; the columns in `right` are aligned to the right."""
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    aligned = frozenset(right)
+    for name in columns:
+        made.add_column(name, justify="right" if name in aligned else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def fields(value: Any) -> list[tuple[str, Any]]:
+    """Names and values of a dataclass, in order."""
+    return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for people, `-` for none."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def age(since: float) -> str:
+    """How long ago a moment (seconds since the epoch) was: `5 s`, `3 min`, `2 h`, `4 d`; `-` for never."""
+    if since <= 0:
+        return "-"
+    seconds = max(0.0, time.time() - since)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

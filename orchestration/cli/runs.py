@@ -1,0 +1,104 @@
+"""`yendor runs`, `status`, `stop`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Root = Annotated[Path, typer.Option("--dir", help="Where runs lie.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command("runs")(runs)
+    app.command("status")(status)
+    app.command("stop")(stop)
+
+
+def runs(root: Root = Path("runs"), as_json: AsJson = False) -> None:
+    """List runs, the newest first."""
+    from orchestration.cli.output import age, console, number, print_json, table
+    from orchestration.runs import current_summaries
+
+    summaries = current_summaries(root)
+    if as_json:
+        print_json(summaries)
+        return
+    if not summaries:
+        console().print(f"no runs in {root}; `yendor train demo` starts one")
+        return
+    rows = [
+        (
+            summary.run,
+            summary.env,
+            summary.status.value,
+            f"{summary.env_steps:,}",
+            number(summary.success_rate),
+            number(summary.return_mean),
+            age(summary.updated),
+        )
+        for summary in summaries
+    ]
+    columns = ("run", "env", "status", "steps", "success", "return", "updated")
+    console().print(table(columns, rows, right=("steps", "success", "return", "updated")))
+
+
+def status(run: Run, root: Root = Path("runs"), as_json: AsJson = False) -> None:
+    """Show how a run stands."""
+    from orchestration.cli.output import console, fields, print_json, table
+    from orchestration.rundir import find_run
+    from orchestration.runs import current_summary
+
+    found = find_run(run, root)
+    summary = current_summary(found)
+    if as_json:
+        print_json(summary)
+        return
+    rows = [(name, _shown(name, value)) for name, value in fields(summary) if value not in (None, (), {})]
+    console().print(table(("", ""), [*rows, ("folder", str(found.path))]))
+    if summary.status == "died":
+        console().print("\nIts process is gone. `yendor train … --resume` goes on from the newest checkpoint.")
+
+
+def _shown(name: str, value: Any) -> str:
+    from orchestration.cli.output import age
+    from orchestration.live import duration
+
+    if name in ("started", "updated"):
+        return f"{age(value)} ago" if value else "-"
+    if name in ("wall_s", "eta_s"):
+        return duration(value)
+    if name in ("liked", "disliked"):
+        return "\n".join(f"{score.probability:.2f}  {score.text}  ({score.count:,} times)" for score in value)
+    if isinstance(value, Mapping):
+        return "\n".join(_wait(part, shares) for part, shares in value.items())  # pyright: ignore
+    if isinstance(value, float):
+        return f"{value:,.3f}".rstrip("0").rstrip(".")
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _wait(part: str, shares: Mapping[str, float]) -> str:
+    return f"{part}: " + ", ".join(f"{what} {share:.0%}" for what, share in shares.items())
+
+
+def stop(
+    run: Run,
+    root: Root = Path("runs"),
+    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for its end.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a run to write a checkpoint and end, and wait for that."""
+    from orchestration.cli.output import console, print_json
+    from orchestration.rundir import find_run
+    from orchestration.runs import stop as stop_run
+
+    stopped = stop_run(find_run(run, root), wait_s)
+    if as_json:
+        print_json(stopped)
+    elif stopped.was_running:
+        console().print(f"{stopped.run}: {stopped.status} at {stopped.env_steps:,} steps")
+    else:
+        console().print(f"{stopped.run}: does not run ({stopped.status})")

@@ -1,0 +1,149 @@
+"""`yendor train` and `yendor eval`."""
+
+import dataclasses
+import os
+import shlex
+import signal
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestration.errors import ConfigError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from orchestration.config import Config
+    from orchestration.live import LiveView
+    from orchestration.rundir import RunDir
+    from orchestration.summary import Status, Summary
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PRESET] [KEY=VALUE]...", show_default=False, help="`yendor config show`."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command("train")(train)
+    app.command("eval")(evaluate)
+
+
+def split_arguments(arguments: list[str] | None) -> tuple[str | None, list[str]]:
+    """`[PRESET] [KEY=VALUE]...` as preset and overrides. Raises `UsageError` for a second preset."""
+    words = arguments or []
+    presets = [word for word in words if "=" not in word]
+    if len(presets) > 1:
+        raise UsageError(f"{presets[1]}: expected key=value (the preset is {presets[0]})")
+    return (presets[0] if presets else None), [word for word in words if "=" in word]
+
+
+def train(
+    arguments: Arguments = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run from its newest checkpoint.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew where a run exists (moved to RUN_DIR/.replaced).")
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live view.")] = False,
+) -> None:
+    """Train an agent, here or on the Ray cluster that RAY_ADDRESS names."""
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    # A background job of a shell has SIGINT ignored, and SIGTERM would end the process without a checkpoint.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    preset, overrides = split_arguments(arguments)
+    config = _config(preset, overrides, resume=resume)
+
+    from orchestration.live import LiveView, final_summary
+    from orchestration.preflight import preflight
+    from orchestration.rundir import RunDir
+
+    view = LiveView(plain=plain or None)
+    preflight(config, lambda message: view.event(message, warning=True))
+    path = Path(config.run.dir) / config.run.name
+    with RunDir(path).open_for_training(config, resume=resume, overwrite=overwrite) as rundir:
+        summary = _train(config, rundir, view, resume=resume)
+    handle = config.run.name if config.run.dir == "runs" else str(path)
+    again = _resume_command(preset, config)
+    view.console.print(final_summary(summary, os.path.relpath(path), handle, again))
+    if summary.status == "interrupted":
+        raise typer.Exit(130)
+
+
+def _config(preset: str | None, overrides: list[str], *, resume: bool) -> "Config":
+    from orchestration.configuration import load_config, resume_config
+
+    config = load_config(preset, overrides)
+    path = Path(config.run.dir) / config.run.name / "config.yaml"
+    if not resume:
+        return config
+    if not path.is_file():
+        raise ConfigError(f"{path.parent}: no run to resume; leave out --resume to start one")
+    # The run keeps what it was started with, whatever has become of the preset since.
+    return resume_config(path, overrides)
+
+
+def _resume_command(preset: str | None, config: "Config") -> str:
+    words = ["yendor", "train", *([preset] if preset else [])]
+    default = Path(preset).stem if preset else "train"
+    if config.run.name != default:
+        words.append(f"run.name={config.run.name}")
+    if config.run.dir != "runs":
+        words.append(f"run.dir={config.run.dir}")
+    return shlex.join([*words, "--resume"])
+
+
+def _train(config: "Config", rundir: "RunDir", view: "LiveView", *, resume: bool) -> "Summary":
+    """Trains, and sees to it that `summary.json` says how it ended, whatever ended it."""
+    from orchestration.summary import Status
+
+    try:
+        with view:
+            from orchestration.train import train as run_training
+
+            return run_training(config, rundir, resume=resume, view=view)
+    except KeyboardInterrupt:
+        return _ended(config, rundir, Status.INTERRUPTED, None)
+    except Exception as error:
+        report = rundir.logs / "error.txt"
+        report.write_text("".join(traceback.format_exception(error)))
+        _ended(config, rundir, Status.FAILED, first_line(error))
+        raise
+
+
+def _ended(config: "Config", rundir: "RunDir", status: "Status", error: str | None) -> "Summary":
+    """The last summary, in which a run that says that it goes is made to say how it ended."""
+    from orchestration.metrics import write_summary
+    from orchestration.summary import LIVE, Summary, read_summary
+
+    known = read_summary(rundir.summary) or Summary(rundir.name, config.env.id, runtime=config.runtime)
+    if known.status not in LIVE:
+        return known
+    summary = dataclasses.replace(known, status=status, error=error, updated=time.time())
+    write_summary(rundir.summary, summary, durable=True)
+    return summary
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="Name or folder of a run, or a checkpoint.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds environments and actions.")] = 1,
+    root: Annotated[Path, typer.Option("--dir", help="Where runs lie.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Play episodes with a trained policy, without learning, and report what they brought."""
+    from orchestration.cli.output import console, fields, print_json, table
+    from orchestration.evaluate import evaluate as run_evaluation
+    from orchestration.rundir import RunDir, find_run
+
+    folder = Path(target)
+    if not folder.is_dir() or RunDir(folder).is_run() or (root / target).is_dir():
+        folder = find_run(target, root).path
+    result = run_evaluation(folder, episodes=episodes, seed=seed)
+    if as_json:
+        print_json(result)
+    else:
+        console().print(table(("", ""), [(name, str(value)) for name, value in fields(result)]))

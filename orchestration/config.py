@@ -1,0 +1,71 @@
+"""The configuration of a run: one tree of typed, frozen dataclasses with a docstring under each field."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents.settings import ActorSettings, AgentSettings
+from learner.settings import LearnerSettings, RewardSettings
+from reward_server.settings import AnnotatorSettings, DistillerSettings, JudgeSettings
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    name: str = "${preset}"
+    """Folder of the run below `run.dir`."""
+    dir: str = "runs"
+    seed: int = 0
+    """Everything random in the run is seeded from it."""
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    id: str = "minihack/KeyRoom-S15"
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options of the environment's family, such as `max_episode_steps`; an unknown one is an error."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    env_steps: int = 1_000_000
+    max_wall_s: float | None = None
+    """Stop after so many seconds even if `env_steps` is not reached; null: no bound."""
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    rate: float = 0.01
+    """Share of episodes that are traced."""
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    interval_s: float = 120.0
+    keep: int = 3
+    """So many newest checkpoints are kept."""
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    interval_s: float = 2.0
+    """Time between two lines of `metrics.jsonl`, and between two refreshes of `summary.json`."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All keys that `key=value` can set."""
+
+    runtime: str = "ray"
+    """`ray`: actors, learner and reward server run as processes; `serial`: all in this process, deterministic."""
+    run: RunSettings = field(default_factory=RunSettings)
+    env: EnvSettings = field(default_factory=EnvSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    actors: ActorSettings = field(default_factory=ActorSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    annotator: AnnotatorSettings = field(default_factory=AnnotatorSettings)
+    distiller: DistillerSettings = field(default_factory=DistillerSettings)
+    trace: TraceSettings = field(default_factory=TraceSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    log: LogSettings = field(default_factory=LogSettings)

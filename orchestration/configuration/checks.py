@@ -1,0 +1,205 @@
+"""What values are possible: a range or a list of choices for every key, and keys that depend on each other."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Set
+from typing import Any
+
+from orchestration.config import Config
+from orchestration.configuration.keys import key_types, near_miss
+from orchestration.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included unless `above` (then more than `low`) or `below`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def fault(self, value: Any) -> str | None:
+        """What `value` should have been, or None where it is within."""
+        if not math.isfinite(value):
+            return "must be finite"
+        low_ok = value > self.low if self.above else value >= self.low
+        high_ok = value < self.high if self.below else value <= self.high
+        return None if low_ok and high_ok else f"must be {self}"
+
+    def __str__(self) -> str:
+        parts: list[str] = []
+        if self.low > -math.inf:
+            parts.append(f"{'more than' if self.above else 'at least'} {self.low:g}")
+        if self.high < math.inf:
+            parts.append(f"{'less than' if self.below else 'at most'} {self.high:g}")
+        return " and ".join(parts) or "finite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    def fault(self, value: Any) -> str | None:
+        """What `value` should have been, or None where it is one of the words."""
+        if value in self.words:
+            return None
+        near = near_miss(value, list(self.words))
+        return f"must be one of {', '.join(self.words)}" + (f"; did you mean {near}?" if near else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Text that matches `pattern` as a whole; `words` says so in an error."""
+
+    pattern: str = r"(?s).*\S.*"
+    words: str = "must not be empty"
+
+    def fault(self, value: Any) -> str | None:
+        """What `value` should have been, or None where it matches."""
+        return None if re.fullmatch(self.pattern, value) else self.words
+
+
+POSITIVE = Range(0, above=True)
+SHARE = Range(0, 1)
+COUNT = Range(1)
+NOT_NEGATIVE = Range(0)
+
+CHECKS: dict[str, Range | Choice | Text] = {
+    "runtime": Choice(("ray", "serial")),
+    "run.name": Text(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*", "must be letters, digits and _ . = - (the first: no . = -)"),
+    "run.dir": Text(),
+    "run.seed": Range(0, 2**63 - 1),
+    "env.id": Text(),
+    "train.env_steps": COUNT,
+    "train.max_wall_s": POSITIVE,
+    "actors.count": COUNT,
+    "actors.envs": COUNT,
+    "actors.rollout_length": COUNT,
+    "actors.in_flight": Range(1, 16),
+    "agent.network": Choice(("fast", "oni")),
+    "learner.algorithm": Choice(("appo",)),
+    "learner.device": Choice(("auto", "cpu", "cuda")),
+    "learner.threads": COUNT,
+    "learner.batch_size": COUNT,
+    "learner.learning_rate": POSITIVE,
+    "learner.adam_beta1": Range(0, 1, below=True),
+    "learner.adam_beta2": Range(0, 1, below=True),
+    "learner.adam_eps": POSITIVE,
+    "learner.discount": SHARE,
+    "learner.vtrace_rho": POSITIVE,
+    "learner.vtrace_c": POSITIVE,
+    "learner.ratio_clip": POSITIVE,
+    "learner.value_clip": POSITIVE,
+    "learner.value_coefficient": NOT_NEGATIVE,
+    "learner.entropy_coefficient": NOT_NEGATIVE,
+    "learner.max_grad_norm": POSITIVE,
+    "learner.max_lag": NOT_NEGATIVE,
+    "reward.model": Choice(("none", "classification")),
+    "reward.w_ext": Range(),
+    "reward.w_int": Range(),
+    "reward.scale": POSITIVE,
+    "reward.clip": POSITIVE,
+    "reward.count_exponent": NOT_NEGATIVE,
+    "judge.engine": Choice(("vllm", "transformers", "openai", "none")),
+    "judge.model": Text(),
+    "judge.url": Text(r"https?://[^\s/]+\S*", "must be an address such as http://127.0.0.1:8000/v1"),
+    "judge.api_key_env": Text(
+        r"[A-Za-z_][A-Za-z0-9_]*", "must be the name of an environment variable (never the key itself)"
+    ),
+    "judge.goal": Text(),
+    "judge.mode": Choice(("direct", "reasoned")),
+    "judge.reason_tokens": COUNT,
+    "judge.temperature": Range(0, 2),
+    "judge.replicas": COUNT,
+    "judge.max_model_len": Range(256),
+    "judge.dtype": Choice(("auto", "float32", "bfloat16", "float16")),
+    "judge.cache_dir": Text(),
+    "annotator.max_labels": NOT_NEGATIVE,
+    "annotator.backlog": COUNT,
+    "annotator.batch": COUNT,
+    "annotator.in_flight": COUNT,
+    "annotator.attempts": COUNT,
+    "annotator.timeout_s": POSITIVE,
+    "annotator.start_grace_s": NOT_NEGATIVE,
+    "annotator.latency_target_s": POSITIVE,
+    "annotator.backoff_s": POSITIVE,
+    "annotator.breaker_failures": COUNT,
+    "annotator.probe_interval_s": POSITIVE,
+    "distiller.learning_rate": POSITIVE,
+    "distiller.batch_size": COUNT,
+    "distiller.steps_per_update": COUNT,
+    "distiller.warm_labels": NOT_NEGATIVE,
+    "distiller.min_labels": COUNT,
+    "distiller.interval_s": NOT_NEGATIVE,
+    "distiller.threshold": SHARE,
+    "distiller.holdout": Range(0, 0.9),
+    "trace.rate": SHARE,
+    "checkpoint.interval_s": POSITIVE,
+    "checkpoint.keep": COUNT,
+    "log.interval_s": POSITIVE,
+}
+"""What each key may be. Booleans and free mappings have no entry; a test holds that every other key has one."""
+
+
+def value_at(config: Config, key: str) -> Any:
+    """The value of `key` (`a.b`), a key of the schema."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def check_values(config: Config) -> None:
+    """Raises `ConfigError` for the first key whose value cannot be, looking at each key alone."""
+    for key in key_types():
+        value = value_at(config, key)
+        check = CHECKS.get(key)
+        fault = check.fault(value) if check is not None and value is not None else None
+        if fault:
+            raise ConfigError(f"{key}={value}: {fault}")
+    _check_env(config)
+
+
+def _check_env(config: Config) -> None:
+    import envs
+
+    try:
+        envs.validate_id(config.env.id)
+    except envs.EnvironmentIdError as error:
+        raise ConfigError(f"env.id={config.env.id}: {error}") from error
+
+
+def check_consistency(config: Config, given: Set[str]) -> None:
+    """Raises `ConfigError` for keys that contradict each other. `given` are the keys that somebody set."""
+    learner, actors, reward, judge = config.learner, config.actors, config.reward, config.judge
+    if learner.batch_size % actors.rollout_length:
+        raise ConfigError(
+            f"learner.batch_size={learner.batch_size}: must be a multiple of "
+            f"actors.rollout_length={actors.rollout_length}"
+        )
+    if reward.w_ext == 0 and not learns_intrinsic(config):
+        raise ConfigError("reward.w_ext=0: nothing is left to learn from, as there is no intrinsic reward either")
+    if reward.model != "none" and reward.w_int != 0 and judge.engine == "none":
+        raise ConfigError(
+            f"judge.engine=none: leaves reward.w_int={reward.w_int:g} without labels; "
+            "set reward.w_int=0 too, or choose an engine"
+        )
+    if uses_judge(config) and judge.engine == "openai":
+        if judge.url is None:
+            raise ConfigError("judge.url: judge.engine=openai needs the address of the server")
+        if "judge.model" not in given:
+            raise ConfigError("judge.model: judge.engine=openai needs the name that the server has for its model")
+
+
+def learns_intrinsic(config: Config) -> bool:
+    """Whether intrinsic reward is part of what the agent learns from."""
+    return config.reward.model != "none" and config.reward.w_int != 0
+
+
+def uses_judge(config: Config) -> bool:
+    """Whether a judge is started: only where its labels end up in the reward."""
+    return learns_intrinsic(config) and config.judge.engine != "none"

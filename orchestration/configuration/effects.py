@@ -1,0 +1,69 @@
+"""Which keys do something. A key that somebody set and that does nothing is an error, never silently ignored."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from orchestration.config import Config
+from orchestration.configuration.checks import learns_intrinsic, uses_judge
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`keys` (a key, or a group as `judge.`), without those in `unless`, do nothing where `reason` gives one."""
+
+    keys: tuple[str, ...]
+    reason: Callable[[Config], str | None]
+    unless: tuple[str, ...] = ()
+
+    def covers(self, key: str) -> bool:
+        """Whether the rule is about `key`."""
+        covered = any(key.startswith(name) if name.endswith(".") else key == name for name in self.keys)
+        return covered and key not in self.unless
+
+
+def _no_judge(config: Config) -> str | None:
+    if uses_judge(config):
+        return None
+    return "judge.engine=none" if learns_intrinsic(config) else f"{_no_intrinsic(config)} turns the judge off"
+
+
+def _no_intrinsic(config: Config) -> str | None:
+    if learns_intrinsic(config):
+        return None
+    return "reward.model=none" if config.reward.model == "none" else "reward.w_int=0"
+
+
+def _not_openai(config: Config) -> str | None:
+    return None if config.judge.engine == "openai" else f"judge.engine={config.judge.engine} (only openai has it)"
+
+
+def _remote_judge(config: Config) -> str | None:
+    return "judge.engine=openai (the server decides that)" if config.judge.engine == "openai" else None
+
+
+RULES = (
+    Rule(("judge.", "annotator.", "distiller."), _no_judge, unless=("judge.engine",)),
+    Rule(("judge.engine",), lambda c: _no_judge(c) if c.judge.engine != "none" else None),
+    Rule(("reward.w_int",), lambda c: "reward.model=none" if c.reward.model == "none" and c.reward.w_int else None),
+    Rule(("reward.count_exponent",), _no_intrinsic),
+    Rule(("reward.scale", "reward.clip"), lambda c: "reward.w_ext=0" if c.reward.w_ext == 0 else None),
+    Rule(("judge.url", "judge.api_key_env"), _not_openai),
+    Rule(("judge.replicas", "judge.dtype", "judge.max_model_len"), _remote_judge),
+    Rule(("judge.replicas",), lambda c: "runtime=serial has one judge" if c.runtime == "serial" else None),
+    Rule(("judge.cache_dir",), lambda c: None if c.judge.model == "embedded" else "judge.model is not embedded"),
+    Rule(("judge.reason_tokens",), lambda c: "judge.mode=direct" if c.judge.mode == "direct" else None),
+    Rule(("actors.in_flight",), lambda c: "runtime=serial waits for each rollout" if c.runtime == "serial" else None),
+    Rule(("learner.threads",), lambda c: "learner.device=cuda" if c.learner.device == "cuda" else None),
+)
+"""The keys whose effect depends on others."""
+
+
+def without_effect(config: Config, given: Iterable[str]) -> dict[str, str]:
+    """Those of the keys in `given` that do nothing in `config`, each with the reason."""
+    idle: dict[str, str] = {}
+    for key in given:
+        for rule in RULES:
+            reason = rule.reason(config) if rule.covers(key) and key not in idle else None
+            if reason is not None:
+                idle[key] = reason
+    return idle

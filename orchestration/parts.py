@@ -1,0 +1,214 @@
+"""The plain parts of a run, built from its configuration. Both runtimes use them: one calls them, one hosts them."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from reward_server.distiller import Distiller, RewardModelVersion
+from reward_server.scorer import CaptionScorer
+
+from agents.networks import NETWORKS, build_policy
+from agents.observer import EpisodeObserver
+from agents.rollout import Rollout
+from agents.trajectory import Trajectory
+from envs import make
+from envs.vector import VectorEnv
+from learner.checkpoint import save_checkpoint
+from learner.fusion import fuse
+from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Update, Weights
+from learner.returns import EpisodeSums
+from orchestration.config import Config
+from orchestration.rundir import RunDir, code_revision
+from orchestration.seeds import derive_seed
+from orchestration.summary import CaptionScore
+from orchestration.traces.recorder import TraceRecorder, TraceRun
+from reward_server.models import build_reward_model
+from reward_server.server import RewardServer
+from reward_server.store import AnnotationStore
+from reward_server.types import Judge
+
+_SHOWN_CAPTIONS = 5
+_REFRESH_SHOWN_S = 5.0
+
+
+def wants_judge(config: Config) -> bool:
+    """Whether anything in the run depends on a judge: without weight or model none is started."""
+    return config.reward.model != "none" and config.reward.w_int != 0.0
+
+
+def action_count(config: Config) -> int:
+    """Number of actions of the run's environment."""
+    env = make(config.env.id, NETWORKS[config.agent.network].view, **config.env.options)
+    try:
+        return len(env.env_spec.action_names)
+    finally:
+        env.close()
+
+
+def build_rollout(config: Config, index: int, *, incarnation: int = 0, observer: EpisodeObserver | None) -> Rollout:
+    """Rollout number `index`. A replaced one has a higher `incarnation`: it plays new episodes, not the old ones again."""
+    seed = config.run.seed
+    name = actor_name(index, incarnation)
+    view = NETWORKS[config.agent.network].view
+    envs = VectorEnv(
+        lambda: make(config.env.id, view, **config.env.options),
+        config.actors.envs,
+        lambda env, episode: derive_seed(seed, "env", index, incarnation, env, episode),
+    )
+    policy = build_policy(config.agent.network, len(envs.env_spec.action_names))
+    return Rollout(
+        envs,
+        policy,
+        length=config.actors.rollout_length,
+        seed=derive_seed(seed, "actions", index, incarnation),
+        name=name,
+        observer=observer,
+    )
+
+
+def actor_name(index: int, incarnation: int = 0) -> str:
+    """Such as `actor-03`, or `actor-03.1` for the one that took its place."""
+    return f"actor-{index:02d}" + (f".{incarnation}" if incarnation else "")
+
+
+def build_observer(config: Config, traces: Path, index: int, incarnation: int = 0) -> EpisodeObserver | None:
+    """The trace recorder of one actor; None where nothing is traced."""
+    if config.trace.rate <= 0.0:
+        return None
+    run = TraceRun(
+        run=config.run.name,
+        seed=config.run.seed,
+        code_revision=code_revision(),
+        count_exponent=config.reward.count_exponent,
+    )
+    return TraceRecorder(traces, config.trace.rate, run, agent=actor_name(index, incarnation))
+
+
+def build_reward_server(config: Config, rundir: RunDir, judge: Judge) -> RewardServer:
+    """Annotator, store and distiller, around a judge."""
+    store = AnnotationStore(rundir.annotations)
+    return RewardServer(
+        judge,
+        store,
+        config.annotator,
+        Distiller(
+            store,
+            judge.key,
+            config.distiller,
+            model=config.reward.model,
+            seed=derive_seed(config.run.seed, "distiller"),
+        ),
+        seed=derive_seed(config.run.seed, "annotator"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FeedResult:
+    """What came of one trajectory."""
+
+    updates: tuple[Update, ...]
+    intrinsic_returns: Mapping[tuple[int, int], float]
+    """Sum of r_int / N^β of each episode that ended in the trajectory, by (t, environment)."""
+    policy_version: int
+    reward_model_version: int
+    samples_dropped: int
+    liked: tuple[CaptionScore, ...]
+    disliked: tuple[CaptionScore, ...]
+    waited_s: float
+    """Seconds since the call before: what the learner waited for trajectories."""
+
+
+class LearnerPart:
+    """The learner, the scorer of captions that gives it intrinsic rewards, and their checkpoints."""
+
+    def __init__(self, config: Config, actions: int) -> None:
+        torch.manual_seed(derive_seed(config.run.seed, "policy"))
+        self.config = config
+        self.scorer: CaptionScorer | None = None
+        intrinsic: IntrinsicReward = NoIntrinsicReward()
+        if wants_judge(config):
+            self.scorer = intrinsic = CaptionScorer(build_reward_model(config.reward.model, config.distiller))
+        self.learner = Learner(build_policy(config.agent.network, actions), config.learner, config.reward, intrinsic)
+        self._sums = EpisodeSums()
+        self._idle_since = time.perf_counter()
+        self._shown: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
+        self._shown_at = -_REFRESH_SHOWN_S
+
+    def weights(self) -> Weights:
+        return self.learner.weights()
+
+    def adopt(self, version: RewardModelVersion) -> None:
+        """Takes a new reward model: every caption is scored anew when it comes next."""
+        if self.scorer is not None:
+            self.scorer.update(version)
+
+    def feed(
+        self, source: str, trajectory: Trajectory, new_captions: Sequence[tuple[int, str]]
+    ) -> tuple[FeedResult, Weights | None]:
+        """Learns from one trajectory; the weights are None where no batch was full."""
+        waited = time.perf_counter() - self._idle_since
+        if self.scorer is not None:
+            self.scorer.observe(new_captions)
+        r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
+        rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
+        returns = self._sums.add(source, trajectory, rewards.bonus)
+        updates = self.learner.feed(trajectory)
+        self._refresh_shown()
+        result = FeedResult(
+            updates=tuple(updates),
+            intrinsic_returns=returns,
+            policy_version=self.learner.version,
+            reward_model_version=0 if self.scorer is None else self.scorer.version,
+            samples_dropped=self.learner.dropped_samples,
+            liked=self._shown[0],
+            disliked=self._shown[1],
+            waited_s=waited,
+        )
+        weights = self.learner.weights() if updates else None
+        self._idle_since = time.perf_counter()
+        return result, weights
+
+    def _refresh_shown(self) -> None:
+        if self.scorer is None or time.perf_counter() - self._shown_at < _REFRESH_SHOWN_S:
+            return
+        self._shown_at = time.perf_counter()
+        self._shown = self.favourites()
+
+    def favourites(self) -> tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]]:
+        """The captions that the reward model likes most and least, the frequent ones first among equals."""
+        if self.scorer is None:
+            return (), ()
+        top = self.scorer.top(_SHOWN_CAPTIONS)
+        return (
+            tuple(CaptionScore(c.text, c.probability, c.count) for c in top.liked),
+            tuple(CaptionScore(c.text, c.probability, c.count) for c in top.disliked),
+        )
+
+    def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
+        """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""
+        state = {**rest, "learner": self.state_dict()}
+        policy = self.learner.policy.state_dict()
+        return save_checkpoint(
+            root,
+            env_steps,
+            policy={k: v.detach().cpu() for k, v in policy.items()},
+            state=state,
+            config=config_yaml,
+            keep=keep,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.state_dict(),
+            "sums": self._sums.state_dict(),
+            "scorer": None if self.scorer is None else self.scorer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        self._sums.load_state_dict(state["sums"])
+        if self.scorer is not None and state["scorer"] is not None:
+            self.scorer.load_state_dict(state["scorer"])

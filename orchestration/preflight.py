@@ -1,0 +1,84 @@
+"""What is checked before a run starts, so that it fails at once and says why, rather than late or never."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestration.config import Config
+from orchestration.configuration import uses_judge
+from orchestration.errors import ConfigError, ResourceError
+from orchestration.machine import GIB, available_cpus, available_memory, free_disk, gibibytes
+
+_MEMORY_WARNING = 2 * GIB
+_MEMORY_OF_JUDGE = 2 * GIB
+_DISK_WARNING = GIB
+
+
+def preflight(config: Config, warn: Callable[[str], None]) -> None:
+    """Raises the error that the run would die of; `warn` gets what may become one.
+
+    Takes a second or two: the environment is made once, and a judge's address is asked. Raises `ConfigError` for the
+    environment's options, `ResourceError` for the machine, `JudgeError` for the judge.
+    """
+    _check_env(config)
+    if config.runtime == "serial" or "RAY_ADDRESS" not in os.environ:
+        check_cpus(config, available_cpus(), "this machine")
+    check_device(config)
+    if uses_judge(config):
+        from reward_server.judge.preflight import preflight as preflight_judge
+
+        preflight_judge(config.judge)
+    _warn_of_memory(config, warn)
+    free = free_disk(Path(config.run.dir).absolute())
+    if free < _DISK_WARNING:
+        warn(f"only {gibibytes(free)} of disk are free in {config.run.dir}")
+
+
+def required_cpus(config: Config) -> int:
+    """Processors that the parts with a processor of their own need. Judge and annotator share what is there."""
+    if config.runtime == "serial":
+        return 1
+    return config.actors.count + config.learner.threads
+
+
+def check_cpus(config: Config, there: float, where: str) -> None:
+    """Raises `ResourceError` where `where` (this machine, a cluster) has fewer processors than the run needs."""
+    needed = required_cpus(config)
+    if there >= needed:
+        return
+    fits = int(there) - config.learner.threads
+    advice = f"actors.count={fits} fits" if fits >= 1 else "runtime=serial needs only one"
+    raise ResourceError(
+        f"too few CPUs: actors.count={config.actors.count} and learner.threads={config.learner.threads} need "
+        f"{needed}, {where} has {there:g}; {advice}"
+    )
+
+
+def check_device(config: Config) -> None:
+    """Raises `ResourceError` where a GPU is asked for and torch finds none."""
+    if config.learner.device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise ResourceError(
+            f"learner.device=cuda: torch {torch.__version__} (built with {built}) finds no GPU; use learner.device=auto"
+        )
+
+
+def _check_env(config: Config) -> None:
+    import envs
+
+    try:
+        envs.make(config.env.id, **config.env.options).close()
+    except envs.EnvironmentOptionError as error:
+        raise ConfigError(f"env.options: {error}") from error
+
+
+def _warn_of_memory(config: Config, warn: Callable[[str], None]) -> None:
+    in_process = uses_judge(config) and config.judge.engine in ("vllm", "transformers")
+    wanted = _MEMORY_WARNING + (_MEMORY_OF_JUDGE if in_process else 0)
+    there = available_memory()
+    if there < wanted:
+        warn(f"only {gibibytes(there)} of memory are free; {gibibytes(wanted)} or more are advisable")

@@ -1,0 +1,277 @@
+"""The distributed runtime: a pull loop over Ray actors.
+
+Each actor has `actors.in_flight` tokens. A token is a rollout call, then a trajectory that the learner reads, then a
+rollout call again, with the newest weights. So back-pressure (a slow learner holds the tokens), bounded policy lag (no
+more trajectories are on their way than there are tokens) and the death of an actor (its tokens are gone) are one mechanism.
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
+
+from agents.rollout import RolloutReport
+from orchestration.config import Config
+from orchestration.errors import ResourceError, first_line
+from orchestration.parts import FeedResult, actor_name, wants_judge
+from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
+from orchestration.session import Session
+
+_WAIT_S = 0.25
+_POLL_S = 1.0
+_CLOSE_S = 10.0
+_FAILURES_IN_A_ROW = 3
+_JUDGE_APP = "judge"
+
+
+@dataclass(slots=True)
+class _Actor:
+    index: int
+    incarnation: int
+    handle: ActorHandle[RolloutWorker]
+
+
+@dataclass(frozen=True, slots=True)
+class _RolloutCall:
+    actor: _Actor
+    trajectory: Any
+    """Object reference; the trajectory itself never passes through the coordinator."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FeedCall:
+    actor: _Actor
+    report: RolloutReport
+    env_steps: int
+    weights: Any
+    """Object reference to the weights after this call, or to None."""
+
+
+class RayRuntime:
+    """Hosts the parts of a run as Ray actors and keeps them busy."""
+
+    def __init__(self, config: Config, session: Session, *, resumed: Mapping[str, Any] | None) -> None:
+        self.config = config
+        self.session = session
+        self._resumed = resumed or {}
+        self._actors: dict[int, _Actor] = {}
+        self._calls: dict[Any, _RolloutCall | _FeedCall] = {}
+        self._reward_server: Any = None
+        self._poll: Any = None
+        self._poll_at = 0.0
+        self._judge_started = False
+        self._known_reward_model = 0
+        self._failures_in_a_row = 0
+        self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
+        _connect(config)
+        path = session.rundir.path
+        self._learner: Any = (
+            ray.remote(LearnerWorker)
+            .options(
+                num_cpus=config.learner.threads,
+                num_gpus=1 if config.learner.device == "cuda" else 0,
+                runtime_env={"env_vars": _threads(config.learner.threads)},
+            )
+            .remote(config, self._resumed.get("learner"))
+        )
+        for index in range(config.actors.count):
+            self._spawn(index, incarnation=session.actor_restarts)
+        if wants_judge(config):
+            self._reward_server = (
+                ray.remote(RewardServerWorker)
+                .options(num_cpus=0, max_restarts=-1, runtime_env={"env_vars": _threads(1)})
+                .remote(config, path, self._resumed.get("reward_server"))
+            )
+        self._version, weights = ray.get(self._learner.begin.remote())
+        self._weights = ray.put(weights)
+
+    def run(self) -> None:
+        """Trains until the session is finished or somebody asked it to stop. Raises what ends the run."""
+        for actor in self._actors.values():
+            self._grant_all(actor)
+        while not self.session.finished and not self.session.stop_requested:
+            began = time.perf_counter()
+            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=_WAIT_S)
+            if ready:
+                ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+            self.session.waited("coordinator", "wait", time.perf_counter() - began)
+            for reference in ready:
+                # A failed call takes the other calls of its actor with it, so it may be gone by now.
+                call = self._calls.pop(reference, None)
+                if isinstance(call, _RolloutCall):
+                    self._rolled_out(reference, call)
+                elif isinstance(call, _FeedCall):
+                    self._learned(reference, call)
+            self._look_at_reward_server()
+            self.session.report(due=self.session.metrics.due())
+            if time.monotonic() >= self._checkpoint_at:
+                self.checkpoint()
+
+    # Tokens.
+
+    def _spawn(self, index: int, incarnation: int) -> _Actor:
+        handle = (
+            ray.remote(RolloutWorker)
+            .options(num_cpus=1, runtime_env={"env_vars": _threads(1)})
+            .remote(self.config, self.session.rundir.path, index, incarnation)
+        )
+        actor = self._actors[index] = _Actor(index, incarnation, handle)
+        self.session.actors = len(self._actors)
+        return actor
+
+    def _grant_all(self, actor: _Actor) -> None:
+        for _ in range(self.config.actors.in_flight):
+            self._grant(actor)
+
+    def _grant(self, actor: _Actor) -> None:
+        trajectory, report = actor.handle.collect.options(num_returns=2).remote(self._weights, self._version)
+        self._calls[report] = _RolloutCall(actor, trajectory)
+
+    def _rolled_out(self, reference: Any, call: _RolloutCall) -> None:
+        try:
+            report, waited = ray.get(reference)
+        except RayError as error:
+            self._lost(call.actor, error)
+            return
+        self._failures_in_a_row = 0
+        self.session.rolled_out(report)
+        self.session.waited("actor", "wait", waited)
+        if self._reward_server is not None and report.new_captions:
+            self._reward_server.submit.remote(report.new_captions)
+        result, weights = self._learner.feed.options(num_returns=2).remote(
+            report.source, call.trajectory, report.new_captions
+        )
+        self._calls[result] = _FeedCall(call.actor, report, self.session.env_steps, weights)
+        # The judge takes half a minute of two cores to start; the first steps come before that.
+        self._start_judge()
+
+    def _learned(self, reference: Any, call: _FeedCall) -> None:
+        result: FeedResult = ray.get(reference)
+        if result.updates:
+            self._version, self._weights = result.policy_version, call.weights
+        self.session.learned(call.report, result, call.env_steps)
+        if self._actors.get(call.actor.index) is call.actor:
+            self._grant(call.actor)
+
+    def _lost(self, actor: _Actor, error: RayError) -> None:
+        """Replaces an actor that died or raised, and forgets its calls. Raises where replacements fail again and again."""
+        self._calls = {
+            r: c for r, c in self._calls.items() if not (isinstance(c, _RolloutCall) and c.actor is actor)
+        }
+        if self._actors.get(actor.index) is not actor:
+            return
+        reason = _reason(error)
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= _FAILURES_IN_A_ROW * len(self._actors):
+            raise error
+        ray.kill(actor.handle)
+        self.session.actor_restarts += 1
+        self.session.view.event(f"{actor_name(actor.index, actor.incarnation)} died and is replaced: {reason}", warning=True)
+        self._grant_all(self._spawn(actor.index, incarnation=self.session.actor_restarts))
+
+    # The reward server.
+
+    def _start_judge(self) -> None:
+        if self._reward_server is None or self._judge_started:
+            return
+        self._judge_started = True
+        if self.config.judge.engine != "openai":
+            from reward_server.judge import deployment
+
+            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0)
+
+    def _look_at_reward_server(self) -> None:
+        if self._reward_server is None:
+            return
+        if self._poll is None:
+            if time.monotonic() >= self._poll_at:
+                self._poll = self._reward_server.poll.remote(self._known_reward_model)
+                self._poll_at = time.monotonic() + _POLL_S
+            return
+        ready, _ = ray.wait([self._poll], timeout=0)
+        if not ready:
+            return
+        reference, self._poll = self._poll, None
+        try:
+            status, version = ray.get(reference)
+        except RayActorError as error:
+            # Ray makes it again (max_restarts); its labels are in the store.
+            self.session.view.event(f"the reward server died and is restarted: {_reason(error)}", warning=True)
+            return
+        self.session.judged(status)
+        if version is not None:
+            self._known_reward_model = version.version
+            self._learner.adopt.remote(version)
+
+    # Checkpoints and the end.
+
+    def checkpoint(self) -> None:
+        """Writes the state of learner, reward server and counters. Games cannot be frozen: actors begin new episodes."""
+        reward_server = None
+        if self._reward_server is not None:
+            reward_server = ray.get(self._reward_server.state_dict.remote())
+        state = {"runtime": "ray", "session": self.session.state_dict(), "reward_server": reward_server}
+        self.session.checkpoint = ray.get(
+            self._learner.checkpoint.remote(
+                self.session.rundir.checkpoints,
+                self.session.env_steps,
+                state,
+                self.session.config_yaml(),
+                self.config.checkpoint.keep,
+            )
+        )
+        self._checkpoint_at = time.monotonic() + self.config.checkpoint.interval_s
+
+    def close(self) -> None:
+        """Ends everything that the run started; a part that does not answer in time is killed."""
+        parts = [actor.handle for actor in self._actors.values()]
+        if self._reward_server is not None:
+            parts.append(self._reward_server)
+        closing = [part.close.remote() for part in parts]
+        ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
+        for part in [*parts, self._learner]:
+            ray.kill(part)
+        if self._judge_started and self.config.judge.engine != "openai":
+            from reward_server.judge import deployment
+
+            with contextlib.suppress(RayError):
+                deployment.stop(_JUDGE_APP)
+        ray.shutdown()
+
+
+def _connect(config: Config) -> None:
+    """Joins the cluster that RAY_ADDRESS names, or starts one on this machine. Raises ResourceError where CPUs lack."""
+    import os
+
+    needed = config.actors.count + config.learner.threads
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            num_cpus=max(len(os.sched_getaffinity(0)), 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=1 << 29,
+        )
+    available = int(ray.cluster_resources().get("CPU", 0))
+    if available < needed:
+        ray.shutdown()
+        raise ResourceError(
+            f"the run needs {needed} CPUs ({config.actors.count} actors and {config.learner.threads} for the learner) and "
+            f"there are {available}; lower actors.count"
+        )
+
+
+def _threads(count: int) -> dict[str, str]:
+    """Bounds the threads of numeric libraries before they are loaded."""
+    return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
+
+
+def _reason(error: RayError) -> str:
+    return first_line(error)

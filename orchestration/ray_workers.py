@@ -1,0 +1,126 @@
+"""The parts of a run as Ray actors: thin hosts, nothing else. What they host runs, and is tested, without Ray."""
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from reward_server.distiller import RewardModelVersion
+
+from agents.rollout import RolloutReport
+from agents.trajectory import Trajectory
+from learner.learner import Weights
+from orchestration.config import Config
+from orchestration.parts import (
+    FeedResult,
+    LearnerPart,
+    action_count,
+    build_observer,
+    build_reward_server,
+    build_rollout,
+)
+from orchestration.rundir import RunDir
+from reward_server.server import RewardServerStatus
+from reward_server.types import Judge
+
+BACKGROUND_NICENESS = 10
+"""Annotation and distillation give way to acting and learning where they share cores."""
+
+
+class RolloutWorker:
+    """Hosts one rollout."""
+
+    def __init__(self, config: Config, rundir: Path, index: int, incarnation: int) -> None:
+        torch.set_num_threads(1)
+        observer = build_observer(config, RunDir(rundir).traces, index, incarnation)
+        self._rollout = build_rollout(config, index, incarnation=incarnation, observer=observer)
+        self._version = -1
+        self._idle_since = time.perf_counter()
+
+    def collect(self, weights: Weights, version: int) -> tuple[Trajectory, tuple[RolloutReport, float]]:
+        """One trajectory under the given weights; its report, and the seconds this worker waited for the call."""
+        waited = time.perf_counter() - self._idle_since
+        if version != self._version:
+            self._rollout.set_weights(weights, version)
+            self._version = version
+        trajectory, report = self._rollout.collect()
+        self._idle_since = time.perf_counter()
+        return trajectory, (report, waited)
+
+    def close(self) -> None:
+        self._rollout.close()
+
+
+class LearnerWorker:
+    """Hosts the learner."""
+
+    def __init__(self, config: Config, state: Mapping[str, Any] | None) -> None:
+        torch.set_num_threads(config.learner.threads)
+        self._part = LearnerPart(config, action_count(config))
+        if state is not None:
+            self._part.load_state_dict(state)
+
+    def begin(self) -> tuple[int, Weights]:
+        """Version and weights to begin with."""
+        return self._part.learner.version, self._part.weights()
+
+    def feed(
+        self, source: str, trajectory: Trajectory, captions: Sequence[tuple[int, str]]
+    ) -> tuple[FeedResult, Weights | None]:
+        return self._part.feed(source, trajectory, captions)
+
+    def adopt(self, version: RewardModelVersion) -> None:
+        self._part.adopt(version)
+
+    def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
+        return self._part.checkpoint(root, env_steps, rest, config_yaml, keep)
+
+
+class RewardServerWorker:
+    """Hosts the reward server; an asyncio actor, so that asking, training and answering the coordinator overlap."""
+
+    def __init__(self, config: Config, rundir: Path, state: Mapping[str, Any] | None) -> None:
+        torch.set_num_threads(1)
+        os.nice(BACKGROUND_NICENESS)
+        self._server = build_reward_server(config, RunDir(rundir), _judge(config))
+        if state is not None:
+            self._server.load_state_dict(state)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def submit(self, captions: Sequence[tuple[int, str]]) -> None:
+        self._server.submit(captions)
+
+    async def poll(self, known: int) -> tuple[RewardServerStatus, RewardModelVersion | None]:
+        """How it stands, and the reward model where it is newer than version `known`.
+
+        Raises what ended annotation or distillation, if anything did.
+        """
+        if self._serving is None:
+            self._serving = asyncio.ensure_future(self._server.serve())
+        if self._serving.done():
+            self._serving.result()
+        return self._server.status(), self._server.newest(known)
+
+    async def state_dict(self) -> dict[str, Any]:
+        return self._server.state_dict()
+
+    async def close(self) -> None:
+        """Ends annotation; answers on their way are awaited for a few seconds and kept."""
+        self._server.stop()
+        if self._serving is not None:
+            await self._serving
+        await self._server.close()
+
+
+def _judge(config: Config) -> Judge:
+    """A client of the deployed judge; an OpenAI-compatible server is asked directly."""
+    if config.judge.engine == "openai":
+        from reward_server.judge import build_judge
+
+        return build_judge(config.judge)
+    from reward_server.judge.deployment import ServeJudge
+
+    return ServeJudge(config.judge)

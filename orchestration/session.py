@@ -1,0 +1,292 @@
+"""The bookkeeping of one training run, the same in both runtimes: counters, metrics, summary, checkpoints' state."""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agents.rollout import RolloutReport
+from learner.learner import Update
+from orchestration.config import Config
+from orchestration.configuration.loader import to_yaml
+from orchestration.live import LiveView
+from orchestration.metrics import MetricsWriter, write_summary
+from orchestration.parts import FeedResult
+from orchestration.rundir import RunDir
+from orchestration.statistics import EpisodeResult, EpisodeStatistics
+from orchestration.summary import CaptionScore, Status, Summary
+from reward_server.server import RewardServerStatus
+
+_RATE_WINDOW_S = 20.0
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds that each part spent, by what it spent them on, since the last look."""
+
+    spent: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+
+    def add(self, part: str, what: str, seconds: float) -> None:
+        kinds = self.spent.setdefault(part, {})
+        kinds[what] = kinds.get(what, 0.0) + seconds
+
+    def shares(self, window_s: float, parts: Mapping[str, int]) -> dict[str, dict[str, float]]:
+        """Of `window_s` seconds of each part; `parts` says of how many processes a part consists."""
+        total = max(window_s, 1e-9)
+        return {
+            part: {what: seconds / (total * max(parts.get(part, 1), 1)) for what, seconds in kinds.items()}
+            for part, kinds in self.spent.items()
+        }
+
+
+class Session:
+    """Knows how a run stands and tells it: to `metrics.jsonl`, `summary.json`, TensorBoard and the live view."""
+
+    def __init__(self, config: Config, rundir: RunDir, view: LiveView, *, resumed: Mapping[str, Any] | None) -> None:
+        self.config = config
+        self.rundir = rundir
+        self.view = view
+        self.env_steps = 0
+        self.stop_requested = False
+        self.wall_before_s = 0.0
+        self.actor_restarts = 0
+        self.env_errors = 0
+        self.actors = 0
+        self.episodes = EpisodeStatistics()
+        self.reward_status: RewardServerStatus | None = None
+        self.reward_model_version = 0
+        self.reward_model_accuracy: float | None = None
+        self.samples_dropped = 0
+        self.policy_version = 0
+        self.checkpoint: Path | None = None
+        self._liked: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
+        self._captions: set[int] = set()
+        self._updates: deque[Update] = deque(maxlen=64)
+        self._unlogged: list[Update] = []
+        self._bytes_per_step = 0.0
+        self._clock = Clock()
+        self._waits: dict[str, dict[str, float]] = {}
+        self._window_began = time.monotonic()
+        self._rate: deque[tuple[float, int]] = deque()
+        if resumed is not None:
+            self.load_state_dict(resumed)
+        self._began = time.monotonic()
+        self._started = time.time()
+        self.metrics = MetricsWriter(
+            rundir.metrics,
+            rundir.tensorboard,
+            resume_step=None if resumed is None else self.env_steps,
+            interval_s=config.log.interval_s,
+        )
+
+    # What happened.
+
+    def rolled_out(self, report: RolloutReport) -> None:
+        """Counts the steps, captions and failures of one rollout call. Its episodes count when the learner has read it."""
+        self.env_steps += report.steps
+        self._captions.update(caption for caption, _ in report.new_captions)
+        self._bytes_per_step = report.trajectory_bytes / report.steps
+        for failure in report.failures:
+            self.env_errors += 1
+            self.view.event(f"an environment of {report.source} raised and was replaced: {failure.error}", warning=True)
+        for what, seconds in (("env", report.env_s), ("policy", report.inference_s), ("other", report.other_s)):
+            self._clock.add("actor", what, seconds)
+
+    def learned(self, report: RolloutReport, result: FeedResult, env_steps: int) -> None:
+        """Counts the episodes and updates of one trajectory; `env_steps` are those of the run when it arrived."""
+        for episode in report.episodes:
+            intrinsic = result.intrinsic_returns.get((episode.t, episode.end.env_index), 0.0)
+            self.episodes.add(
+                EpisodeResult(
+                    env_steps=env_steps,
+                    extrinsic=episode.end.episode_return,
+                    intrinsic=intrinsic,
+                    length=episode.end.length,
+                    success=episode.end.success,
+                )
+            )
+        self._updates.extend(result.updates)
+        self._unlogged.extend(result.updates)
+        self.policy_version = result.policy_version
+        self.samples_dropped = result.samples_dropped
+        self.reward_model_version = result.reward_model_version
+        self._liked = (result.liked, result.disliked)
+        for update in result.updates:
+            self._clock.add("learner", "train", update.train_s)
+            self._clock.add("learner", "rewards", update.reward_s)
+        self._clock.add("learner", "wait", result.waited_s)
+
+    def judged(self, status: RewardServerStatus) -> None:
+        """Notes how the reward server stands, and says so where the judge went away or came back."""
+        before = self.reward_status
+        self.reward_status = status
+        if before is not None and before.annotator.judge_status != status.annotator.judge_status:
+            reason = f": {status.annotator.last_error}" if status.annotator.last_error else ""
+            self.view.event(
+                f"judge is {status.annotator.judge_status}{reason}", warning=status.annotator.judge_status == "down"
+            )
+        self.reward_model_accuracy = status.accuracy
+
+    def waited(self, part: str, what: str, seconds: float) -> None:
+        """Counts time that a part of the system spent waiting."""
+        self._clock.add(part, what, seconds)
+
+    # How it stands.
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached `train.env_steps` or `train.max_wall_s`."""
+        limit = self.config.train.max_wall_s
+        return self.env_steps >= self.config.train.env_steps or (limit is not None and self.wall_s >= limit)
+
+    @property
+    def wall_s(self) -> float:
+        return self.wall_before_s + time.monotonic() - self._began
+
+    def report(self, *, due: bool) -> None:
+        """Writes a line of metrics and the summary where `due`; shows the view its snapshot in any case."""
+        self._measure_rate()
+        if due:
+            self._log()
+            write_summary(self.rundir.summary, self.summary(Status.RUNNING))
+        self.view.update(self.summary(Status.RUNNING))
+
+    def end(self, status: Status, error: str | None = None) -> Summary:
+        """The last snapshot of the run, also written."""
+        self._log()
+        summary = replace(self.summary(status), error=error)
+        write_summary(self.rundir.summary, summary, durable=True)
+        self.metrics.close()
+        return summary
+
+    def summary(self, status: Status) -> Summary:
+        recent, tenths = self.episodes.recent(), self.episodes.tenths(self.env_steps)
+        rate = self._steps_per_second()
+        left = max(self.config.train.env_steps - self.env_steps, 0)
+        updates = list(self._updates)
+        judged = self.reward_status
+        annotator = None if judged is None else judged.annotator
+        liked, disliked = self._liked
+        return Summary(
+            run=self.rundir.name,
+            env=self.config.env.id,
+            status=status,
+            runtime=self.config.runtime,
+            env_steps=self.env_steps,
+            target_env_steps=self.config.train.env_steps,
+            wall_s=self.wall_s,
+            eta_s=left / rate if rate else None,
+            steps_per_second=rate,
+            episodes=self.episodes.episodes,
+            return_mean=recent.extrinsic,
+            success_rate=recent.success,
+            intrinsic_return_mean=recent.intrinsic,
+            episode_length_mean=recent.length,
+            success_first_tenth=tenths.success_first,
+            success_last_tenth=tenths.success_last,
+            return_first_tenth=tenths.return_first,
+            return_last_tenth=tenths.return_last,
+            captions_unique=len(self._captions),
+            captions_labelled=0 if annotator is None else annotator.labelled,
+            captions_failed=0 if annotator is None else annotator.failed,
+            captions_dropped=0 if annotator is None else annotator.dropped,
+            captions_queued=0 if annotator is None else annotator.queued,
+            labels_per_second=0.0 if annotator is None else annotator.labels_per_second,
+            judge_status="off" if annotator is None else str(annotator.judge_status),
+            judge_error=None if annotator is None else annotator.last_error,
+            reward_model_version=self.reward_model_version,
+            reward_model_accuracy=self.reward_model_accuracy,
+            policy_version=self.policy_version,
+            policy_lag_mean=sum(u.lag_mean for u in updates) / len(updates) if updates else None,
+            policy_lag_max=max(u.lag_max for u in updates) if updates else None,
+            samples_dropped=self.samples_dropped,
+            actors=self.actors,
+            actor_restarts=self.actor_restarts,
+            env_errors=self.env_errors,
+            waits=self._waits,
+            liked=liked,
+            disliked=disliked,
+            checkpoint=None if self.checkpoint is None else str(self.checkpoint),
+            started=self._started,
+            updated=time.time(),
+        )
+
+    def _measure_rate(self) -> None:
+        now = time.monotonic()
+        self._rate.append((now, self.env_steps))
+        while now - self._rate[0][0] > _RATE_WINDOW_S:
+            self._rate.popleft()
+
+    def _steps_per_second(self) -> float:
+        if len(self._rate) < 2:
+            return 0.0
+        (t0, steps0), (t1, steps1) = self._rate[0], self._rate[-1]
+        return (steps1 - steps0) / (t1 - t0) if t1 > t0 else 0.0
+
+    def _log(self) -> None:
+        """One line: means over the updates since the last one, and how things stand."""
+        updates, self._unlogged = self._unlogged, []
+        recent = self.episodes.recent()
+        metrics: dict[str, float | None] = {
+            "episodes": self.episodes.episodes,
+            "episode/return": recent.extrinsic,
+            "episode/success": recent.success,
+            "episode/intrinsic_return": recent.intrinsic,
+            "episode/length": recent.length,
+            "captions/unique": len(self._captions),
+            "policy/version": self.policy_version,
+            "reward_model/version": self.reward_model_version,
+            "reward_model/accuracy": self.reward_model_accuracy,
+            "rollout/bytes_per_step": self._bytes_per_step,
+            "samples_dropped": self.samples_dropped,
+            "env_errors": self.env_errors,
+        }
+        if updates:
+            weight = sum(u.samples for u in updates)
+            for name in updates[0].metrics:
+                metrics[name] = sum(u.metrics[name] * u.samples for u in updates) / weight
+            metrics["policy/lag_mean"] = sum(u.lag_mean * u.samples for u in updates) / weight
+            metrics["policy/lag_max"] = max(u.lag_max for u in updates)
+        if self.reward_status is not None:
+            annotator = self.reward_status.annotator
+            metrics["captions/labelled"] = annotator.labelled
+            metrics["captions/failed"] = annotator.failed
+            metrics["captions/dropped"] = annotator.dropped
+            metrics["captions/queued"] = annotator.queued
+        now = time.monotonic()
+        self._waits = self._clock.shares(now - self._window_began, {"actor": self.actors})
+        self._clock, self._window_began = Clock(), now
+        timing: dict[str, float | None] = {"wall_s": self.wall_s, "steps_per_second": self._steps_per_second()}
+        if self.reward_status is not None:
+            timing["labels_per_second"] = self.reward_status.annotator.labels_per_second
+        for part, shares in self._waits.items():
+            timing.update({f"{part}/{what}": share for what, share in shares.items()})
+        self.metrics.log(self.env_steps, metrics, timing)
+
+    # What a checkpoint keeps of it.
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.episodes.state_dict()
+        state["sums"] = [[float(x) for x in row] for row in state["sums"]]
+        return {
+            "env_steps": self.env_steps,
+            "wall_s": self.wall_s,
+            "actor_restarts": self.actor_restarts,
+            "env_errors": self.env_errors,
+            "episodes": state,
+            "captions": sorted(self._captions),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.env_steps = state["env_steps"]
+        self.wall_before_s = state["wall_s"]
+        self.actor_restarts = state["actor_restarts"]
+        self.env_errors = state["env_errors"]
+        self.episodes.load_state_dict(state["episodes"])
+        self._captions = set(state["captions"])
+
+    def config_yaml(self) -> str:
+        """The resolved configuration, kept with each checkpoint."""
+        return to_yaml(self.config)

@@ -1,0 +1,124 @@
+"""How a run stands: one immutable snapshot, which `summary.json`, the live view, `runs` and `status` all show."""
+
+import dataclasses
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from orchestration.errors import MetricsError
+
+
+class Status(StrEnum):
+    """What became of a run."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DONE = "done"
+    INTERRUPTED = "interrupted"
+    """Ended by Ctrl-C or `yendor stop`, after a checkpoint."""
+    FAILED = "failed"
+    DIED = "died"
+    """Never written: its summary says that it goes, and its process is gone."""
+
+
+LIVE = frozenset({Status.STARTING, Status.RUNNING})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CaptionScore:
+    """What the reward model thinks of a caption."""
+
+    text: str
+    probability: float
+    """That it is helpful, in [0, 1]."""
+    count: int
+    """How often it came in this run."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """Snapshot of a run. Null where there is no value (yet), or where the task has none."""
+
+    run: str
+    env: str
+    status: Status = Status.STARTING
+    runtime: str = "ray"
+    env_steps: int = 0
+    target_env_steps: int = 0
+    wall_s: float = 0.0
+    """Since the run began, time before a resume included."""
+    eta_s: float | None = None
+    steps_per_second: float = 0.0
+    """Recent rate of environment steps."""
+    episodes: int = 0
+    return_mean: float | None = None
+    """Mean extrinsic return of the last 100 episodes, unscaled."""
+    success_rate: float | None = None
+    """Of the last 100 episodes; null where the task has no notion of success."""
+    intrinsic_return_mean: float | None = None
+    """Mean sum of r_int / N^count_exponent of the last 100 episodes, before `w_int`."""
+    episode_length_mean: float | None = None
+    success_first_tenth: float | None = None
+    """Success rate of the episodes that ended in the first tenth of the steps run so far."""
+    success_last_tenth: float | None = None
+    return_first_tenth: float | None = None
+    return_last_tenth: float | None = None
+    captions_unique: int = 0
+    captions_labelled: int = 0
+    captions_failed: int = 0
+    captions_dropped: int = 0
+    captions_queued: int = 0
+    labels_per_second: float = 0.0
+    judge_status: str = "off"
+    judge_error: str | None = None
+    """Why the judge is down."""
+    reward_model_version: int = 0
+    reward_model_accuracy: float | None = None
+    """On labels kept from its training."""
+    policy_version: int = 0
+    policy_lag_mean: float | None = None
+    """Versions between the policy that acted and the one that learned from it, per sample."""
+    policy_lag_max: int | None = None
+    samples_dropped: int = 0
+    """Too old to learn from (`learner.max_lag`)."""
+    actors: int = 0
+    actor_restarts: int = 0
+    env_errors: int = 0
+    """Environments that raised and were replaced."""
+    waits: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict[str, dict[str, float]])
+    """For each part of the system, what it spends its time on: shares that sum to at most 1."""
+    liked: tuple[CaptionScore, ...] = ()
+    """The captions that the reward model likes most."""
+    disliked: tuple[CaptionScore, ...] = ()
+    checkpoint: str | None = None
+    """Folder of the newest checkpoint."""
+    error: str | None = None
+    """Root cause of a failure, one line."""
+    started: float = 0.0
+    """Seconds since the epoch."""
+    updated: float = 0.0
+
+
+def read_summary(path: Path) -> Summary | None:
+    """The snapshot in `summary.json`; None where there is none yet. Raises `MetricsError` for a file that is none."""
+    try:
+        tree = orjson.loads(path.read_bytes())
+        return _summary(tree)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise MetricsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise MetricsError(f"{path}: not a summary: {error}") from error
+
+
+def _summary(tree: Any) -> Summary:
+    known = {field.name for field in dataclasses.fields(Summary)}
+    values = {name: value for name, value in tree.items() if name in known}
+    values["status"] = Status(values["status"])
+    for name in ("liked", "disliked"):
+        values[name] = tuple(CaptionScore(**score) for score in values.get(name, ()))
+    return Summary(**values)

@@ -1,0 +1,1 @@
+"""Who judges: the language-model judge, the annotation store, the annotator and the distilled reward models."""

@@ -1,0 +1,131 @@
+"""The distiller: turns the labels in the store into versions of a reward model."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from reward_server.models.base import RewardModel, RewardModelMetrics, reward_model_kind
+from reward_server.settings import DistillerSettings
+from reward_server.store import AnnotationStore
+from reward_server.types import JudgeKey
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelVersion:
+    """A reward model as it travels to the learner: immutable, self-contained, about 2 MB for `classification`."""
+
+    version: int
+    """1 for the first; grows by 1. (A scorer without any is at version 0.)"""
+    name: str
+    """The kind of model, as in `reward.model`."""
+    state: bytes
+    """Its parameters as safetensors."""
+    metrics: RewardModelMetrics
+    seconds: float
+    """Time that making this version took."""
+
+    def load_into(self, model: RewardModel) -> None:
+        """Sets the parameters of `model`, which must be of the same kind and settings."""
+        if model.name != self.name:
+            raise ValueError(f"a version of the reward model {self.name!r} cannot be loaded into {model.name!r}")
+        model.load_state_dict(load_tensors(self.state))
+
+
+class Distiller:
+    """Reads labels behind its cursor and trains, one bounded round a call.
+
+    `update` depends on the labels and the seed alone, never on the clock. Pacing is apart: `due` says whether the
+    settings let the next round begin, for callers that share a core with something else.
+    """
+
+    def __init__(
+        self,
+        store: AnnotationStore,
+        key: JudgeKey,
+        settings: DistillerSettings,
+        *,
+        model: str = "classification",
+        seed: int = 0,
+        device: str = "cpu",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._settings = settings
+        self._name = model
+        self._trainer = reward_model_kind(model).trainer(settings, seed, device)
+        self._clock = clock
+        self._cursor = 0
+        self._version = 0
+        self._due_at = clock()
+        self.seconds = 0.0
+        """Time spent in `update` so far."""
+
+    @property
+    def version(self) -> int:
+        """The newest version published; 0 before the first."""
+        return self._version
+
+    @property
+    def labels(self) -> int:
+        """Labels taken from the store so far."""
+        return self._trainer.labels
+
+    def due(self) -> bool:
+        """Whether `interval_s` has passed since the last round, and training stays below `max_share` of a core."""
+        return self._clock() >= self._due_at
+
+    def update(self) -> RewardModelVersion | None:
+        """Takes new labels and trains one round. None where there is nothing to learn, or too few labels yet.
+
+        Raises `AnnotationStoreError` where the store cannot be read.
+        """
+        started = self._clock()
+        labels, self._cursor = self._store.labels_since(self._cursor, self._key)
+        self._trainer.add(labels)
+        if self._trainer.labels < self._settings.min_labels or not self._trainer.train_round():
+            return None
+        metrics = self._trainer.metrics()
+        state = save_tensors(self._trainer.model.state_dict())
+        self._version += 1
+        seconds = self._clock() - started
+        self.seconds += seconds
+        rest = seconds * (1.0 / self._settings.max_share - 1.0)
+        self._due_at = self._clock() + max(self._settings.interval_s - seconds, rest, 0.0)
+        return RewardModelVersion(self._version, self._name, state, metrics, seconds)
+
+    def current(self) -> RewardModelVersion | None:
+        """The newest version again, without training (for a learner that begins, or a resumed run)."""
+        if not self._version:
+            return None
+        state = save_tensors(self._trainer.model.state_dict())
+        return RewardModelVersion(self._version, self._name, state, self._trainer.metrics(), 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint. Captions' texts are not in it: a resumed distiller needs the same store."""
+        return {
+            "name": self._name,
+            "cursor": self._cursor,
+            "version": self._version,
+            "seconds": self.seconds,
+            "trainer": self._trainer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on bit for bit where `state_dict` was taken.
+
+        Load the annotator first: it sets labels aside that were given after the checkpoint. Raises `ValueError` for
+        the state of another kind of model, or where the store lacks captions that the model was trained on.
+        """
+        if state["name"] != self._name:
+            raise ValueError(
+                f"the checkpoint holds a reward model {state['name']!r}, and `reward.model` asks for {self._name!r}"
+            )
+        self._trainer.load_state_dict(state["trainer"], self._store.texts)
+        self._cursor = int(state["cursor"])
+        self._version = int(state["version"])
+        self.seconds = float(state["seconds"])

@@ -1,0 +1,127 @@
+"""Messages to learn from and messages kept from learning. The same seed gives the same ones, on every machine.
+
+What is kept apart is decided by hashes, so that nothing of it can slip into training: real messages, and values of slots (an object, a
+monster, a name that training never shows); filled templates are kept apart by their whole text.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from reward_server.embedded.rules import Family, RuleBook
+
+_SLOT = re.compile(r"\{(\w+)\}")
+_ARTICLE = re.compile(r"\b([Aa])\(n\) (?=(\S))")
+
+HELD_SHARE = 0.15
+"""Share of slot values that training never shows."""
+_MIN_VALUES = 10
+"""Slots with fewer plain values keep all of them in training: directions, numbers of a die."""
+_JOIN_SHARE = 0.3
+_REAL_SHARE = 0.12
+
+Slots = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text and the label that the rules give it."""
+
+    text: str
+    label: int
+    family: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Examples for training and the held-out sets by name."""
+
+    train: tuple[Example, ...]
+    held_out: Mapping[str, tuple[Example, ...]]
+
+
+def fill(template: str, slots: Slots, rng: random.Random) -> str:
+    """A message: every slot replaced by one of its values, drawn uniformly, and those of the values in turn.
+
+    Raises `KeyError` with the name of a slot that has no values.
+    """
+    text = template
+    while _SLOT.search(text):
+        text = _SLOT.sub(lambda m: rng.choice(slots[m.group(1)]), text)
+    return _ARTICLE.sub(lambda m: m.group(1) + ("n " if m.group(2).lower() in "aeiou" else " "), text)
+
+
+def split_slots(slots: Slots) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Values for training, and values kept from it. Every slot has values in both: those with few share all of theirs."""
+    train: dict[str, list[str]] = {}
+    held: dict[str, list[str]] = {}
+    for name, values in slots.items():
+        plain = [v for v in values if not _SLOT.search(v)]
+        kept = {v for v in plain if _fraction(f"{name}\0{v}") < HELD_SHARE} if len(set(plain)) >= _MIN_VALUES else set[str]()
+        train[name] = [v for v in values if v not in kept]
+        held[name] = [v for v in values if v in kept or _SLOT.search(v)] if kept else list(values)
+    return train, held
+
+
+def real_messages() -> list[str]:
+    """Messages of real games (`gather.py`)."""
+    return resources.files("reward_server.embedded").joinpath("messages.txt").read_text("utf-8").splitlines()
+
+
+def is_held(text: str) -> bool:
+    """Whether a real message is kept from training: every second one, by hash."""
+    return _fraction("real\0" + text) < 0.5
+
+
+def make(book: RuleBook, *, seed: int, train_size: int, held_size: int) -> Corpus:
+    """A corpus with `train_size` examples to learn from and about `held_size` distinct ones in each made held-out set.
+
+    Families are drawn uniformly, so the rare kinds are learnt as well as the common ones.
+    """
+    train_slots, held_slots = split_slots(book.slots)
+    real = real_messages()
+    rng = random.Random(f"train {seed}")
+    known_real = [t for t in real if not is_held(t)]
+    train = [_draw(book, train_slots, known_real, rng) for _ in range(train_size)]
+    seen = {e.text for e in train}
+    rng = random.Random(f"held {seed}")
+    fills = _distinct((_message(book.families, train_slots, rng) for _ in range(held_size * 3)), seen, held_size)
+    values = _distinct((_message(book.families, held_slots, rng) for _ in range(held_size * 3)), seen, held_size)
+    return Corpus(
+        tuple(train),
+        {
+            "unseen_fills": tuple(_label(book, t) for t in fills),
+            "unseen_values": tuple(_label(book, t) for t in values),
+            "real_messages": tuple(_label(book, t) for t in real if is_held(t)),
+        },
+    )
+
+
+def _draw(book: RuleBook, slots: Slots, real: Sequence[str], rng: random.Random) -> Example:
+    if rng.random() < _REAL_SHARE:
+        return _label(book, rng.choice(real))
+    text = _message(book.families, slots, rng)
+    if rng.random() < _JOIN_SHARE:
+        others = [_message(book.families, slots, rng) for _ in range(rng.choice((1, 1, 1, 2)))]
+        text = " ".join(filter(None, [text, *others]))
+    return _label(book, text)
+
+
+def _message(families: Sequence[Family], slots: Slots, rng: random.Random) -> str:
+    return fill(rng.choice(rng.choice(families).templates), slots, rng)
+
+
+def _label(book: RuleBook, text: str) -> Example:
+    verdict = book.label(text)
+    return Example(text, verdict.label, verdict.family)
+
+
+def _distinct(texts: Iterable[str], seen: set[str], count: int) -> list[str]:
+    return list(dict.fromkeys(t for t in texts if t not in seen))[:count]
+
+
+def _fraction(key: str) -> float:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") / 2**32

@@ -1,0 +1,1 @@
+"""The judge: prompts, engines, and the judge that joins them."""

@@ -1,0 +1,158 @@
+"""The intrinsic reward of captions on the learner's side: each caption is scored once per version, then looked up."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.captions import EMPTY_CAPTION_ID
+from reward_server.distiller import RewardModelVersion
+from reward_server.models.base import RewardModel
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCaption:
+    """A caption as the summary shows it."""
+
+    text: str
+    preference: float
+    """What captions are ordered by; for a classifier p(y = 1)."""
+    reward: float
+    """r_int under the present version."""
+    seen: int
+    """Steps that brought it."""
+    reward_sum: float
+    """r_int summed over those steps, each under the version of its time, before counts and weights."""
+
+
+class CaptionScorer:
+    """Knows captions by id and rewards them under the newest version of the reward model.
+
+    Invariant: `RewardModel.evaluate` sees a caption at most once per version. Before the first version, and for the
+    empty caption, the reward is 0; so it is for an id whose text has not come yet, which is counted in `unknown`.
+    """
+
+    def __init__(self, model: RewardModel) -> None:
+        self._model = model
+        self._version = 0
+        self._rows: dict[int, int] = {}
+        self._texts: list[str] = []
+        self._rewards = np.zeros(0, dtype=np.float32)
+        self._preferences = np.zeros(0, dtype=np.float32)
+        self._scored = np.zeros(0, dtype=np.int64)
+        """The version that each caption was last scored under."""
+        self._seen = np.zeros(0, dtype=np.int64)
+        self._reward_sums = np.zeros(0, dtype=np.float64)
+        self.unknown = 0
+        """Steps whose caption had no text yet."""
+        self.evaluated = 0
+        """Captions scored so far, over all versions."""
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def captions(self) -> int:
+        """Different captions known."""
+        return len(self._texts)
+
+    def observe(self, captions: Mapping[int, str]) -> None:
+        """Takes the texts of captions, by id; those known already are passed over."""
+        for caption_id, text in captions.items():
+            if caption_id != EMPTY_CAPTION_ID and caption_id not in self._rows:
+                self._rows[caption_id] = len(self._texts)
+                self._texts.append(text)
+        if len(self._texts) > len(self._seen):
+            self._grow(max(2 * len(self._seen), len(self._texts), 256))
+
+    def update(self, version: RewardModelVersion) -> None:
+        """Scores under `version` from now on. An older one than the present is an error (`ValueError`)."""
+        if version.version < self._version:
+            raise ValueError(f"version {version.version} of the reward model came after version {self._version}")
+        if version.version > self._version:
+            version.load_into(self._model)
+            self._version = version.version
+
+    def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The intrinsic reward r_int of caption ids, of any shape (such as [T, B])."""
+        unique, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
+        rows = np.fromiter((self._rows.get(i, -1) for i in unique.tolist()), dtype=np.int64, count=len(unique))
+        known = rows >= 0
+        self.unknown += int(counts[~known & (unique != EMPTY_CAPTION_ID)].sum())
+        self._score(rows[known])
+        rewards = np.zeros(len(unique), dtype=np.float32)
+        rewards[known] = self._rewards[rows[known]]
+        self._seen[rows[known]] += counts[known]
+        self._reward_sums[rows[known]] += rewards[known].astype(np.float64) * counts[known]
+        return rewards[inverse].reshape(ids.shape)
+
+    def top(self, n: int) -> tuple[list[ScoredCaption], list[ScoredCaption]]:
+        """The `n` captions liked most (best first) and least (worst first) of those met in lookups, under the present
+        version; the oftener met comes first among equals. Empty before the first version."""
+        if not self._version:
+            return [], []
+        met = np.flatnonzero(self._seen[: len(self._texts)] > 0)
+        self._score(met)
+        preference, seen = self._preferences[met], self._seen[met]
+        most = met[np.lexsort((-seen, -preference))[:n]]
+        least = met[np.lexsort((-seen, preference))[:n]]
+        return [self._caption(row) for row in most], [self._caption(row) for row in least]
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: captions, how often they were met, and the model with its version."""
+        n = len(self._texts)
+        return {
+            "version": self._version,
+            "model": self._model.state_dict(),
+            "ids": list(self._rows),
+            "texts": list(self._texts),
+            "seen": self._seen[:n].tolist(),
+            "reward_sums": self._reward_sums[:n].tolist(),
+            "unknown": self.unknown,
+            "evaluated": self.evaluated,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Scores are not kept: under the same parameters they come out the same."""
+        self._model.load_state_dict(state["model"])
+        self._version = int(state["version"])
+        self._texts = list(state["texts"])
+        self._rows = {int(caption_id): row for row, caption_id in enumerate(state["ids"])}
+        n = len(self._texts)
+        self._seen = np.zeros(0, dtype=np.int64)
+        self._scored = np.zeros(0, dtype=np.int64)
+        self._grow(max(n, 256))
+        self._seen[:n] = state["seen"]
+        self._reward_sums[:n] = state["reward_sums"]
+        self.unknown = int(state["unknown"])
+        self.evaluated = int(state["evaluated"])
+
+    def _score(self, rows: NDArray[np.int64]) -> None:
+        """Scores those of the rows that have no score under the present version, in one batch."""
+        due = rows[self._scored[rows] < self._version]
+        if len(due):
+            evaluation = self._model.evaluate([self._texts[row] for row in due])
+            self._rewards[due] = evaluation.reward
+            self._preferences[due] = evaluation.preference
+            self._scored[due] = self._version
+            self.evaluated += len(due)
+
+    def _grow(self, size: int) -> None:
+        for name in ("_rewards", "_preferences", "_scored", "_seen", "_reward_sums"):
+            old = getattr(self, name)
+            new = np.zeros(size, dtype=old.dtype)
+            kept = min(len(old), size)
+            new[:kept] = old[:kept]
+            setattr(self, name, new)
+
+    def _caption(self, row: int) -> ScoredCaption:
+        return ScoredCaption(
+            text=self._texts[row],
+            preference=float(self._preferences[row]),
+            reward=float(self._rewards[row]),
+            seen=int(self._seen[row]),
+            reward_sum=float(self._reward_sums[row]),
+        )

@@ -1,0 +1,437 @@
+"""The annotation store: every caption that was met and every label that the judge gave, in one SQLite file.
+
+Invariant: what `write` returned from is there after `kill -9`. The file is in WAL mode, where a commit ends in one
+write into the log; the operating system holds that write whatever becomes of the process. `synchronous=NORMAL` leaves
+out the fsync of each commit: a power failure may take the last transactions with it, but never damages the file.
+
+One process writes (a lock beside the file holds that), any number read meanwhile.
+
+A label hangs on a caption and a key (prompt, goal, model, mode, sampling). Rows are numbered by `seq`, which only
+grows, so `labels_since` is a cursor that misses nothing and repeats nothing. A run that resumes from a checkpoint
+sets the labels given after that checkpoint *aside*: they are invisible to the cursor until the annotator comes to
+the caption again, which then costs no question, and get a new `seq`. So a resumed run meets labels in the order in
+which an uninterrupted one does, and pays for none twice.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from reward_server.types import Answer, JudgeKey
+
+SCHEMA_VERSION = 1
+
+_CHECKED_BYTES = 256 * 1024 * 1024
+"""Files up to this size are checked for damage when they are opened (about a second for the largest)."""
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE captions (id INTEGER PRIMARY KEY, text TEXT NOT NULL, first_seen REAL NOT NULL);
+CREATE TABLE keys (
+    id INTEGER PRIMARY KEY,
+    prompt_version TEXT NOT NULL, goal TEXT NOT NULL, model TEXT NOT NULL, mode TEXT NOT NULL, sampling TEXT NOT NULL,
+    created REAL NOT NULL,
+    UNIQUE (prompt_version, goal, model, mode, sampling)
+);
+CREATE TABLE labels (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    caption_id INTEGER NOT NULL REFERENCES captions (id),
+    key_id INTEGER NOT NULL REFERENCES keys (id),
+    state TEXT NOT NULL CHECK (state IN ('labelled', 'failed')),
+    label INTEGER CHECK (label IN (0, 1)),
+    probability REAL CHECK (probability BETWEEN 0 AND 1),
+    raw TEXT NOT NULL,
+    latency_s REAL NOT NULL,
+    attempts INTEGER NOT NULL,
+    created REAL NOT NULL,
+    aside INTEGER NOT NULL DEFAULT 0 CHECK (aside IN (0, 1)),
+    UNIQUE (caption_id, key_id),
+    CHECK ((state = 'labelled') = (label IS NOT NULL))
+);
+"""
+
+_locked: set[str] = set()
+"""Stores that this process writes. POSIX locks do not hold within one process, so it keeps its own list."""
+_locked_guard = threading.Lock()
+
+
+class AnnotationStoreError(Exception):
+    """The store cannot be opened, read or written. The message names the file, the cause and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRecord:
+    """What is written about one caption: an answer with a label, or one without after so many attempts (`failed`)."""
+
+    caption_id: int
+    answer: Answer
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A caption with its label, as the distiller reads it."""
+
+    seq: int
+    caption_id: int
+    text: str
+    label: int
+    probability: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCounts:
+    """Captions in the file, and labels and failures (under one key, or all)."""
+
+    captions: int
+    labelled: int
+    failed: int
+
+
+class AnnotationStore:
+    """SQLite behind one writer. Its methods may be called from any thread; each write is one transaction.
+
+    Raises `AnnotationStoreError` from every method where the file cannot be used.
+    """
+
+    def __init__(
+        self, path: str | Path, *, read_only: bool = False, clock: Callable[[], float] = time.time, timeout_s: float = 10.0
+    ) -> None:
+        self.path = Path(path)
+        self.read_only = read_only
+        self._clock = clock
+        self._guard = threading.RLock()
+        self._key_ids: dict[JudgeKey, int] = {}
+        self._lock: _WriterLock | None = None
+        if not read_only:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise AnnotationStoreError(f"annotation store {self.path}: {error}; choose another `run.dir`") from error
+            self._lock = _WriterLock(self.path)
+        elif not self.path.is_file():
+            self._refuse("there is no such file", "check the path of the run")
+        try:
+            with self._translated():
+                self._db = self._connect(timeout_s)
+                try:
+                    self._prepare()
+                except BaseException:
+                    self._db.close()
+                    raise
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def add_captions(self, captions: Iterable[tuple[int, str]]) -> int:
+        """Adds (id, text) pairs; those already there stay as they are. Returns how many were new."""
+        with self._transaction() as db:
+            return self._insert_captions(db, captions)
+
+    def write(
+        self, key: JudgeKey, records: Sequence[LabelRecord], captions: Iterable[tuple[int, str]] = ()
+    ) -> int:
+        """Writes answers (and the captions that they are about, where these may be new) in one transaction.
+
+        A label never gives way, neither to a failure nor to another label; a failure gives way to a label or a later
+        failure. Returns how many rows were written.
+        """
+        with self._transaction() as db:
+            self._insert_captions(db, captions)
+            key_id = self._key_id(db, key)
+            now = self._clock()
+            written = 0
+            for record in records:
+                answer = record.answer
+                state = "failed" if answer.label is None else "labelled"
+                db.execute(
+                    "DELETE FROM labels WHERE caption_id = ? AND key_id = ? AND (state = 'failed' OR aside AND ?)",
+                    (record.caption_id, key_id, answer.label is not None),
+                )
+                written += db.execute(
+                    "INSERT INTO labels (caption_id, key_id, state, label, probability, raw, latency_s, attempts, created)"
+                    " VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?) ON CONFLICT (caption_id, key_id) DO NOTHING",
+                    (
+                        record.caption_id, key_id, state, answer.label, answer.probability,
+                        _bytes(answer.raw), answer.latency_s, record.attempts, now,
+                    ),
+                ).rowcount  # fmt: skip
+            return written
+
+    def set_aside(self, key: JudgeKey, after: int) -> int:
+        """Hides the labels with `seq` above `after` from `labels_since` until they are written again; how many."""
+        with self._transaction() as db:
+            key_id = self._key_id(db, key)
+            return db.execute(
+                "UPDATE labels SET aside = 1 WHERE key_id = ? AND seq > ? AND state = 'labelled' AND NOT aside",
+                (key_id, after),
+            ).rowcount
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def labels_since(self, cursor: int, key: JudgeKey, limit: int = -1) -> tuple[list[Labelled], int]:
+        """Labels written after `cursor` (0: from the first) in the order of writing, and the cursor behind them."""
+        rows = self._query(
+            "SELECT seq, caption_id, text, label, probability FROM labels JOIN captions ON captions.id = caption_id"
+            " WHERE seq > ? AND key_id = ? AND state = 'labelled' AND NOT aside ORDER BY seq LIMIT ?",
+            (cursor, self._find_key(key), limit),
+        )
+        labels = [Labelled(*row) for row in rows]
+        return labels, labels[-1].seq if labels else cursor
+
+    def cursor(self, key: JudgeKey) -> int:
+        """The cursor behind the newest visible label; 0 where there is none."""
+        rows = self._query(
+            "SELECT max(seq) FROM labels WHERE key_id = ? AND state = 'labelled' AND NOT aside", (self._find_key(key),)
+        )
+        return rows[0][0] or 0
+
+    def labelled_ids(self, key: JudgeKey) -> set[int]:
+        """Ids of the captions that have a label under the key and are not set aside."""
+        sql = "SELECT caption_id FROM labels WHERE key_id = ? AND state = 'labelled' AND NOT aside"
+        return {row[0] for row in self._query(sql, (self._find_key(key),))}
+
+    def failed_ids(self, key: JudgeKey) -> set[int]:
+        """Ids of the captions about which no answer could be read."""
+        sql = "SELECT caption_id FROM labels WHERE key_id = ? AND state = 'failed'"
+        return {row[0] for row in self._query(sql, (self._find_key(key),))}
+
+    def aside(self, key: JudgeKey) -> dict[int, LabelRecord]:
+        """Labels that were set aside, by caption id."""
+        sql = "SELECT caption_id, label, probability, raw, latency_s, attempts FROM labels WHERE key_id = ? AND aside"
+        return {
+            row[0]: LabelRecord(row[0], Answer(row[1], row[2], row[3], row[4]), row[5])
+            for row in self._query(sql, (self._find_key(key),))
+        }
+
+    def texts(self, ids: Iterable[int]) -> dict[int, str]:
+        """Texts of those of the captions that the store knows."""
+        wanted = json.dumps([int(i) for i in ids])
+        sql = "SELECT id, text FROM captions WHERE id IN (SELECT value FROM json_each(?))"
+        return dict(self._query(sql, (wanted,)))
+
+    def unlabelled(self, key: JudgeKey, limit: int = -1) -> list[tuple[int, str]]:
+        """Captions (id, text) without a label under the key, oldest first: what an offline run would ask about."""
+        sql = (
+            "SELECT id, text FROM captions WHERE NOT EXISTS (SELECT 1 FROM labels WHERE caption_id = captions.id"
+            " AND key_id = ? AND state = 'labelled') ORDER BY first_seen, rowid LIMIT ?"
+        )
+        return [(row[0], row[1]) for row in self._query(sql, (self._find_key(key), limit))]
+
+    def keys(self) -> list[JudgeKey]:
+        """The keys under which anything was asked, oldest first."""
+        return [JudgeKey(*row) for row in self._query(f"SELECT {_KEY_COLUMNS} FROM keys ORDER BY id", ())]
+
+    def counts(self, key: JudgeKey | None = None) -> StoreCounts:
+        """Counts under `key`, or over all keys. Labels that are set aside count: they were paid for."""
+        where, parameters = ("", ()) if key is None else ("WHERE key_id = ?", (self._find_key(key),))
+        by_state = dict(self._query(f"SELECT state, count(*) FROM labels {where} GROUP BY state", parameters))
+        captions = self._query("SELECT count(*) FROM captions", ())[0][0]
+        return StoreCounts(captions, by_state.get("labelled", 0), by_state.get("failed", 0))
+
+    def export_jsonl(self, path: str | Path) -> int:
+        """Writes every label and failure with its caption and key, one JSON object a line; returns how many."""
+        columns = ("caption_id", "text", "state", "label", "probability", "raw", "latency_s", "attempts", "created")
+        target = Path(path)
+        partial = target.with_name(target.name + ".part")
+        names = (*columns, *_KEY_COLUMNS.split(", "))
+        selected = ", ".join("labels.created" if name == "created" else name for name in names)
+        rows = self._query(
+            f"SELECT {selected} FROM labels JOIN captions ON captions.id = caption_id"
+            " JOIN keys ON keys.id = key_id ORDER BY seq",
+            (),
+        )
+        with partial.open("w", encoding="ascii") as file:
+            file.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+        partial.replace(target)
+        return len(rows)
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Closes the file and gives the lock back. Closing twice is no error."""
+        with self._guard, self._translated():
+            self._db.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _connect(self, timeout_s: float) -> sqlite3.Connection:
+        target: str = str(self.path)
+        if self.read_only:
+            target = f"{self.path.absolute().as_uri()}?mode=ro"
+        db = sqlite3.connect(
+            target, timeout=timeout_s, isolation_level=None, check_same_thread=False, uri=self.read_only
+        )
+        db.text_factory = _text
+        return db
+
+    def _prepare(self) -> None:
+        db = self._db
+        if self.path.stat().st_size <= _CHECKED_BYTES:
+            verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(f"the file is damaged: {verdict}")
+        db.execute("PRAGMA foreign_keys = ON")
+        tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not self.read_only:
+            mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            # Without a log (some network file systems) only an fsync of each commit keeps the file whole.
+            db.execute(f"PRAGMA synchronous = {'NORMAL' if mode == 'wal' else 'FULL'}")
+            if not tables:
+                with self._transaction():
+                    for statement in _SCHEMA.split(";\n"):
+                        db.execute(statement)
+                    db.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
+                return
+        if "meta" not in tables:
+            self._refuse("it is an SQLite file, but not an annotation store", "name another file")
+        version = int(db.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()[0])
+        if version != SCHEMA_VERSION:
+            self._refuse(
+                f"its schema has version {version}, this program reads version {SCHEMA_VERSION}",
+                "use the version of yendor that wrote it, or start a new run",
+            )
+
+    def _insert_captions(self, db: sqlite3.Connection, captions: Iterable[tuple[int, str]]) -> int:
+        now = self._clock()
+        return db.executemany(
+            "INSERT INTO captions VALUES (?, CAST(? AS TEXT), ?) ON CONFLICT (id) DO NOTHING",
+            ((caption_id, _bytes(text), now) for caption_id, text in captions),
+        ).rowcount
+
+    def _key_id(self, db: sqlite3.Connection, key: JudgeKey) -> int:
+        if (key_id := self._find_key(key)) < 0:
+            values = (*astuple(key), self._clock())
+            db.execute(f"INSERT INTO keys ({_KEY_COLUMNS}, created) VALUES (?, ?, ?, ?, ?, ?)", values)
+            return self._find_key(key)
+        return key_id
+
+    def _find_key(self, key: JudgeKey) -> int:
+        """The row of a key; -1, which no row has, where it is not known yet."""
+        known = self._key_ids.get(key)
+        if known is not None:
+            return known
+        rows = self._query(f"SELECT id FROM keys WHERE ({_KEY_COLUMNS}) = (?, ?, ?, ?, ?)", astuple(key))
+        if not rows:
+            return -1
+        if not self._db.in_transaction:  # a row of a transaction that may be rolled back is not remembered
+            self._key_ids[key] = rows[0][0]
+        return rows[0][0]
+
+    def _query(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self._guard, self._translated():
+            return self._db.execute(sql, tuple(parameters)).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._guard, self._translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                # A full disk may have rolled back already; the error to report is the first one.
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            cause = str(error)
+            raise AnnotationStoreError(f"annotation store {self.path}: {cause}; {self._remedy(cause)}") from error
+
+    def _remedy(self, cause: str) -> str:
+        if "not a database" in cause or "malformed" in cause or "damaged" in cause:
+            return (
+                f"move it away to begin a new one (what can be read of it: "
+                f"sqlite3 {self.path} .recover | sqlite3 recovered.sqlite)"
+            )
+        if "full" in cause:
+            return "free space on that disk; labels that were not written are kept and written then"
+        if "readonly" in cause:
+            return "make the file and its folder writable, or choose another `run.dir`"
+        if "locked" in cause:
+            return "end the other program that writes into it"
+        if "unable to open" in cause:
+            return "check that it is a file, and that its folder may be written into"
+        if "closed" in cause:
+            return "it was closed before its last use"
+        return "see the cause above"
+
+    def _refuse(self, cause: str, remedy: str) -> None:
+        raise AnnotationStoreError(f"annotation store {self.path}: {cause}; {remedy}")
+
+
+_KEY_COLUMNS = "prompt_version, goal, model, mode, sampling"
+
+
+class _WriterLock:
+    """A POSIX record lock on `<store>.lock`: given back by the kernel with the death of the process, and not handed
+    on to its children (a judge's engine that outlives a killed run must not hold the store)."""
+
+    def __init__(self, path: Path) -> None:
+        self._name = os.path.realpath(path)
+        with _locked_guard:
+            if self._name in _locked:
+                raise AnnotationStoreError(f"annotation store {path}: this process writes it already; close it first")
+            try:
+                self._file = os.open(f"{self._name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise AnnotationStoreError(
+                    f"annotation store {path}: {error.strerror} ({error.filename}); make its folder writable, "
+                    "or choose another `run.dir`"
+                ) from error
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                owner = os.pread(self._file, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                os.close(self._file)
+                raise AnnotationStoreError(
+                    f"annotation store {path} is being written by process {owner}; "
+                    "end that run, or give this one another `run.name`"
+                ) from error
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, str(os.getpid()).encode(), 0)
+            _locked.add(self._name)
+            self._held = True
+
+    def release(self) -> None:
+        with _locked_guard:
+            if self._held:
+                self._held = False
+                _locked.discard(self._name)
+                os.close(self._file)
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8 that also holds the lone surrogates of text decoded from broken bytes."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")

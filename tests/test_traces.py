@@ -1,0 +1,370 @@
+"""Traces: what is written comes back, whatever is left of a file, and nothing wrong passes for right."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.observer import EpisodeFinish, EpisodeStart, StepRecord
+from envs.captions import caption_id
+from orchestration.errors import TraceError
+from orchestration.traces.reader import Trace, read_outline, read_trace, trace_files
+from orchestration.traces.recorder import TraceRecorder, TraceRun, is_sampled, observation_hash
+from orchestration.traces.schema import EnvStep, Reward, WeightsUpdate, decode, encode
+from orchestration.traces.validate import validate_file
+
+ACTIONS = ("north", "south", "kick")
+CAPTIONS = ("", "You see here a key.", "It's a wall.", '\u00e9\u4e2d \U0001f600 "quoted" \\')
+
+
+def observation(value: int) -> dict[str, Any]:
+    return {"chars": np.full((3, 4), value % 256, np.uint8), "blstats": np.full(5, value / 3, np.float32)}
+
+
+@dataclasses.dataclass
+class Played:
+    """An episode as plain values, the reference that a trace is compared with."""
+
+    episode_id: str
+    actions: list[int]
+    captions: list[str]
+    rewards: list[float]
+    versions: list[int]
+
+    def counts(self) -> list[int]:
+        return [self.captions[: at + 1].count(text) if text else 0 for at, text in enumerate(self.captions)]
+
+
+@st.composite
+def episodes(draw: st.DrawFn) -> Played:
+    length = draw(st.integers(0, 30))
+    lists = {
+        "actions": st.integers(0, len(ACTIONS) - 1),
+        "captions": st.sampled_from(CAPTIONS),
+        "rewards": st.sampled_from([0.0, 1.0, -0.01, 1e-7, 50.0]),
+    }
+    drawn = {name: draw(st.lists(values, min_size=length, max_size=length)) for name, values in lists.items()}
+    versions = sorted(draw(st.lists(st.integers(3, 6), min_size=length, max_size=length)))
+    return Played("actor-00-env000-ep000001", versions=versions, **drawn)
+
+
+def record(recorder: TraceRecorder, played: Played, *, env: int = 0, finish: bool = True) -> None:
+    seeds = {"core": str(2**64 - 1), "disp": "0"}
+    start = EpisodeStart(
+        played.episode_id, "minihack/X", {"max_episode_steps": 9}, ACTIONS, seeds, 3, observation(0), "@"
+    )
+    recorder.start(env, start)
+    for at, (action, caption, reward, version, count) in enumerate(
+        zip(played.actions, played.captions, played.rewards, played.versions, played.counts(), strict=True)
+    ):
+        step = StepRecord(
+            step=at,
+            action=action,
+            log_prob=-0.5 * at,
+            value=float("nan") if at == 3 else 0.25,
+            reward=reward,
+            caption=caption,
+            caption_id=caption_id(caption),
+            caption_count=count,
+            grounded=at % 2 == 0,
+            policy_version=version,
+            observation=observation(at + 1),
+            screen=f"@ {at}\n.",
+        )
+        recorder.step(env, step)
+    if finish:
+        total = sum(played.rewards)
+        recorder.finish(env, EpisodeFinish(total, len(played.actions), True, True, {"depth": 2.0}, None))
+
+
+def recorder(folder: Path, rate: float = 1.0, **options: Any) -> TraceRecorder:
+    return TraceRecorder(folder, rate, TraceRun("demo", 0, code_revision="abc", count_exponent=3.0), **options)
+
+
+def check_same(trace: Trace, played: Played, steps: int) -> None:
+    """The first `steps` steps of `played` are in `trace`, exactly."""
+    assert trace.header.seeds["core"] == "18446744073709551615"
+    assert trace.header.action_names == ACTIONS
+    assert len(trace.steps) == steps
+    for at, step in enumerate(trace.steps):
+        assert (step.step, step.action, step.action_name) == (at, played.actions[at], ACTIONS[played.actions[at]])
+        assert (step.reward, step.policy_version) == (played.rewards[at], played.versions[at])
+        assert trace.captions.get(step.caption_id, "") == played.captions[at]
+        assert step.caption_id == str(caption_id(played.captions[at]))
+        assert step.observation_hash == observation_hash(observation(at + 1))
+        assert (step.screen, step.grounded, step.log_prob) == (f"@ {at}\n.", at % 2 == 0, -0.5 * at)
+        assert step.value == (None if at == 3 else 0.25)
+
+
+# Whole traces.
+
+
+@settings(max_examples=40, deadline=None)
+@given(episodes(), st.integers(1, 20))
+def test_an_episode_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, played: Played, lines: int) -> None:
+    folder = tmp_path_factory.mktemp("traces")
+    record(recorder(folder, frame_lines=lines), played)
+    (path,) = trace_files(folder)
+    assert path.name == "actor-00-env000-ep000001.jsonl.zst"
+    trace = read_trace(path)
+    check_same(trace, played, len(played.actions))
+    assert trace.end is not None
+    assert trace.end.episode_return == sum(played.rewards)
+    assert trace.cut is None
+    assert validate_file(path) == []
+    assert read_outline(path).end == trace.end
+    rewards = [(event.target, event.value) for event in trace.events if isinstance(event, Reward)]
+    assert rewards == [(step.id, step.reward) for step in trace.steps if step.reward]
+    versions = [event.to_version for event in trace.events if isinstance(event, WeightsUpdate)]
+    assert versions == sorted(set(played.versions) - {3})
+
+
+@settings(max_examples=60, deadline=None)
+@given(episodes(), st.integers(1, 10), st.floats(0, 1))
+def test_whatever_is_left_of_a_file_is_read(
+    tmp_path_factory: pytest.TempPathFactory, played: Played, lines: int, share: float
+) -> None:
+    folder = tmp_path_factory.mktemp("traces")
+    record(recorder(folder, frame_lines=lines), played)
+    (path,) = trace_files(folder)
+    whole = path.read_bytes()
+    cut = whole[: int(len(whole) * share)]
+    path.write_bytes(cut)
+    # How many records lie in whole frames, by an independent reading: frame after frame.
+    kept, rest = b"", cut
+    while rest:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        text = frame.decompress(rest)
+        if not frame.eof:
+            break
+        kept, rest = kept + text, frame.unused_data
+    records = [orjson.loads(line) for line in kept.splitlines()]
+    if not records:
+        with pytest.raises(TraceError):
+            read_trace(path)
+        return
+    steps = sum(each.get("type") == "env_step" for each in records)
+    trace = read_trace(path)
+    assert len(trace.steps) >= steps
+    check_same(trace, played, len(trace.steps))
+    if len(cut) < len(whole):
+        assert trace.end is None or trace.cut is not None
+        assert any("end record" in fault or "cut" in fault for fault in validate_file(path))
+
+
+def test_a_killed_process_leaves_a_readable_part(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[2])\nfrom test_traces import Played, record, recorder\n"
+        "played = Played('e1', [0] * 100, [''] * 100, [1.0] * 100, [3] * 100)\n"
+        "record(recorder(Path(sys.argv[1]), frame_lines=10), played, finish=False)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)]
+    process = subprocess.run(command, check=False)
+    assert process.returncode == -signal.SIGKILL
+    (path,) = trace_files(tmp_path)
+    assert path.name == "e1.jsonl.zst.part"
+    trace = read_trace(path)
+    assert 95 <= len(trace.steps) <= 100
+    assert (trace.end, trace.cut) == (None, None)
+    assert validate_file(path) == ["has no end record"]
+
+
+def test_damage_in_the_middle_ends_the_reading_there(tmp_path: Path) -> None:
+    played = Played("e1", [0] * 90, [""] * 90, [0.0] * 90, [3] * 90)
+    record(recorder(tmp_path, frame_lines=10), played)
+    (path,) = trace_files(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    path.write_bytes(data)
+    try:
+        trace = read_trace(path)
+    except TraceError as error:
+        assert str(error).startswith(str(path))
+    else:
+        assert trace.cut is not None
+        check_same(trace, played, len(trace.steps))
+
+
+# The recorder.
+
+
+def test_a_finished_trace_is_never_written_again(tmp_path: Path) -> None:
+    played = Played("e1", [0], [""], [0.0], [3])
+    tracing = recorder(tmp_path)
+    assert tracing.wants("e1")
+    record(tracing, played)
+    before = (tmp_path / "e1.jsonl.zst").read_bytes()
+    assert not tracing.wants("e1")
+    assert (tmp_path / "e1.jsonl.zst").read_bytes() == before
+
+
+def test_close_keeps_what_was_recorded(tmp_path: Path) -> None:
+    tracing = recorder(tmp_path)
+    for env in range(3):
+        record(tracing, Played(f"e{env}", [0, 1], ["", CAPTIONS[3]], [0.0, 1.0], [3, 3]), env=env, finish=env == 1)
+    tracing.close()
+    assert [path.name for path in trace_files(tmp_path)] == [
+        "e0.jsonl.zst.part",
+        "e1.jsonl.zst",
+        "e2.jsonl.zst.part",
+    ]
+    assert all(len(read_trace(path).steps) == 2 for path in trace_files(tmp_path))
+
+
+def test_an_environment_that_raised_is_told(tmp_path: Path) -> None:
+    tracing = recorder(tmp_path)
+    record(tracing, Played("e1", [0], [""], [1.0], [3]), finish=False)
+    tracing.finish(0, EpisodeFinish(0.0, 1, False, None, {}, "ValueError: the game is broken"))
+    trace = read_trace(tmp_path / "e1.jsonl.zst")
+    assert trace.end is not None
+    assert (trace.end.error, trace.end.truncated) == ("ValueError: the game is broken", False)
+    assert validate_file(trace.path) == []
+
+
+@pytest.mark.parametrize("episode_id", ["../up", "a/b", "", ".hidden", "a b"])
+def test_an_episode_id_that_is_no_file_name(tmp_path: Path, episode_id: str) -> None:
+    with pytest.raises(TraceError, match="cannot be the name of a file"):
+        recorder(tmp_path).wants(episode_id)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TraceError, match="cannot be written"):
+        record(recorder(tmp_path / "file"), Played("e1", [], [], [], []))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.3, 1.0])
+def test_the_share_of_traced_episodes(rate: float) -> None:
+    count = sum(is_sampled(0, f"e{n}", rate) for n in range(20_000))
+    # Three standard deviations of a binomial distribution.
+    assert abs(count - 20_000 * rate) <= 3 * (20_000 * rate * (1 - rate)) ** 0.5
+
+
+def test_which_episodes_are_traced_depends_on_the_seed_alone() -> None:
+    def chosen(seed: int) -> list[bool]:
+        return [is_sampled(seed, f"e{n}", 0.5) for n in range(64)]
+
+    assert chosen(1) == chosen(1) != chosen(2)
+    assert all(not is_sampled(0, f"e{n}", 0.2) or is_sampled(0, f"e{n}", 0.3) for n in range(999))
+
+
+def test_the_observation_hash_sees_every_part() -> None:
+    base = {"a": np.zeros((2, 3), np.uint8), "b": np.zeros(2, np.float32)}
+    others = [
+        {"a": base["a"], "c": base["b"]},
+        {"a": base["a"].reshape(3, 2), "b": base["b"]},
+        {"a": base["a"].astype(np.int8), "b": base["b"]},
+        {"a": base["a"], "b": np.array([0, -0.0], np.float32)},
+        {"a": base["a"]},
+    ]
+    hashes = [observation_hash(each) for each in [base, *others]]
+    assert len(set(hashes)) == len(hashes)
+    assert observation_hash({"b": base["b"], "a": np.asfortranarray(base["a"])}) == hashes[0]
+    assert len(hashes[0]) == 32
+
+
+# Faults that validation finds.
+
+
+def rewrite(path: Path, change: Any) -> None:
+    """Applies `change` to the list of records of a trace, as JSON objects."""
+    text = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
+    records = change([orjson.loads(line) for line in text.splitlines()])
+    lines = b"".join(orjson.dumps(each) + b"\n" for each in records)
+    path.write_bytes(zstandard.ZstdCompressor().compress(lines))
+
+
+def at(index: int, **fields: Any) -> Any:
+    def change(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        records[index].update(fields)
+        return records
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (at(0, schema="yendor-trace/99"), "written as yendor-trace/99, this version reads"),
+        (at(0, surprise=1), "missing or unknown fields: surprise"),
+        (at(2, seq=7), "seq 7 at position 1"),
+        (at(2, id="e0"), "used twice"),
+        (at(2, parents=["e9"]), "parents e9 are not before it"),
+        (at(2, parents=[]), "has no parent"),
+        (at(2, t=-1.0), "time goes back"),
+        (at(2, step=1), "step 1 where 0 is due"),
+        (at(2, step="0"), "is not of its type"),
+        (at(2, action=1), "action 1 is not called north"),
+        (at(2, caption_count=2), "caption count 2, counted"),
+        (at(2, policy_version=9), "acted with v9 while v3"),
+        (at(2, reward=2.0), "do not match the rewards of the steps"),
+        (at(-1, episode_return=9.0), "tells of a return of 9, the rewards sum to 1"),
+        (at(-1, length=9), "counts 9 steps, there are 3"),
+        (at(-1, events=9), "counts 9 events"),
+        (at(-1, truncated=True), "both by termination and by truncation"),
+        (lambda records: records[:-1], "has no end record"),
+        (lambda records: [*records, records[-1]], "an end record where none can be"),
+        (lambda records: records[1:], "begins with a event record"),
+        (lambda records: [each for each in records if each["record"] != "caption"], "is missing"),
+        (lambda records: [each for each in records if each.get("type") != "env_reset"], "does not begin with"),
+        (lambda records: [{"record": "what"}, *records], "unknown record 'what'"),
+    ],
+)
+def test_validation_finds_what_is_wrong(tmp_path: Path, change: Any, fault: str) -> None:
+    record(recorder(tmp_path), Played("e1", [0, 1, 2], ["", CAPTIONS[1], CAPTIONS[1]], [0.0, 1.0, 0.0], [3, 3, 4]))
+    path = tmp_path / "e1.jsonl.zst"
+    assert validate_file(path) == []
+    rewrite(path, change)
+    faults = validate_file(path)
+    assert any(fault in each for each in faults), faults
+
+
+def test_a_file_that_is_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.zst"
+    for data in (b"", b"not zstd at all", zstandard.compress(b"hello\n"), zstandard.compress(b"[1]\n")):
+        path.write_bytes(data)
+        with pytest.raises(TraceError) as caught:
+            read_trace(path)
+        assert str(caught.value).startswith(str(path))
+
+
+def test_records_of_the_wrong_kind_are_refused() -> None:
+    step = EnvStep(
+        id="e1", seq=1, t=0.0, agent="a", parents=("e0",), step=0, action=0, action_name="north", log_prob=-1.0,
+        value=0.0, reward=0.0, caption_id="0", caption_count=0, grounded=True, policy_version=0,
+        observation_hash="", screen="",
+    )  # fmt: skip
+    assert decode(encode(step)) == step
+    with pytest.raises(TraceError, match=r"EnvStep.grounded: 1 is not of its type"):
+        decode(encode(dataclasses.replace(step, grounded=1)))  # type: ignore[arg-type]
+
+
+def test_disk_that_fills_up_is_told() -> None:
+    if not os.path.exists("/dev/full"):  # noqa: PTH110
+        pytest.skip("no /dev/full here")
+    tracing = recorder(Path("/tmp"))
+    with pytest.raises(TraceError, match="cannot be written: No space left on device"):
+        _record_to_full(tracing)
+
+
+def _record_to_full(tracing: TraceRecorder) -> None:
+    from orchestration.traces import recorder as module
+
+    file = module._TraceFile.__new__(module._TraceFile)  # pyright: ignore[reportPrivateUsage]
+    file._part = Path("/dev/full")  # pyright: ignore[reportPrivateUsage]
+    file._file = Path("/dev/full").open("wb", buffering=0)  # pyright: ignore[reportPrivateUsage]
+    file._lines = [b"x"]  # pyright: ignore[reportPrivateUsage]
+    file._compressor = zstandard.ZstdCompressor()  # pyright: ignore[reportPrivateUsage]
+    file.flush()

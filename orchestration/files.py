@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from io import RawIOBase
 from pathlib import Path
 
 
@@ -24,6 +25,13 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def write_all(file: RawIOBase, data: bytes) -> None:
+    """Appends all of `data` to an unbuffered file; one write may take only a part of it (a disk that gets full)."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from orchestration.errors import MetricsError
-from orchestration.files import write_atomically
+from orchestration.files import write_all, write_atomically
 from orchestration.summary import Summary
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class MetricsWriter:
         now = self._clock()
         line = MetricsLine(env_steps, _finite(metrics), {"unix": now, **_finite(timing or {})})
         try:
-            self._file.write(orjson.dumps(line) + b"\n")
+            write_all(self._file, orjson.dumps(line) + b"\n")
         except OSError as error:
             raise MetricsError(f"{self._path}: cannot be written: {error.strerror}") from error
         if self._events is not None:

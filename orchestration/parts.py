@@ -25,7 +25,7 @@ from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed
 from orchestration.summary import CaptionScore
 from orchestration.traces.recorder import TraceRecorder, TraceRun
-from reward_server.models import build_reward_model
+from reward_server.models.base import reward_model_kind
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge
@@ -130,7 +130,7 @@ class LearnerPart:
         self.scorer: CaptionScorer | None = None
         intrinsic: IntrinsicReward = NoIntrinsicReward()
         if wants_judge(config):
-            self.scorer = intrinsic = CaptionScorer(build_reward_model(config.reward.model, config.distiller))
+            self.scorer = intrinsic = CaptionScorer(reward_model_kind(config.reward.model).model(config.distiller, "cpu"))
         self.learner = Learner(build_policy(config.agent.network, actions), config.learner, config.reward, intrinsic)
         self._sums = EpisodeSums()
         self._idle_since = time.perf_counter()
@@ -151,7 +151,7 @@ class LearnerPart:
         """Learns from one trajectory; the weights are None where no batch was full."""
         waited = time.perf_counter() - self._idle_since
         if self.scorer is not None:
-            self.scorer.observe(new_captions)
+            self.scorer.observe(dict(new_captions))
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
@@ -181,11 +181,12 @@ class LearnerPart:
         """The captions that the reward model likes most and least, the frequent ones first among equals."""
         if self.scorer is None:
             return (), ()
-        top = self.scorer.top(_SHOWN_CAPTIONS)
-        return (
-            tuple(CaptionScore(c.text, c.probability, c.count) for c in top.liked),
-            tuple(CaptionScore(c.text, c.probability, c.count) for c in top.disliked),
+        most, least = self.scorer.top(_SHOWN_CAPTIONS)
+        liked, disliked = (
+            tuple(CaptionScore(caption.text, caption.preference, caption.seen) for caption in captions)
+            for captions in (most, least)
         )
+        return liked, disliked
 
     def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
         """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""

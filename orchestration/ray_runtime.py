@@ -6,6 +6,8 @@ more trajectories are on their way than there are tokens) and the death of an ac
 """
 
 import contextlib
+import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -246,17 +248,16 @@ class RayRuntime:
 
 def _connect(config: Config) -> None:
     """Joins the cluster that RAY_ADDRESS names, or starts one on this machine. Raises ResourceError where CPUs lack."""
-    import os
-
     needed = config.actors.count + config.learner.threads
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             num_cpus=max(len(os.sched_getaffinity(0)), 1),
             include_dashboard=False,
             log_to_driver=False,
+            logging_level=logging.ERROR,
             object_store_memory=1 << 29,
         )
     available = int(ray.cluster_resources().get("CPU", 0))

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from orchestration.config import Config
 from orchestration.parts import (
     LearnerPart,
@@ -29,6 +31,7 @@ class SerialRuntime:
     def __init__(self, config: Config, session: Session, *, resumed: Mapping[str, Any] | None) -> None:
         self.config = config
         self.session = session
+        torch.set_num_threads(config.learner.threads)
         self.learner = LearnerPart(config, action_count(config))
         self.rollouts = [
             build_rollout(config, index, observer=build_observer(config, session.rundir.traces, index))

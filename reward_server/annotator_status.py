@@ -57,7 +57,6 @@ class Meter:
     request_failures: int = 0
     unreadable: int = 0
     late: int = 0
-    dropped: int = 0
     labelled: int = 0
     waiting_s: float = 0.0
     busy_s: float = 0.0
@@ -72,6 +71,15 @@ class Meter:
     def labels(self, now: float, count: int) -> None:
         self.labelled += count
         self._labels.append((now, count))
+
+    def spend(self, seconds: float, *, busy: bool, blocked: bool) -> None:
+        """Books time: with a request on its way, else with captions that cannot leave, else with nothing to ask."""
+        if busy:
+            self.busy_s += seconds
+        elif blocked:
+            self.blocked_s += seconds
+        else:
+            self.waiting_s += seconds
 
     def start(self, now: float) -> None:
         if self._started is None:

@@ -43,11 +43,12 @@ class CircuitBreaker:
         self.retry_at = 0.0
         return was_open
 
-    def failure(self, now: float) -> None:
-        """No answer came."""
+    def failure(self, now: float, not_before: float = 0.0) -> None:
+        """No answer came. `not_before` delays the next probe further."""
         self._in_a_row += 1
         if self.is_open or self._in_a_row >= self._failures:
             self._open(now, JudgeStatus.DOWN)
+            self.retry_at = max(self.retry_at, not_before)
         else:
             wait = self._backoff_s * 2.0 ** (self._in_a_row - 1) * self._random.uniform(0.5, 1.5)
             self.retry_at = now + min(wait, self._probe_interval_s)

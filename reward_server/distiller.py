@@ -1,5 +1,6 @@
 """The distiller: turns the labels in the store into versions of a reward model."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Distiller:
     """Reads labels behind its cursor and trains, one bounded round a call.
 
     `update` depends on the labels and the seed alone, never on the clock. Pacing is apart: `due` says whether the
-    settings let the next round begin, for callers that share a core with something else.
+    settings let the next round begin, for callers that share a core with something else. Its methods may be called from
+    any thread; `state_dict` waits for a round that goes on.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Distiller:
         self._name = model
         self._trainer = reward_model_kind(model).trainer(settings, seed, device)
         self._clock = clock
+        self._guard = threading.RLock()
         self._cursor = 0
         self._version = 0
         self._due_at = clock()
@@ -84,36 +87,32 @@ class Distiller:
 
         Raises `AnnotationStoreError` where the store cannot be read.
         """
-        started = self._clock()
-        labels, self._cursor = self._store.labels_since(self._cursor, self._key)
-        self._trainer.add(labels)
-        if self._trainer.labels < self._settings.min_labels or not self._trainer.train_round():
-            return None
-        metrics = self._trainer.metrics()
-        state = save_tensors(self._trainer.model.state_dict())
-        self._version += 1
-        seconds = self._clock() - started
-        self.seconds += seconds
-        rest = seconds * (1.0 / self._settings.max_share - 1.0)
-        self._due_at = self._clock() + max(self._settings.interval_s - seconds, rest, 0.0)
-        return RewardModelVersion(self._version, self._name, state, metrics, seconds)
+        with self._guard:
+            started = self._clock()
+            labels, self._cursor = self._store.labels_since(self._cursor, self._key)
+            self._trainer.add(labels)
+            if self._trainer.labels < self._settings.min_labels or not self._trainer.train_round():
+                return None
+            self._version += 1
+            version = self._publish(self._clock() - started)
+            self._pace(self._clock() - started)
+            return version
 
     def current(self) -> RewardModelVersion | None:
-        """The newest version again, without training (for a learner that begins, or a resumed run)."""
-        if not self._version:
-            return None
-        state = save_tensors(self._trainer.model.state_dict())
-        return RewardModelVersion(self._version, self._name, state, self._trainer.metrics(), 0.0)
+        """The newest version again, without training: for a learner that begins, or a resumed run."""
+        with self._guard:
+            return self._publish(0.0) if self._version else None
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint. Captions' texts are not in it: a resumed distiller needs the same store."""
-        return {
-            "name": self._name,
-            "cursor": self._cursor,
-            "version": self._version,
-            "seconds": self.seconds,
-            "trainer": self._trainer.state_dict(),
-        }
+        with self._guard:
+            return {
+                "name": self._name,
+                "cursor": self._cursor,
+                "version": self._version,
+                "seconds": self.seconds,
+                "trainer": self._trainer.state_dict(),
+            }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on bit for bit where `state_dict` was taken.
@@ -125,7 +124,18 @@ class Distiller:
             raise ValueError(
                 f"the checkpoint holds a reward model {state['name']!r}, and `reward.model` asks for {self._name!r}"
             )
-        self._trainer.load_state_dict(state["trainer"], self._store.texts)
-        self._cursor = int(state["cursor"])
-        self._version = int(state["version"])
-        self.seconds = float(state["seconds"])
+        with self._guard:
+            self._trainer.load_state_dict(state["trainer"], self._store.texts)
+            self._cursor = int(state["cursor"])
+            self._version = int(state["version"])
+            self.seconds = float(state["seconds"])
+
+    def _publish(self, seconds: float) -> RewardModelVersion:
+        parameters = save_tensors(self._trainer.model.state_dict())
+        return RewardModelVersion(self._version, self._name, parameters, self._trainer.metrics(), seconds)
+
+    def _pace(self, seconds: float) -> None:
+        """Sets the time of the next round after one that took `seconds`."""
+        self.seconds += seconds
+        rest = seconds * (1.0 / self._settings.max_share - 1.0)
+        self._due_at = self._clock() + max(self._settings.interval_s - seconds, rest, 0.0)

@@ -1,6 +1,6 @@
 """The intrinsic reward of captions on the learner's side: each caption is scored once per version, then looked up."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,21 +17,31 @@ class ScoredCaption:
     """A caption as the summary shows it."""
 
     text: str
-    preference: float
-    """What captions are ordered by; for a classifier p(y = 1)."""
+    probability: float
+    """p(y = 1) under the present version: what captions are ordered by."""
     reward: float
     """r_int under the present version."""
-    seen: int
+    count: int
     """Steps that brought it."""
     reward_sum: float
     """r_int summed over those steps, each under the version of its time, before counts and weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopCaptions:
+    """The captions at both ends of the reward model's liking."""
+
+    liked: tuple[ScoredCaption, ...]
+    """Best first."""
+    disliked: tuple[ScoredCaption, ...]
+    """Worst first."""
 
 
 class CaptionScorer:
     """Knows captions by id and rewards them under the newest version of the reward model.
 
     Invariant: `RewardModel.evaluate` sees a caption at most once per version. Before the first version, and for the
-    empty caption, the reward is 0; so it is for an id whose text has not come yet, which is counted in `unknown`.
+    empty caption, the reward is 0; so it is for an id whose text has not come yet, which `count` counts in `unknown`.
     """
 
     def __init__(self, model: RewardModel) -> None:
@@ -40,7 +50,7 @@ class CaptionScorer:
         self._rows: dict[int, int] = {}
         self._texts: list[str] = []
         self._rewards = np.zeros(0, dtype=np.float32)
-        self._preferences = np.zeros(0, dtype=np.float32)
+        self._probabilities = np.zeros(0, dtype=np.float32)
         self._scored = np.zeros(0, dtype=np.int64)
         """The version that each caption was last scored under."""
         self._seen = np.zeros(0, dtype=np.int64)
@@ -59,9 +69,9 @@ class CaptionScorer:
         """Different captions known."""
         return len(self._texts)
 
-    def observe(self, captions: Mapping[int, str]) -> None:
-        """Takes the texts of captions, by id; those known already are passed over."""
-        for caption_id, text in captions.items():
+    def observe(self, captions: Iterable[tuple[int, str]]) -> None:
+        """Takes (id, text) of captions; those known already are passed over."""
+        for caption_id, text in captions:
             if caption_id != EMPTY_CAPTION_ID and caption_id not in self._rows:
                 self._rows[caption_id] = len(self._texts)
                 self._texts.append(text)
@@ -78,28 +88,37 @@ class CaptionScorer:
 
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The intrinsic reward r_int of caption ids, of any shape (such as [T, B])."""
-        unique, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
-        rows = np.fromiter((self._rows.get(i, -1) for i in unique.tolist()), dtype=np.int64, count=len(unique))
-        known = rows >= 0
-        self.unknown += int(counts[~known & (unique != EMPTY_CAPTION_ID)].sum())
-        self._score(rows[known])
+        unique, inverse = np.unique(ids, return_inverse=True)
         rewards = np.zeros(len(unique), dtype=np.float32)
+        rows = self._find(unique)
+        known = rows >= 0
+        self._score(rows[known])
         rewards[known] = self._rewards[rows[known]]
-        self._seen[rows[known]] += counts[known]
-        self._reward_sums[rows[known]] += rewards[known].astype(np.float64) * counts[known]
         return rewards[inverse].reshape(ids.shape)
 
-    def top(self, n: int) -> tuple[list[ScoredCaption], list[ScoredCaption]]:
-        """The `n` captions liked most (best first) and least (worst first) of those met in lookups, under the present
-        version; the oftener met comes first among equals. Empty before the first version."""
+    def count(self, ids: NDArray[np.int64]) -> None:
+        """Counts each step's caption, and what it earns, for `top`. Apart from `lookup`, for a trajectory may be looked
+        up more than once."""
+        unique, counts = np.unique(ids, return_counts=True)
+        rows = self._find(unique)
+        known = rows >= 0
+        self._score(rows[known])
+        self.unknown += int(counts[~known & (unique != EMPTY_CAPTION_ID)].sum())
+        self._seen[rows[known]] += counts[known]
+        self._reward_sums[rows[known]] += self._rewards[rows[known]].astype(np.float64) * counts[known]
+
+    def top(self, n: int) -> TopCaptions:
+        """The `n` captions liked most and least under the present version, the oftener counted first among equals.
+        Both are empty before the first version."""
         if not self._version:
-            return [], []
-        met = np.flatnonzero(self._seen[: len(self._texts)] > 0)
-        self._score(met)
-        preference, seen = self._preferences[met], self._seen[met]
-        most = met[np.lexsort((-seen, -preference))[:n]]
-        least = met[np.lexsort((-seen, preference))[:n]]
-        return [self._caption(row) for row in most], [self._caption(row) for row in least]
+            return TopCaptions((), ())
+        rows = np.arange(len(self._texts))
+        self._score(rows)
+        probability, seen = self._probabilities[rows], self._seen[rows]
+        return TopCaptions(
+            liked=tuple(self._caption(row) for row in np.lexsort((-seen, -probability))[:n]),
+            disliked=tuple(self._caption(row) for row in np.lexsort((-seen, probability))[:n]),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: captions, how often they were met, and the model with its version."""
@@ -130,29 +149,33 @@ class CaptionScorer:
         self.unknown = int(state["unknown"])
         self.evaluated = int(state["evaluated"])
 
+    def _find(self, unique: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of ids; -1 where the text is not known."""
+        return np.fromiter((self._rows.get(i, -1) for i in unique.tolist()), dtype=np.int64, count=len(unique))
+
     def _score(self, rows: NDArray[np.int64]) -> None:
         """Scores those of the rows that have no score under the present version, in one batch."""
         due = rows[self._scored[rows] < self._version]
         if len(due):
             evaluation = self._model.evaluate([self._texts[row] for row in due])
             self._rewards[due] = evaluation.reward
-            self._preferences[due] = evaluation.preference
+            self._probabilities[due] = evaluation.probability
             self._scored[due] = self._version
             self.evaluated += len(due)
 
     def _grow(self, size: int) -> None:
-        for name in ("_rewards", "_preferences", "_scored", "_seen", "_reward_sums"):
+        for name in ("_rewards", "_probabilities", "_scored", "_seen", "_reward_sums"):
             old = getattr(self, name)
             new = np.zeros(size, dtype=old.dtype)
             kept = min(len(old), size)
             new[:kept] = old[:kept]
             setattr(self, name, new)
 
-    def _caption(self, row: int) -> ScoredCaption:
+    def _caption(self, row: np.intp) -> ScoredCaption:
         return ScoredCaption(
             text=self._texts[row],
-            preference=float(self._preferences[row]),
+            probability=float(self._probabilities[row]),
             reward=float(self._rewards[row]),
-            seen=int(self._seen[row]),
+            count=int(self._seen[row]),
             reward_sum=float(self._reward_sums[row]),
         )

@@ -4,7 +4,6 @@ Invariant: whatever the judge does (slow, down, nonsense), the reward model stay
 """
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +51,6 @@ class RewardServer:
         self._annotator = Annotator(judge, store, settings, seed=seed)
         self._distiller = distiller
         self._newest: RewardModelVersion | None = None
-        self._distil_s = 0.0
         self._stopping = False
 
     def submit(self, captions: Iterable[tuple[int, str]]) -> None:
@@ -72,7 +70,8 @@ class RewardServer:
                 await asyncio.wait([annotation], timeout=_LOOK_S)
                 if annotation.done():
                     break
-                await asyncio.to_thread(self._distil)
+                if self._distiller.due():
+                    await asyncio.to_thread(self._distil)
         finally:
             self._annotator.stop()
             await annotation
@@ -83,7 +82,8 @@ class RewardServer:
         self._annotator.stop()
 
     def newest(self, known: int) -> RewardModelVersion | None:
-        """The newest reward model where it is newer than version `known`."""
+        """The newest reward model where it is newer than version `known`, which the learner has."""
+        self._distiller.skip_to(known)
         newest = self._newest
         return newest if newest is not None and newest.version > known else None
 
@@ -92,8 +92,8 @@ class RewardServer:
         return RewardServerStatus(
             annotator=self._annotator.status(),
             version=0 if newest is None else newest.version,
-            accuracy=None if newest is None else newest.metrics.get("holdout/accuracy"),
-            distil_s=self._distil_s,
+            accuracy=None if newest is None or newest.metrics.holdout is None else newest.metrics.holdout.accuracy,
+            distil_s=self._distiller.seconds,
         )
 
     async def close(self) -> None:
@@ -102,9 +102,7 @@ class RewardServer:
         self._store.close()
 
     def _distil(self) -> RewardModelVersion | None:
-        began = time.perf_counter()
         version = self._distiller.update()
-        self._distil_s += time.perf_counter() - began
         if version is not None:
             self._newest = version
         return version
@@ -115,3 +113,4 @@ class RewardServer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._annotator.load_state_dict(state["annotator"])
         self._distiller.load_state_dict(state["distiller"])
+        self._newest = self._distiller.current()

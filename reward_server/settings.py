@@ -55,7 +55,7 @@ class AnnotatorSettings:
     start_grace_s: float = 180.0
     """A judge that has never answered counts as starting, not as down, for so long."""
     latency_target_s: float = 10.0
-    """Requests take more captions (up to `batch`) while answers are quicker than that, and fewer while they are slower."""
+    """Requests take more captions (up to `batch`) while answers are quicker than that, fewer while they are slower."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class DistillerSettings:
     """Training of the reward model on labels (ONI, section 4 and appendix: cross-entropy, Adam)."""
 
     learning_rate: float = 1e-3
-    """ONI takes 1e-4, which needs over 300 steps to agree with 100 labels of which 5 are positive; 1e-3 needs about 90."""
+    """ONI takes 1e-4, which needs over 300 steps to agree with 100 labels, 5 of them positive; 1e-3 needs about 90."""
     batch_size: int = 64
     """ONI takes 256: three times the time of a step on a CPU, for two thirds of the steps."""
     steps_per_update: int = 32

@@ -13,13 +13,11 @@ the caption again, which then costs no question, and get a new `seq`. So a resum
 which an uninterrupted one does, and pays for none twice.
 """
 
-import fcntl
 import json
-import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from reward_server.types import Answer, JudgeKey
+from reward_server.writer_lock import LockHeldError, WriterLock
 
 SCHEMA_VERSION = 1
 
@@ -58,10 +57,6 @@ CREATE TABLE labels (
     CHECK ((state = 'labelled') = (label IS NOT NULL))
 );
 """
-
-_locked: set[str] = set()
-"""Stores that this process writes. POSIX locks do not hold within one process, so it keeps its own list."""
-_locked_guard = threading.Lock()
 
 
 class AnnotationStoreError(Exception):
@@ -104,20 +99,21 @@ class AnnotationStore:
     """
 
     def __init__(
-        self, path: str | Path, *, read_only: bool = False, clock: Callable[[], float] = time.time, timeout_s: float = 10.0
+        self,
+        path: str | Path,
+        *,
+        read_only: bool = False,
+        clock: Callable[[], float] = time.time,
+        timeout_s: float = 10.0,
     ) -> None:
         self.path = Path(path)
         self.read_only = read_only
         self._clock = clock
         self._guard = threading.RLock()
         self._key_ids: dict[JudgeKey, int] = {}
-        self._lock: _WriterLock | None = None
+        self._lock: WriterLock | None = None
         if not read_only:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise AnnotationStoreError(f"annotation store {self.path}: {error}; choose another `run.dir`") from error
-            self._lock = _WriterLock(self.path)
+            self._lock = self._take_lock()
         elif not self.path.is_file():
             self._refuse("there is no such file", "check the path of the run")
         try:
@@ -140,9 +136,7 @@ class AnnotationStore:
         with self._transaction() as db:
             return self._insert_captions(db, captions)
 
-    def write(
-        self, key: JudgeKey, records: Sequence[LabelRecord], captions: Iterable[tuple[int, str]] = ()
-    ) -> int:
+    def write(self, key: JudgeKey, records: Sequence[LabelRecord], captions: Iterable[tuple[int, str]] = ()) -> int:
         """Writes answers (and the captions that they are about, where these may be new) in one transaction.
 
         A label never gives way, neither to a failure nor to another label; a failure gives way to a label or a later
@@ -161,7 +155,8 @@ class AnnotationStore:
                     (record.caption_id, key_id, answer.label is not None),
                 )
                 written += db.execute(
-                    "INSERT INTO labels (caption_id, key_id, state, label, probability, raw, latency_s, attempts, created)"
+                    "INSERT INTO labels"
+                    " (caption_id, key_id, state, label, probability, raw, latency_s, attempts, created)"
                     " VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?) ON CONFLICT (caption_id, key_id) DO NOTHING",
                     (
                         record.caption_id, key_id, state, answer.label, answer.probability,
@@ -277,6 +272,19 @@ class AnnotationStore:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _take_lock(self) -> WriterLock:
+        try:
+            return WriterLock(self.path)
+        except LockHeldError as error:
+            raise AnnotationStoreError(
+                f"annotation store {self.path} is being written by process {error.owner}; "
+                "end that run, or give this one another `run.name`"
+            ) from error
+        except OSError as error:
+            raise AnnotationStoreError(
+                f"annotation store {self.path}: {error}; make its folder writable, or choose another `run.dir`"
+            ) from error
+
     def _connect(self, timeout_s: float) -> sqlite3.Connection:
         target: str = str(self.path)
         if self.read_only:
@@ -345,7 +353,7 @@ class AnnotationStore:
             return self._db.execute(sql, tuple(parameters)).fetchall()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Generator[sqlite3.Connection]:
         with self._guard, self._translated():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -358,7 +366,7 @@ class AnnotationStore:
                 raise
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self) -> Generator[None]:
         try:
             yield
         except sqlite3.Error as error:
@@ -371,7 +379,7 @@ class AnnotationStore:
                 f"move it away to begin a new one (what can be read of it: "
                 f"sqlite3 {self.path} .recover | sqlite3 recovered.sqlite)"
             )
-        if "full" in cause:
+        if "full" in cause or "disk I/O" in cause:
             return "free space on that disk; labels that were not written are kept and written then"
         if "readonly" in cause:
             return "make the file and its folder writable, or choose another `run.dir`"
@@ -388,44 +396,6 @@ class AnnotationStore:
 
 
 _KEY_COLUMNS = "prompt_version, goal, model, mode, sampling"
-
-
-class _WriterLock:
-    """A POSIX record lock on `<store>.lock`: given back by the kernel with the death of the process, and not handed
-    on to its children (a judge's engine that outlives a killed run must not hold the store)."""
-
-    def __init__(self, path: Path) -> None:
-        self._name = os.path.realpath(path)
-        with _locked_guard:
-            if self._name in _locked:
-                raise AnnotationStoreError(f"annotation store {path}: this process writes it already; close it first")
-            try:
-                self._file = os.open(f"{self._name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise AnnotationStoreError(
-                    f"annotation store {path}: {error.strerror} ({error.filename}); make its folder writable, "
-                    "or choose another `run.dir`"
-                ) from error
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                owner = os.pread(self._file, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                os.close(self._file)
-                raise AnnotationStoreError(
-                    f"annotation store {path} is being written by process {owner}; "
-                    "end that run, or give this one another `run.name`"
-                ) from error
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, str(os.getpid()).encode(), 0)
-            _locked.add(self._name)
-            self._held = True
-
-    def release(self) -> None:
-        with _locked_guard:
-            if self._held:
-                self._held = False
-                _locked.discard(self._name)
-                os.close(self._file)
 
 
 def _bytes(text: str) -> bytes:

@@ -227,3 +227,11 @@ def test_a_skill_is_enhanced_when_the_game_says_that_it_can_be() -> None:
     keys.clear()
     act(env, "MORE")
     assert keys == [13]
+
+
+def test_challenge_is_cut_off_where_time_stands_still() -> None:
+    env = envs.make("nethack/Challenge", no_progress_timeout=10)
+    env.reset(seed=1)
+    name = env.env_spec.action_names.index("MORE")  # an unknown command, which takes no time
+    outcomes = [env.step(name)[2:4] for _ in range(10)]
+    assert outcomes == [(False, False)] * 9 + [(False, True)]

@@ -1,7 +1,7 @@
 """Traces: what is written comes back, whatever is left of a file, and nothing wrong passes for right."""
 
 import dataclasses
-import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,34 +15,14 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.observer import EpisodeFinish, EpisodeStart, StepRecord
+from agents.observer import EpisodeFinish
 from envs.captions import caption_id
 from orchestration.errors import TraceError
 from orchestration.traces.reader import Trace, read_outline, read_trace, trace_files
-from orchestration.traces.recorder import TraceRecorder, TraceRun, is_sampled, observation_hash
+from orchestration.traces.recorder import is_sampled, observation_hash
 from orchestration.traces.schema import EnvStep, Reward, WeightsUpdate, decode, encode
 from orchestration.traces.validate import validate_file
-
-ACTIONS = ("north", "south", "kick")
-CAPTIONS = ("", "You see here a key.", "It's a wall.", '\u00e9\u4e2d \U0001f600 "quoted" \\')
-
-
-def observation(value: int) -> dict[str, Any]:
-    return {"chars": np.full((3, 4), value % 256, np.uint8), "blstats": np.full(5, value / 3, np.float32)}
-
-
-@dataclasses.dataclass
-class Played:
-    """An episode as plain values, the reference that a trace is compared with."""
-
-    episode_id: str
-    actions: list[int]
-    captions: list[str]
-    rewards: list[float]
-    versions: list[int]
-
-    def counts(self) -> list[int]:
-        return [self.captions[: at + 1].count(text) if text else 0 for at, text in enumerate(self.captions)]
+from tests.trace_support import ACTIONS, CAPTIONS, Played, observation, record, recorder
 
 
 @st.composite
@@ -56,39 +36,6 @@ def episodes(draw: st.DrawFn) -> Played:
     drawn = {name: draw(st.lists(values, min_size=length, max_size=length)) for name, values in lists.items()}
     versions = sorted(draw(st.lists(st.integers(3, 6), min_size=length, max_size=length)))
     return Played("actor-00-env000-ep000001", versions=versions, **drawn)
-
-
-def record(recorder: TraceRecorder, played: Played, *, env: int = 0, finish: bool = True) -> None:
-    seeds = {"core": str(2**64 - 1), "disp": "0"}
-    start = EpisodeStart(
-        played.episode_id, "minihack/X", {"max_episode_steps": 9}, ACTIONS, seeds, 3, observation(0), "@"
-    )
-    recorder.start(env, start)
-    for at, (action, caption, reward, version, count) in enumerate(
-        zip(played.actions, played.captions, played.rewards, played.versions, played.counts(), strict=True)
-    ):
-        step = StepRecord(
-            step=at,
-            action=action,
-            log_prob=-0.5 * at,
-            value=float("nan") if at == 3 else 0.25,
-            reward=reward,
-            caption=caption,
-            caption_id=caption_id(caption),
-            caption_count=count,
-            grounded=at % 2 == 0,
-            policy_version=version,
-            observation=observation(at + 1),
-            screen=f"@ {at}\n.",
-        )
-        recorder.step(env, step)
-    if finish:
-        total = sum(played.rewards)
-        recorder.finish(env, EpisodeFinish(total, len(played.actions), True, True, {"depth": 2.0}, None))
-
-
-def recorder(folder: Path, rate: float = 1.0, **options: Any) -> TraceRecorder:
-    return TraceRecorder(folder, rate, TraceRun("demo", 0, code_revision="abc", count_exponent=3.0), **options)
 
 
 def check_same(trace: Trace, played: Played, steps: int) -> None:
@@ -165,12 +112,12 @@ def test_whatever_is_left_of_a_file_is_read(
 def test_a_killed_process_leaves_a_readable_part(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "sys.path.insert(0, sys.argv[2])\nfrom test_traces import Played, record, recorder\n"
+        "sys.path.insert(0, sys.argv[2])\nfrom tests.trace_support import Played, record, recorder\n"
         "played = Played('e1', [0] * 100, [''] * 100, [1.0] * 100, [3] * 100)\n"
         "record(recorder(Path(sys.argv[1]), frame_lines=10), played, finish=False)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    command = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parents[1])]
     process = subprocess.run(command, check=False)
     assert process.returncode == -signal.SIGKILL
     (path,) = trace_files(tmp_path)
@@ -315,8 +262,8 @@ def at(index: int, **fields: Any) -> Any:
         (at(-1, events=9), "counts 9 events"),
         (at(-1, truncated=True), "both by termination and by truncation"),
         (lambda records: records[:-1], "has no end record"),
-        (lambda records: [*records, records[-1]], "an end record where none can be"),
-        (lambda records: records[1:], "begins with a event record"),
+        (lambda records: [*records, records[-1]], "a record of kind 'end' where none can be"),
+        (lambda records: records[1:], "begins with a record of kind 'event'"),
         (lambda records: [each for each in records if each["record"] != "caption"], "is missing"),
         (lambda records: [each for each in records if each.get("type") != "env_reset"], "does not begin with"),
         (lambda records: [{"record": "what"}, *records], "unknown record 'what'"),
@@ -351,20 +298,21 @@ def test_records_of_the_wrong_kind_are_refused() -> None:
         decode(encode(dataclasses.replace(step, grounded=1)))  # type: ignore[arg-type]
 
 
-def test_disk_that_fills_up_is_told() -> None:
-    if not os.path.exists("/dev/full"):  # noqa: PTH110
-        pytest.skip("no /dev/full here")
-    tracing = recorder(Path("/tmp"))
-    with pytest.raises(TraceError, match="cannot be written: No space left on device"):
-        _record_to_full(tracing)
-
-
-def _record_to_full(tracing: TraceRecorder) -> None:
-    from orchestration.traces import recorder as module
-
-    file = module._TraceFile.__new__(module._TraceFile)  # pyright: ignore[reportPrivateUsage]
-    file._part = Path("/dev/full")  # pyright: ignore[reportPrivateUsage]
-    file._file = Path("/dev/full").open("wb", buffering=0)  # pyright: ignore[reportPrivateUsage]
-    file._lines = [b"x"]  # pyright: ignore[reportPrivateUsage]
-    file._compressor = zstandard.ZstdCompressor()  # pyright: ignore[reportPrivateUsage]
-    file.flush()
+@pytest.mark.parametrize("limit", [2000, 5000])
+def test_a_disk_that_gets_full_is_told_and_what_was_written_is_readable(tmp_path: Path, limit: int) -> None:
+    """The kernel's bound on the size of files acts as a full disk does: first a part is written, then nothing."""
+    rng = np.random.default_rng(0)
+    texts = ["".join(chr(65 + letter) for letter in rng.integers(0, 26, 40)) for _ in range(400)]
+    played = Played("e1", [0] * 400, texts, [0.0] * 400, [3] * 400)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(TraceError, match=r"e1.jsonl.zst.part: cannot be written: File too large"):
+            record(recorder(tmp_path, frame_lines=10), played)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (path,) = trace_files(tmp_path)
+    trace = read_trace(path)
+    assert trace.cut is not None
+    check_same(trace, played, len(trace.steps))
+    assert len(trace.steps) > 0

@@ -161,7 +161,16 @@ def check_values(config: Config) -> None:
         fault = check.fault(value) if check is not None and value is not None else None
         if fault:
             raise ConfigError(f"{key}={value}: {fault}")
+    _check_goal(config)
     _check_env(config)
+
+
+def _check_goal(config: Config) -> None:
+    from reward_server.judge.prompts import PromptTemplate
+
+    fault = Choice(PromptTemplate.load().goals).fault(config.judge.goal)
+    if fault:
+        raise ConfigError(f"judge.goal={config.judge.goal}: {fault}")
 
 
 def _check_env(config: Config) -> None:

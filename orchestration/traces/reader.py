@@ -76,7 +76,7 @@ def read_trace(path: Path) -> Trace:
     for number, line in enumerate(lines[1:], start=2):
         record = _decode(path, number, line)
         if isinstance(record, Header) or end is not None:
-            raise TraceError(f"{path}:{number}: a {record.record} record where none can be")
+            raise TraceError(f"{path}:{number}: a record of kind {record.record!r} where none can be")
         if isinstance(record, Caption):
             captions[record.caption_id] = record.text
         elif isinstance(record, End):
@@ -99,7 +99,7 @@ def _header(path: Path, lines: list[bytes]) -> Header:
         raise TraceError(f"{path}: no whole record in it")
     record = _decode(path, 1, lines[0])
     if not isinstance(record, Header):
-        raise TraceError(f"{path}: begins with a {record.record} record, not with a header")
+        raise TraceError(f"{path}: begins with a record of kind {record.record!r}, not with a header")
     if record.schema != SCHEMA:
         raise TraceError(f"{path}: written as {record.schema}, this version reads {SCHEMA}")
     return record

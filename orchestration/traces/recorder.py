@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from agents.observer import EpisodeFinish, EpisodeStart, StepRecord
 from envs.captions import EMPTY_CAPTION_ID
 from orchestration.errors import TraceError
-from orchestration.files import sync_folder
+from orchestration.files import sync_folder, write_all
 from orchestration.traces.schema import (
     SCHEMA,
     SUFFIX,
@@ -247,7 +247,7 @@ class _TraceFile:
         self._flushed = clock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = self._part.open("wb", buffering=0)
+            self._file = self._part.open("wb", buffering=0)
         except OSError as error:
             raise TraceError(f"{self._part}: cannot be written: {error.strerror}") from error
 
@@ -261,7 +261,7 @@ class _TraceFile:
             return
         frame = self._compressor.compress(b"".join(self._lines))
         try:
-            self._file.write(frame)
+            write_all(self._file, frame)
         except OSError as error:
             raise TraceError(f"{self._part}: cannot be written: {error.strerror}") from error
         self._lines.clear()

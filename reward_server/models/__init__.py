@@ -6,6 +6,7 @@ from reward_server.models.base import (
     RewardModelKind,
     RewardModelMetrics,
     RewardModelTrainer,
+    build_reward_model,
     reward_model_kind,
     reward_model_names,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "RewardModelKind",
     "RewardModelMetrics",
     "RewardModelTrainer",
+    "build_reward_model",
     "measure",
     "reward_model_kind",
     "reward_model_names",

@@ -26,8 +26,8 @@ class Evaluation:
 
     reward: NDArray[np.float32]
     """The intrinsic reward r_int: [N]."""
-    preference: NDArray[np.float32]
-    """The quantity behind it by which captions can be ordered: [N]; for a classifier p(y = 1)."""
+    probability: NDArray[np.float32]
+    """p(y = 1), that the caption is helpful: [N]. (A model without one gives what captions can be ordered by.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,12 @@ class RewardModelMetrics:
     fresh: Measures | None
     """Against the last labels as they came: predicted before the model was trained on them."""
 
+    @property
+    def accuracy(self) -> float | None:
+        """On labels that it was not trained on: those held out, else the fresh ones; None before there are any."""
+        unseen = self.holdout or self.fresh
+        return None if unseen is None else unseen.accuracy
+
 
 class RewardModel(ABC):
     """Maps captions to intrinsic rewards. This side of a reward model lives in the learner."""
@@ -56,7 +62,7 @@ class RewardModel(ABC):
 
     @abstractmethod
     def evaluate(self, captions: Sequence[str]) -> Evaluation:
-        """Rewards and preferences of normalised captions under the present parameters."""
+        """Rewards and probabilities of normalised captions under the present parameters."""
 
     def score(self, captions: Sequence[str]) -> NDArray[np.float32]:
         """The intrinsic reward of each caption: [N]."""
@@ -72,7 +78,10 @@ class RewardModel(ABC):
 class RewardModelTrainer(ABC):
     """Fits a reward model to labels. This side lives where the labels are."""
 
-    model: RewardModel
+    @property
+    @abstractmethod
+    def model(self) -> RewardModel:
+        """The model that is trained."""
 
     @abstractmethod
     def add(self, labels: Sequence[Labelled]) -> None:
@@ -124,3 +133,8 @@ def reward_model_kind(name: str) -> RewardModelKind:
     kind = import_module(_MODULES[name]).KIND
     assert isinstance(kind, RewardModelKind)
     return kind
+
+
+def build_reward_model(name: str, settings: DistillerSettings, device: str = "cpu") -> RewardModel:
+    """A reward model without training, for versions to be loaded into. Raises `ValueError` for an unknown name."""
+    return reward_model_kind(name).model(settings, device)

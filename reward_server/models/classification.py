@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from reward_server.models.base import (
     Evaluation,
@@ -30,7 +30,7 @@ from reward_server.store import Labelled
 HIDDEN = (512, 512)
 DROPOUT = 0.1
 _CHUNK = 128
-"""Captions in one forward pass: short ones do not wait for long ones (they are sorted by length), and memory stays low."""
+"""Captions in one forward pass: sorted by length, short ones do not pay for long ones, and memory stays low."""
 _MEASURED = 1024
 """Most labels that agreement is measured on after a round."""
 _FRESH = 512
@@ -82,11 +82,11 @@ class ClassificationTrainer(RewardModelTrainer):
     """Adam on cross-entropy over the labels so far. Deterministic for a seed, on one device and thread count."""
 
     def __init__(self, settings: DistillerSettings, seed: int = 0, device: str = "cpu") -> None:
-        self.model: ClassificationModel = ClassificationModel(settings, device, seed)
+        self._model = ClassificationModel(settings, device, seed)
         self._settings = settings
-        self._optimiser = torch.optim.Adam(self.model.network.parameters(), lr=settings.learning_rate)
+        self._optimiser = torch.optim.Adam(self._model.network.parameters(), lr=settings.learning_rate)
         self._generator = torch.Generator(device=device).manual_seed(seed)
-        self.model.network.seed_dropout(self._generator)
+        self._model.network.seed_dropout(self._generator)
         self._random = np.random.default_rng(seed)
         self._ids: list[int] = []
         self._texts: list[str] = []
@@ -102,6 +102,10 @@ class ClassificationTrainer(RewardModelTrainer):
         self._train: Measures | None = None
 
     @property
+    def model(self) -> ClassificationModel:
+        return self._model
+
+    @property
     def labels(self) -> int:
         return len(self._ids)
 
@@ -110,7 +114,7 @@ class ClassificationTrainer(RewardModelTrainer):
         if not new:
             return
         if self._steps:
-            predicted = self.model.probabilities([label.text for label in new])
+            predicted = self._model.probabilities([label.text for label in new])
             self._fresh.extend((float(p), label.label) for p, label in zip(predicted, new, strict=True))
         for label in new:
             self._insert(label.caption_id, label.text, label.label, label.probability, self._holds(label.caption_id))
@@ -124,10 +128,10 @@ class ClassificationTrainer(RewardModelTrainer):
             return False
         settings = self._settings
         draw = self._sampler(trained)
-        self.model.network.train()
+        self._model.network.train()
         for _ in range(settings.steps_per_update if self.labels < settings.warm_labels else 1):
             self._step(draw())
-        self.model.network.eval()
+        self._model.network.eval()
         self._train = self._measure(self._sample(trained))
         assert self._train is not None
         standing = (self._train.balanced_accuracy, -self._train.loss)
@@ -154,9 +158,9 @@ class ClassificationTrainer(RewardModelTrainer):
     # -- training -----------------------------------------------------------------------------------------------
 
     def _step(self, rows: NDArray[np.intp]) -> None:
-        target = torch.tensor(self._targets(rows), dtype=torch.float32, device=self.model.device)
-        logits = self.model.network(self.model.encode([self._texts[i] for i in rows]))
-        loss = F.cross_entropy(logits, torch.stack((1.0 - target, target), dim=1))
+        target = torch.tensor(self._targets(rows), dtype=torch.float32, device=self._model.device)
+        logits = self._model.network(self._model.encode([self._texts[i] for i in rows]))
+        loss = functional.cross_entropy(logits, torch.stack((1.0 - target, target), dim=1))
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self._optimiser.step()
@@ -185,7 +189,7 @@ class ClassificationTrainer(RewardModelTrainer):
     def _measure(self, rows: NDArray[np.intp]) -> Measures | None:
         if not len(rows):
             return None
-        p = self.model.probabilities([self._texts[i] for i in rows])
+        p = self._model.probabilities([self._texts[i] for i in rows])
         return measure(p, np.asarray(self._labels)[rows], self._settings.threshold)
 
     def _agrees(self) -> bool:
@@ -210,7 +214,7 @@ class ClassificationTrainer(RewardModelTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "network": self.model.state_dict(),
+            "network": self._model.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "generator": self._generator.get_state(),
             "random": self._random.bit_generator.state,
@@ -234,7 +238,7 @@ class ClassificationTrainer(RewardModelTrainer):
                 f"{missing} of the {len(ids)} captions that the reward model was trained on are not in the annotation "
                 "store; put back the `annotations.sqlite` that belongs to the checkpoint"
             )
-        self.model.load_state_dict(state["network"])
+        self._model.load_state_dict(state["network"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._generator.set_state(state["generator"])
         self._random.bit_generator.state = state["random"]

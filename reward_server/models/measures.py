@@ -26,7 +26,9 @@ class Measures:
     """Expected calibration error over ten equal bins."""
 
 
-def measure(probabilities: NDArray[np.floating], labels: NDArray[np.integer], threshold: float = 0.5) -> Measures | None:
+def measure(
+    probabilities: NDArray[np.floating], labels: NDArray[np.integer], threshold: float = 0.5
+) -> Measures | None:
     """Measures of probabilities [N] against labels [N] in {0, 1}; None where there are none."""
     if len(labels) == 0:
         return None

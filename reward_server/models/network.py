@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 CAPTION_BYTES = 256
 """Bytes of a caption that ONI's network reads; what comes behind is cut off."""
@@ -52,7 +52,9 @@ class SeededDropout(nn.Module):
 class CharacterEncoder(nn.Module):
     """Embedding 256x32, six convolutions of 64 channels, a fully connected layer: bytes [N, <= length] -> [N, 128]."""
 
-    def __init__(self, length: int = CAPTION_BYTES, embedding: int = 32, channels: int = 64, features: int = 128) -> None:
+    def __init__(
+        self, length: int = CAPTION_BYTES, embedding: int = 32, channels: int = 64, features: int = 128
+    ) -> None:
         super().__init__()
         self.length = length
         self.embedding = nn.Embedding(256, embedding)
@@ -80,12 +82,12 @@ class CharacterEncoder(nn.Module):
             held = x.shape[2]
             full = full - kernel + 1
             # Output held-1 reads nothing but padding, so it stands for all that follow.
-            x = F.relu(convolution(_extend(x, min(held, full) + kernel - 1)))
+            x = functional.relu(convolution(_extend(x, min(held, full) + kernel - 1)))
             if pool > 1:
                 full = full // pool
-                held = min((x.shape[2] - 1 + pool - 1) // pool + 1, full)  # first window of nothing but padding, included
-                x = F.max_pool1d(_extend(x, held * pool), pool)
-        return F.relu(self.project(_extend(x, self.positions).flatten(1)))
+                held = min((x.shape[2] - 2 + pool) // pool + 1, full)  # up to the first window of only padding
+                x = functional.max_pool1d(_extend(x, held * pool), pool)
+        return functional.relu(self.project(_extend(x, self.positions).flatten(1)))
 
 
 def _extend(x: Tensor, length: int) -> Tensor:

@@ -1,0 +1,212 @@
+"""Engine `vllm`: continuous batching, prefix caching, constrained answers.
+
+vLLM's asynchronous engine belongs to one event loop, callers come with whatever loop they have: so the engine lives on a loop in a
+thread of its own, and every call is handed over to it.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from reward_server.judge.engines.base import ChatRenderer, Completion, Request, renormalise
+from reward_server.judge.models import check_vllm, resolve_dtype
+from reward_server.judge.prompts import Chat
+from reward_server.types import JudgeError, JudgeUnavailableError
+
+T = TypeVar("T")
+
+CHECK_TIMEOUT_S = 20.0
+_SMALL_KV_BYTES = 128 * 2**20
+_LARGE_KV_BYTES = 4 * 2**30
+
+
+def prepare_environment(threads: int | None = None) -> None:
+    """Settings that vLLM reads from the environment, before it is imported. What is set already is left alone.
+
+    No usage statistics, no progress bars, only warnings; on a CPU, `threads` OpenMP threads that are bound to no core (a judge
+    that pins itself to the cores on which training runs would starve it) and that do not spin while they wait.
+    """
+    values = {
+        "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0",
+    }  # fmt: skip
+    if threads is not None:
+        values["OMP_NUM_THREADS"] = str(threads)
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
+class VllmEngine:
+    """A vLLM engine. Starts with the first question; starts again with the next one after it died."""
+
+    def __init__(self, model: str, *, dtype: str = "auto", max_model_len: int = 2048, seed: int = 0) -> None:
+        """`model`: folder or Hugging Face id. Raises `JudgeError` where vLLM is not installed; nothing starts yet."""
+        check_vllm()
+        self._model, self._dtype, self._limit, self._seed = model, dtype, max_model_len, seed
+        self._loop = _LoopThread("judge-vllm")
+        self._lock = threading.Lock()
+        self._engine: Any = None
+        self._renderer: ChatRenderer | None = None
+        self._numbers = itertools.count()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Starts the model now (some tens of seconds on a CPU). Raises `JudgeError` where it cannot be loaded."""
+        await self._loop.run(self._started())
+
+    async def complete(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
+        return await self._loop.run(self._complete(chats, request))
+
+    async def check(self) -> None:
+        """Raises `JudgeUnavailableError` where the engine is dead or does not answer a question of one token in time."""
+        try:
+            await asyncio.wait_for(self._loop.run(self._ping()), CHECK_TIMEOUT_S)
+        except TimeoutError as error:
+            raise JudgeUnavailableError(f"the vLLM engine did not answer within {CHECK_TIMEOUT_S:.0f} s") from error
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._loop.run(asyncio.to_thread(self._shutdown))
+            self._loop.stop()
+
+    async def _started(self) -> tuple[Any, ChatRenderer]:
+        """The engine and its renderer, started if need be; one caller starts, the others wait."""
+        return await asyncio.to_thread(self._start)
+
+    def _start(self) -> tuple[Any, ChatRenderer]:
+        with self._lock:
+            if self._closed:
+                raise JudgeUnavailableError("the vLLM engine is closed")
+            if self._engine is not None and self._engine.errored:
+                self._shutdown()
+            if self._renderer is None:
+                self._renderer = ChatRenderer(_tokenizer(self._model), self._model)
+            if self._engine is None:
+                self._engine = _new_engine(self._model, self._dtype, self._limit, self._seed)
+            return self._engine, self._renderer
+
+    def _shutdown(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown(timeout=5)
+
+    async def _complete(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
+        engine, renderer = await self._started()
+        sampling, pieces = _sampling(renderer, request, self._seed)
+        prompts = [renderer.ids(chat) for chat in chats]
+        if (longest := max(map(len, prompts), default=0)) + request.max_tokens > self._limit:
+            raise JudgeError(f"a prompt of {longest} tokens exceeds judge.max_model_len={self._limit}; raise it")
+        return list(await asyncio.gather(*(self._one(engine, prompt, sampling, pieces) for prompt in prompts)))
+
+    async def _one(self, engine: Any, prompt: list[int], sampling: Any, pieces: dict[str, list[int]]) -> Completion:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        started = time.monotonic()
+        final: Any = None
+        try:
+            async for output in engine.generate({"prompt_token_ids": prompt}, sampling, f"judge-{next(self._numbers)}"):
+                final = output
+        except EngineDeadError as error:
+            raise JudgeUnavailableError("the vLLM engine died; it is started again") from error
+        answer = final.outputs[0]
+        probabilities = _probabilities(answer.logprobs, pieces) if pieces else None
+        return Completion(
+            answer.text, probabilities, time.monotonic() - started, len(prompt), final.num_cached_tokens, len(answer.token_ids)
+        )
+
+    async def _ping(self) -> None:
+        engine = self._engine
+        if engine is None or engine.errored:
+            raise JudgeUnavailableError("the vLLM engine is not running")
+        from vllm import SamplingParams
+
+        await self._one(engine, [0], SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), {})
+
+
+def _new_engine(model: str, dtype: str, max_model_len: int, seed: int) -> Any:
+    import torch
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    gpu = torch.cuda.is_available()
+    cpu_arguments: dict[str, Any] = {} if gpu else {"kv_cache_memory_bytes": _cpu_kv_bytes(model, max_model_len), "block_size": 32}
+    arguments = AsyncEngineArgs(
+        model=model, dtype=resolve_dtype(dtype, "cuda" if gpu else "cpu"), max_model_len=max_model_len, seed=seed,  # pyright: ignore[reportArgumentType]
+        enforce_eager=not gpu, enable_prefix_caching=True, disable_log_stats=True, max_num_seqs=64, **cpu_arguments,
+    )  # fmt: skip
+    try:
+        return AsyncLLM.from_engine_args(arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise JudgeError(f"vLLM cannot run judge.model={model}: {str(error).splitlines()[0]}") from error
+
+
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise JudgeError(f"judge.model={model} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _cpu_kv_bytes(model: str, max_model_len: int) -> int:
+    """Memory for keys and values on a CPU: 32 full prompts, between 128 MiB and 4 GiB (vLLM's own default is a share of all memory)."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(model).get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token_bytes = 2 * 4 * config.num_hidden_layers * heads * head_dim
+    return min(_LARGE_KV_BYTES, max(_SMALL_KV_BYTES, 32 * max_model_len * token_bytes))
+
+
+def _sampling(renderer: ChatRenderer, request: Request, seed: int) -> tuple[Any, dict[str, list[int]]]:
+    """vLLM's sampling parameters, and the token ids whose probabilities are read for each choice."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    common: dict[str, Any] = {"max_tokens": request.max_tokens, "temperature": request.temperature}
+    if request.temperature > 0:
+        common["seed"] = seed
+    if request.choices is None:
+        return SamplingParams(**common), {}
+    pieces = renderer.choice_ids(request.choices)
+    ids = [i for tokens in pieces.values() for i in tokens]
+    return SamplingParams(
+        **common, structured_outputs=StructuredOutputsParams(choice=list(request.choices)), logprob_token_ids=ids
+    ), pieces
+
+
+def _probabilities(logprobs: Any, pieces: dict[str, list[int]]) -> dict[str, float] | None:
+    """Probabilities of the choices from the log-probabilities at the first position of the answer."""
+    if not logprobs:
+        return None
+    first = logprobs[0]
+    return renormalise({choice: [first[i].logprob for i in ids if i in first] for choice, ids in pieces.items()})
+
+
+class _LoopThread:
+    """An event loop in a daemon thread."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs `work` on the thread's loop and waits for it on the caller's; cancelling the caller cancels the work."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return await asyncio.wrap_future(future)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        with contextlib.suppress(RuntimeError):
+            self._thread.join(timeout=5)

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -50,36 +51,75 @@ class LiveView:
         self._next_line_at = clock()
         self._events: deque[Text] = deque(maxlen=_EVENTS)
         self._history = _History()
+        self._summary: Summary | None = None
         self._live: Live | None = None
+        self._unsaid: deque[Text] | None = None
+        self._log: Path | None = None
+
+    def log_to(self, path: Path) -> None:
+        """Appends events to a file from now on: the panel forgets them."""
+        self._log = path
 
     def __enter__(self) -> Self:
-        if not self._plain:
-            self._live = Live(console=self.console, refresh_per_second=_REFRESH_PER_SECOND, transient=True)
+        if self._plain:
+            self._unsaid = deque()
+        else:
+            self._live = Live(
+                get_renderable=self._render,
+                console=self.console,
+                refresh_per_second=_REFRESH_PER_SECOND,
+                transient=True,
+            )
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._say()
+        self._unsaid = None
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def update(self, summary: Summary) -> None:
-        """Shows `summary`: at once in the panel, at most every `PLAIN_INTERVAL_S` seconds as a line."""
+        """Shows `summary`: with the panel's next refresh, or at most every `PLAIN_INTERVAL_S` seconds as a line.
+
+        Cheap: loops may call it as often as they like.
+        """
         self._history.add(summary)
-        if self._live is not None:
-            self._live.update(panel(summary, self._history.sparks(), tuple(self._events)))
-        elif self._clock() >= self._next_line_at:
+        self._summary = summary
+        self._say()
+        if self._live is None and self._clock() >= self._next_line_at:
             self._next_line_at = self._clock() + PLAIN_INTERVAL_S
             self.console.print(plain_line(summary), soft_wrap=True, markup=False)
 
     def event(self, message: str, *, warning: bool = False) -> None:
-        """Tells of something that happened once: a restart, a checkpoint, a judge that went away."""
-        text = Text(f"{time.strftime('%H:%M:%S')} {message}", style="yellow" if warning else "dim")
-        self._events.append(text)
-        if self._live is None:
-            self.console.print(Text("warning: " if warning else "") + Text(message), soft_wrap=True)
+        """Tells of something that happened once: a restart, a checkpoint, a judge that went away.
+
+        Signal handlers may call it: while the view is open nothing is printed before the next `update`.
+        """
+        kind = "warning: " if warning else ""
+        self._events.append(Text(f"{time.strftime('%H:%M:%S')} {message}", style="yellow" if warning else "dim"))
+        if self._log is not None:
+            with self._log.open("ab", buffering=0) as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {kind}{message}\n".encode())
+        line = Text(f"{kind}{message}", style="yellow" if warning else "")
+        if self._unsaid is not None:
+            self._unsaid.append(line)
+        elif self._live is None:
+            self.console.print(line, soft_wrap=True)
+
+    def _say(self) -> None:
+        """Prints the events that wait, where there is no panel to show them."""
+        while self._unsaid:
+            self.console.print(self._unsaid.popleft(), soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        """The panel as of now; called by rich's refresh thread."""
+        if self._summary is None:
+            return Text("starting …", style="dim")
+        return panel(self._summary, self._history.sparks(), tuple(self._events))
 
 
 class _History:

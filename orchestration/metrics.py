@@ -132,8 +132,14 @@ def _lines_until(path: Path, env_steps: int) -> bytes:
 
 
 def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    # float(): numpy and torch scalars come too, and JSON has no NaN.
-    return {name: None if value is None or not math.isfinite(value) else float(value) for name, value in values.items()}
+    return {name: None if value is None else _plain(value) for name, value in values.items()}
+
+
+def _plain(value: float) -> float | None:
+    """`value` as JSON has it: no NaN, and plain numbers for scalars of numpy and torch."""
+    if not math.isfinite(value):
+        return None
+    return value if type(value) is int else float(value)
 
 
 def _open_tensorboard(folder: Path, resume_step: int | None) -> "EventFileWriter":

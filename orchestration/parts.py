@@ -151,7 +151,8 @@ class LearnerPart:
         """Learns from one trajectory; the weights are None where no batch was full."""
         waited = time.perf_counter() - self._idle_since
         if self.scorer is not None:
-            self.scorer.observe(dict(new_captions))
+            self.scorer.observe(new_captions)
+            self.scorer.count(trajectory.caption_id)
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
@@ -181,10 +182,10 @@ class LearnerPart:
         """The captions that the reward model likes most and least, the frequent ones first among equals."""
         if self.scorer is None:
             return (), ()
-        most, least = self.scorer.top(_SHOWN_CAPTIONS)
+        top = self.scorer.top(_SHOWN_CAPTIONS)
         liked, disliked = (
-            tuple(CaptionScore(caption.text, caption.preference, caption.seen) for caption in captions)
-            for captions in (most, least)
+            tuple(CaptionScore(caption.text, caption.probability, caption.count) for caption in captions)
+            for captions in (top.liked, top.disliked)
         )
         return liked, disliked
 

@@ -17,15 +17,15 @@ _DISK_WARNING = GIB
 def preflight(config: Config, warn: Callable[[str], None]) -> None:
     """Raises the error that the run would die of; `warn` gets what may become one.
 
-    Takes a second or two: the environment is made once, and a judge's address is asked. Raises `ConfigError` for the
+    Quick: a judge's address is asked, and an environment with options is made once. Raises `ConfigError` for the
     environment's options, `ResourceError` for the machine, `JudgeError` for the judge.
     """
     _check_env(config)
-    if config.runtime == "serial" or "RAY_ADDRESS" not in os.environ:
+    if config.runtime == "serial" or os.environ.get("RAY_ADDRESS", "local") == "local":
         check_cpus(config, available_cpus(), "this machine")
     check_device(config)
     if uses_judge(config):
-        from reward_server.judge.preflight import preflight as preflight_judge
+        from reward_server.judge.judge import preflight as preflight_judge
 
         preflight_judge(config.judge)
     _warn_of_memory(config, warn)
@@ -68,6 +68,8 @@ def check_device(config: Config) -> None:
 
 
 def _check_env(config: Config) -> None:
+    if not config.env.options:
+        return  # The id is known already, and loading the game here would cost the run a second.
     import envs
 
     try:

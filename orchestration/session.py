@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from agents.rollout import RolloutReport
 from learner.learner import Update
 from orchestration.config import Config
@@ -66,6 +68,7 @@ class Session:
         self._updates: deque[Update] = deque(maxlen=64)
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
+        self._first_step_s: float | None = None
         self._clock = Clock()
         self._waits: dict[str, dict[str, float]] = {}
         self._window_began = time.monotonic()
@@ -85,6 +88,8 @@ class Session:
 
     def rolled_out(self, report: RolloutReport) -> None:
         """Counts the steps, captions and failures of one rollout call. Its episodes count when the learner has read it."""
+        if self._first_step_s is None:
+            self._first_step_s = time.time() - psutil.Process().create_time()
         self.env_steps += report.steps
         self._captions.update(caption for caption, _ in report.new_captions)
         self._bytes_per_step = report.trajectory_bytes / report.steps
@@ -155,7 +160,8 @@ class Session:
 
     def end(self, status: Status, error: str | None = None) -> Summary:
         """The last snapshot of the run, also written."""
-        self._log()
+        if self._unlogged:
+            self._log()
         summary = replace(self.summary(status), error=error)
         write_summary(self.rundir.summary, summary, durable=True)
         self.metrics.close()
@@ -177,6 +183,7 @@ class Session:
             env_steps=self.env_steps,
             target_env_steps=self.config.train.env_steps,
             wall_s=self.wall_s,
+            first_step_s=self._first_step_s,
             eta_s=left / rate if rate else None,
             steps_per_second=rate,
             episodes=self.episodes.episodes,

@@ -133,6 +133,7 @@ class Annotator:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps. A resumed run equals an uninterrupted one where this is taken between two drains."""
         with self._guard:
+            self._flush()
             return self._ledger.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -186,7 +187,6 @@ class Annotator:
                 raise RuntimeError("the annotator is at work already: either `run` or `drain`, and one at a time")
             self._running = True
             self._wake = (asyncio.get_running_loop(), wake)
-            self._store_error = None
             now = self._clock()
             self._started_at = now if self._started_at is None else self._started_at
             self._meter.start(now)

@@ -20,7 +20,7 @@ class RewardModelVersion:
     """A reward model as it travels to the learner: immutable, self-contained, about 2 MB for `classification`."""
 
     version: int
-    """1 for the first; grows by 1. (A scorer without any is at version 0.)"""
+    """1 for the first; only grows. (A scorer without any is at version 0.)"""
     name: str
     """The kind of model, as in `reward.model`."""
     state: bytes
@@ -64,6 +64,7 @@ class Distiller:
         self._guard = threading.RLock()
         self._cursor = 0
         self._version = 0
+        self._above = 0
         self._due_at = clock()
         self.seconds = 0.0
         """Time spent in `update` so far."""
@@ -82,6 +83,11 @@ class Distiller:
         """Whether `interval_s` has passed since the last round, and training stays below `max_share` of a core."""
         return self._clock() >= self._due_at
 
+    def skip_to(self, version: int) -> None:
+        """Numbers what is published from now on above `version`: for a distiller that was started anew while the learner
+        has a version of its predecessor. Never waits for a round that goes on."""
+        self._above = max(self._above, version)
+
     def update(self) -> RewardModelVersion | None:
         """Takes new labels and trains one round. None where there is nothing to learn, or too few labels yet.
 
@@ -93,7 +99,7 @@ class Distiller:
             self._trainer.add(labels)
             if self._trainer.labels < self._settings.min_labels or not self._trainer.train_round():
                 return None
-            self._version += 1
+            self._version = max(self._version, self._above) + 1
             version = self._publish(self._clock() - started)
             self._pace(self._clock() - started)
             return version

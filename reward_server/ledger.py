@@ -164,20 +164,22 @@ class Ledger:
         does not hold up new ones), and failed after `attempts` times. Nothing counts before `flush`."""
         given = dict(zip((caption_id for caption_id, _ in request.asked), answers, strict=True))
         for caption_id, text in request.captions:
-            if caption_id in request.known:
-                self._unwritten.append(request.known[caption_id])
-                continue
-            answer = given[caption_id]
             attempts = self._attempts.get(caption_id, 0) + 1
-            if answer.label is None and attempts < self._settings.attempts:
-                self.on_their_way -= 1
+            known = request.known.get(caption_id)
+            record = known or LabelRecord(caption_id, given[caption_id], attempts)
+            if known is None:
+                again = record.answer.label is None and attempts < self._settings.attempts
+            else:
+                again = attempts < known.attempts  # as it went when it was asked about: the order is the same then
+            if again:
+                self.on_their_way -= known is None
                 self._attempts[caption_id] = attempts
                 self._queue_last(caption_id, text)
                 continue
             self._attempts.pop(caption_id, None)
-            if answer.label is None:
+            if record.answer.label is None:
                 self._failed_lately[caption_id] = text
-            self._unwritten.append(LabelRecord(caption_id, answer, attempts))
+            self._unwritten.append(record)
 
     def flush(self) -> int:
         """Writes what is booked and not in the store. Returns how many labels the judge gave among it.
@@ -219,11 +221,14 @@ class Ledger:
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The store's cursor, and the captions that wait or are in flight, oldest first."""
+        """The store's cursor, and the captions that wait or are in flight, oldest first.
+
+        A caption that the store does not hold yet is not `seen`: a resumed run must hand it to the store again.
+        """
         return {
             "cursor": self._store.cursor(self._key),
             "backlog": [*self._backlog.oldest_first(), *reversed(self._in_flight.items())],
-            "seen": sorted(self._seen),
+            "seen": sorted(self._seen.difference(caption_id for caption_id, _ in self._new_captions)),
             "failed": sorted(self._failed),
             "forgiven": sorted(self._forgiven),
             "attempts": dict(self._attempts),

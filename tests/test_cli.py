@@ -345,9 +345,11 @@ def test_traces_are_listed_shown_and_validated(said: Callable[..., tuple[int, st
     assert "--- after step 1 (kick)" in out
     assert len(orjson.loads(said("trace", "show", file, "--limit", "1", "--json")[1])["steps"]) == 1
     assert said("trace", "validate", file)[0] == 0
+    assert said("trace", "validate", "demo") == (0, "2 traces, all valid (1 unfinished)\n", "")
+    (rundir.traces / "e2.jsonl.zst.part").rename(rundir.traces / "e2.jsonl.zst")
     code, out, err = said("trace", "validate", "demo")
     assert code == 1
-    assert "e2.jsonl.zst.part: has no end record" in out
+    assert "e2.jsonl.zst: has no end record" in out
     assert err == "yendor: error: 1 of 2 traces are not valid\n"
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestration.config import Config
@@ -61,6 +61,7 @@ def test_a_misspelt_key_names_the_near_miss(given_key: str, meant: str) -> None:
     assert error_of(f"{given_key}=1") == f"{given_key}: no such key; did you mean {meant}?"
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(key_types())), st.data())
 def test_one_wrong_letter_never_passes_and_never_suggests_what_does_not_exist(key: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(key) - 1))
@@ -110,11 +111,13 @@ def test_a_wrong_type_names_key_value_and_what_was_expected(override: str, expec
     assert error_of(override) == expected
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**63 - 1))
 def test_whole_numbers_arrive_exactly(seed: int) -> None:
     assert load_config(None, [f"run.seed={seed}"]).run.seed == seed
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.floats(1e-12, 1e12))
 def test_numbers_arrive_exactly(rate: float) -> None:
     assert load_config(None, [f"learner.learning_rate={rate!r}"]).learner.learning_rate == rate

@@ -2,9 +2,10 @@
 
 import dataclasses
 import io
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
@@ -123,9 +124,10 @@ def test_a_failure_says_why() -> None:
     assert "RuntimeError: the disk is full" in "\n".join(rendered(final_summary(failed, "a", "demo")))
 
 
-def test_without_a_terminal_there_is_a_line_now_and_then() -> None:
+def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path: Path) -> None:
     now, out = [0.0], io.StringIO()
     with LiveView(Console(file=out, width=80), clock=lambda: now[0]) as view:
+        view.log_to(tmp_path / "events.log")
         for second in range(25):
             now[0] = float(second)
             view.update(BUSY)
@@ -135,15 +137,32 @@ def test_without_a_terminal_there_is_a_line_now_and_then() -> None:
     assert len(lines) == 1 + 24 // PLAIN_INTERVAL_S
     assert all(line == plain_line(BUSY) for line in lines)
     assert (event, warning) == ("checkpoint at 412,000 steps", "warning: judge is [down]")
+    logged = [line.split(" ", 2)[2] for line in (tmp_path / "events.log").read_text().splitlines()]
+    assert logged == [event, warning]
 
 
 def test_on_a_terminal_there_is_a_panel_and_it_is_taken_down() -> None:
     out = io.StringIO()
     with LiveView(Console(file=out, width=80, height=24, force_terminal=True)) as view:
         view.update(BUSY)
+        view.event("checkpoint written")
     assert "412,000 of 1,000,000" in out.getvalue()
+    assert "checkpoint written" in out.getvalue()
 
 
+def test_an_event_from_a_signal_handler_waits_for_the_loop() -> None:
+    """Printing inside a handler would break a print that it interrupts."""
+    out = io.StringIO()
+    with LiveView(Console(file=out)) as view:
+        view.event("stopping")
+        assert out.getvalue() == ""
+        view.update(BUSY)
+        assert out.getvalue().startswith("stopping\n")
+        view.event("last")
+    assert out.getvalue().endswith("last\n")
+
+
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_durations_read_back(seconds: int) -> None:
     total = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestration.errors import MetricsError
@@ -197,6 +197,7 @@ def test_first_and_last_tenth_of_a_run_that_learns() -> None:
     assert tenths.success_last == pytest.approx(0.95, abs=0.02)
 
 
+@settings(deadline=None)
 @given(EPISODES)
 def test_bins_lose_no_episode(episodes: list[tuple[int, float, bool | None]]) -> None:
     sums = statistics(episodes).state_dict()["sums"].sum(axis=0)
@@ -206,6 +207,7 @@ def test_bins_lose_no_episode(episodes: list[tuple[int, float, bool | None]]) ->
     assert list(sums[2:]) == [len(judged), sum(judged)]
 
 
+@settings(deadline=None)
 @given(EPISODES, st.integers(0, 60))
 def test_statistics_go_on_where_they_were(episodes: list[tuple[int, float, bool | None]], at: int) -> None:
     whole, first, second = statistics(episodes), statistics(episodes[:at]), EpisodeStatistics()

@@ -100,8 +100,10 @@ def test_labels_set_aside_wait_for_their_turn_and_then_come_once(path: Path) -> 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([0, 1, None]), st.booleans()), max_size=40))
-def test_a_cursor_misses_nothing_and_repeats_nothing(writes: list[tuple[int, int | None, bool]]) -> None:
-    with AnnotationStore(_fresh()) as store:
+def test_a_cursor_misses_nothing_and_repeats_nothing(
+    tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, int | None, bool]]
+) -> None:
+    with AnnotationStore(tmp_path_factory.mktemp("store") / "s.sqlite") as store:
         expected: dict[str, int] = {}
         order: list[str] = []
         seen: list[str] = []
@@ -119,12 +121,6 @@ def test_a_cursor_misses_nothing_and_repeats_nothing(writes: list[tuple[int, int
         assert seen + [row.text for row in rows] == order
         everything, _ = store.labels_since(0, KEY)
         assert {row.text: row.label for row in everything} == expected
-
-
-def _fresh() -> Path:
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="store")) / "s.sqlite"
 
 
 def test_export_is_one_object_a_line(path: Path, tmp_path: Path) -> None:
@@ -152,7 +148,7 @@ def test_a_second_writer_is_refused_and_a_reader_is_not(path: Path) -> None:
             assert reader.counts(KEY).labelled == 1
             put(store, "b", 1)
             assert reader.counts(KEY).labelled == 2
-            with pytest.raises(AnnotationStoreError, match="readonly.*run.dir"):
+            with pytest.raises(AnnotationStoreError, match=r"readonly.*run\.dir"):
                 put(reader, "c", 1)
     AnnotationStore(path).close()
 

@@ -125,6 +125,8 @@ def test_a_killed_process_leaves_a_readable_part(tmp_path: Path) -> None:
     trace = read_trace(path)
     assert 95 <= len(trace.steps) <= 100
     assert (trace.end, trace.cut) == (None, None)
+    assert validate_file(path) == []
+    path = path.rename(tmp_path / "e1.jsonl.zst")
     assert validate_file(path) == ["has no end record"]
 
 

@@ -69,10 +69,9 @@ def probe(
     """Ask the judge of a configuration about captions, and print what it answers."""
     import asyncio
 
-    from reward_server.judge.preflight import preflight
-
     from orchestration.cli.output import console, number, print_json, table
     from orchestration.configuration import load_config
+    from reward_server.judge.judge import preflight
 
     settings = load_config(*split_arguments(arguments)).judge
     preflight(settings)

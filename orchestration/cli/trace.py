@@ -39,18 +39,18 @@ def ls(
     rows = [
         (
             outline.header.episode_id,
-            outline.header.env_id,
             f"v{outline.header.policy_version}",
             f"{outline.end.length:,}" if outline.end else "-",
             number(outline.end.episode_return if outline.end else None),
             _ending(outline),
             f"{outline.bytes:,}",
-            outline.path.name,
         )
         for outline in outlines
     ]
-    columns = ("episode", "env", "policy", "steps", "return", "end", "bytes", "file")
+    columns = ("episode", "policy", "steps", "return", "end", "bytes")
     console().print(table(columns, rows, right=("policy", "steps", "return", "bytes")))
+    if outlines:
+        console().print(f"\n{len(rows):,} in {outlines[0].path.parent}; `yendor trace show FILE` opens one")
 
 
 def _files(where: str, root: Path) -> list[Path]:
@@ -64,7 +64,7 @@ def _files(where: str, root: Path) -> list[Path]:
 def _ending(outline: "Outline") -> str:
     end = outline.end
     if end is None:
-        return "cut"
+        return "unfinished"
     how = "error" if end.error else "terminated" if end.terminated else "truncated"
     return how if end.success is None else f"{how}, {'success' if end.success else 'no success'}"
 
@@ -140,7 +140,10 @@ def validate(
     root: Root = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Check traces: whole, in order, with sums that fit. Ends with 1 where one does not."""
+    """Check traces: whole, in order, with sums that fit. Ends with 1 where one is not valid.
+
+    An episode that was not finished (.part) is valid as far as it goes.
+    """
     from orchestration.cli.output import console, print_json
     from orchestration.traces.validate import validate_file
 
@@ -156,4 +159,5 @@ def validate(
     if bad:
         raise TraceError(f"{bad} of {len(files)} traces are not valid")
     if not as_json:
-        console().print(f"{len(files):,} traces, all valid")
+        unfinished = sum(path.suffix == ".part" for path in files)
+        console().print(f"{len(files):,} traces, all valid" + (f" ({unfinished:,} unfinished)" if unfinished else ""))

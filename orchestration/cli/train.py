@@ -15,6 +15,7 @@ from orchestration.errors import ConfigError, UsageError, first_line
 
 if TYPE_CHECKING:
     from orchestration.config import Config
+    from orchestration.evaluate import Evaluation
     from orchestration.live import LiveView
     from orchestration.rundir import RunDir
     from orchestration.summary import Status, Summary
@@ -65,6 +66,7 @@ def train(
     preflight(config, lambda message: view.event(message, warning=True))
     path = Path(config.run.dir) / config.run.name
     with RunDir(path).open_for_training(config, resume=resume, overwrite=overwrite) as rundir:
+        view.log_to(rundir.logs / "events.log")
         summary = _train(config, rundir, view, resume=resume)
     handle = config.run.name if config.run.dir == "runs" else str(path)
     again = _resume_command(preset, config)
@@ -135,7 +137,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Play episodes with a trained policy, without learning, and report what they brought."""
-    from orchestration.cli.output import console, fields, print_json, table
+    from orchestration.cli.output import console, print_json, table
     from orchestration.evaluate import evaluate as run_evaluation
     from orchestration.rundir import RunDir, find_run
 
@@ -146,4 +148,19 @@ def evaluate(
     if as_json:
         print_json(result)
     else:
-        console().print(table(("", ""), [(name, str(value)) for name, value in fields(result)]))
+        console().print(table(("", ""), _evaluation_rows(result)), markup=False)
+
+
+def _evaluation_rows(result: "Evaluation") -> list[tuple[str, str]]:
+    success = "-"
+    if result.success_rate is not None:
+        success = f"{result.success_rate:.3f} (95 %: {result.success_low:.3f} to {result.success_high:.3f})"
+    return [
+        ("environment", result.env),
+        ("checkpoint", result.checkpoint),
+        ("episodes", f"{result.episodes:,} (seed {result.seed})"),
+        ("success", success),
+        ("return", f"{result.return_mean:,.3f} ± {result.return_interval:,.3f} (95 %)"),
+        ("length", f"{result.length_mean:,.1f} steps"),
+        *((name, f"{value:,.3f}") for name, value in result.metrics.items()),
+    ]

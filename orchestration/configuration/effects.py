@@ -53,6 +53,11 @@ RULES = (
     Rule(("judge.cache_dir",), lambda c: None if c.judge.model == "embedded" else "judge.model is not embedded"),
     Rule(("judge.reason_tokens",), lambda c: "judge.mode=direct" if c.judge.mode == "direct" else None),
     Rule(("actors.in_flight",), lambda c: "runtime=serial waits for each rollout" if c.runtime == "serial" else None),
+    Rule(
+        ("distiller.interval_s", "distiller.max_share", "log.interval_s"),
+        lambda c: "runtime=serial does everything after each rollout" if c.runtime == "serial" else None,
+    ),
+    Rule(("distiller.holdout_after",), lambda c: "distiller.holdout=0" if c.distiller.holdout == 0 else None),
     Rule(("learner.threads",), lambda c: "learner.device=cuda" if c.learner.device == "cuda" else None),
 )
 """The keys whose effect depends on others."""

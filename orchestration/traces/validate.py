@@ -10,26 +10,25 @@ from orchestration.traces.schema import SUFFIX, EnvReset, EnvStep, Reward, Weigh
 
 
 def validate_file(path: Path) -> list[str]:
-    """What is wrong with the trace in `path`; empty for a valid one."""
+    """What is wrong with the trace in `path`; empty for a valid one. A `.part` may lack its end."""
     try:
         trace = read_trace(path)
     except TraceError as error:
         return [str(error).removeprefix(f"{path}:").removeprefix(f"{path}").strip(": ")]
-    faults = list(_faults(trace))
+    faults = [*_graph_faults(trace), *_step_faults(trace), *_end_faults(trace)]
+    if path.suffix != ".part":
+        faults += _cut_faults(trace)
     name = path.name.removesuffix(".part").removesuffix(SUFFIX)
     if name != trace.header.episode_id:
         faults.append(f"the file is called {name}, its episode {trace.header.episode_id}")
     return faults
 
 
-def _faults(trace: Trace) -> Iterator[str]:
+def _cut_faults(trace: Trace) -> Iterator[str]:
     if trace.cut is not None:
         yield trace.cut
     if trace.end is None:
         yield "has no end record"
-    yield from _graph_faults(trace)
-    yield from _step_faults(trace)
-    yield from _end_faults(trace)
 
 
 def _graph_faults(trace: Trace) -> Iterator[str]:
@@ -88,6 +87,10 @@ def _end_faults(trace: Trace) -> Iterator[str]:
         for event in trace.events
         if isinstance(event, Reward) and event.source == "environment"
     }
+    if trace.end is None and steps:
+        # The reward of the last step may be in what was cut off.
+        paid.setdefault(steps[-1].id, steps[-1].reward)
+        earned.setdefault(steps[-1].id, steps[-1].reward)
     if earned != paid:
         yield "the reward events do not match the rewards of the steps"
     end = trace.end

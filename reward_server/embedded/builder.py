@@ -1,8 +1,7 @@
 """Builds the embedded judge: `build(cache_dir)` gives a folder in Hugging Face format, made once and then found again.
 
-Invariant: a folder of that name is complete (it is written beside and renamed), and its name says everything that its content
-depends on: rules, prompt, code, seed and training settings.
-"""
+Invariant: a folder of that name is complete (it is written beside and renamed), and its name says everything that its
+content depends on: rules, prompt, code, seed and training settings."""
 
 import contextlib
 import fcntl
@@ -26,7 +25,16 @@ from reward_server.types import JudgeError
 
 REPORT = "judge.json"
 """File of the model folder that says what the judge is and how far it agrees with the rules."""
-_CODE = ("builder.py", "corpus.py", "rules.py", "tokenizer.py", "training.py", "messages.txt")
+_SOURCES = (
+    "rules.yaml",
+    "slots.yaml",
+    "builder.py",
+    "corpus.py",
+    "rules.py",
+    "tokenizer.py",
+    "training.py",
+    "messages.txt",
+)
 _ESCAPED = '"\\u003c \\u003e \\u005b \\" \\\\"'
 
 
@@ -53,10 +61,9 @@ def build(
 ) -> Path:
     """The folder of the embedded judge, built if it is not there yet. Two processes that ask at once build it once.
 
-    `threads`: CPU threads of the training. One by default: OpenMP threads that wait for a core that something else uses spin, and
-    then two are several times slower than one.
-    `progress` gets a line of text now and then. Raises `JudgeError` where the cache cannot be written.
-    """
+    `threads`: CPU threads of the training. One by default: OpenMP threads that wait for a core that something else
+    uses spin, and then two are several times slower than one. `progress` gets a line of text now and then. Raises
+    `JudgeError` where the cache cannot be written."""
     settings = settings or TrainingSettings()
     digest = build_digest(seed, settings)
     folder = Path(cache_dir) / f"embedded-{digest}"
@@ -68,7 +75,9 @@ def build(
             if not (folder / REPORT).is_file():
                 _build_into(folder, seed, settings, held_size, threads, progress)
     except OSError as error:
-        raise JudgeError(f"the embedded judge cannot be kept in {folder.parent}: {error}; set judge.cache_dir to a writable folder") from error
+        raise JudgeError(
+            f"the embedded judge cannot be kept in {folder.parent}: {error}; set judge.cache_dir to a writable folder"
+        ) from error
     return folder
 
 
@@ -76,10 +85,15 @@ def build_digest(seed: int, settings: TrainingSettings) -> str:
     """Twelve hexadecimal digits that stand for everything that the built model depends on."""
     code = resources.files("reward_server.embedded")
     content = hashlib.blake2b(digest_size=6)
-    for part in (RuleBook.load().source_text, PromptTemplate.load().version, *(code.joinpath(n).read_text("utf-8") for n in _CODE)):
+    for part in (PromptTemplate.load().version, *(code.joinpath(name).read_text("utf-8") for name in _SOURCES)):
         content.update(part.encode() + b"\0")
     content.update(json.dumps([seed, asdict(settings)]).encode())
     return content.hexdigest()
+
+
+def default_digest() -> str:
+    """The digest of the judge that `build` makes without further arguments."""
+    return build_digest(0, TrainingSettings())
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -90,8 +104,8 @@ def report(folder: Path) -> dict[str, Any]:
 def encode(tokenizer: Any, prompt: Prompt, examples: Sequence[Example]) -> Encoded:
     """The examples' prompts as token ids, split into the prefix that all share and what follows it.
 
-    Prefix and rest are tokenized apart, which is fast; raises `JudgeError` where that gives other tokens than the whole prompt.
-    """
+    Prefix and rest are tokenized apart, which is fast; raises `JudgeError` where that gives other tokens than the
+    whole prompt."""
     rendered = [_render(tokenizer, prompt, text) for text in ("a", "")]
     shared = os.path.commonprefix(rendered).rpartition("\n")[0] + "\n"
     tail = rendered[1][len(shared) + len(quote("")) :]
@@ -114,7 +128,9 @@ def _render(tokenizer: Any, prompt: Prompt, text: str) -> str:
     return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
 
-def _build_into(folder: Path, seed: int, settings: TrainingSettings, held_size: int, threads: int, progress: Callable[[str], None]) -> None:
+def _build_into(
+    folder: Path, seed: int, settings: TrainingSettings, held_size: int, threads: int, progress: Callable[[str], None]
+) -> None:
     started = time.monotonic()
     book, template = RuleBook.load(), PromptTemplate.load()
     prompt = template.prompt("default", "direct")
@@ -125,16 +141,26 @@ def _build_into(folder: Path, seed: int, settings: TrainingSettings, held_size: 
         model, data = _train(corpus, tokenizer, prompt, settings, seed, progress)
         agreement, by_family = _evaluate(model, tokenizer, prompt, corpus)
     overall = agreement["overall"]
-    progress(f"embedded judge: agrees with the rules on {overall.accuracy:.1%} of {overall.messages} messages kept from training")
+    progress(
+        f"embedded judge: agrees with the rules on {overall.accuracy:.1%} of {overall.messages} messages kept from training"
+    )
     facts = {
         "what": "A small model taught by rules.yaml to label NetHack messages; it knows nothing else.",
-        "digest": folder.name.removeprefix("embedded-"), "seed": seed, "settings": asdict(settings), "threads": threads,
-        "parameters": sum(p.numel() for p in model.parameters()), "prompt_version": template.version,
-        "rules_version": book.version, "families": len(book.families), "prefix_tokens": len(data.prefix),
-        "train_examples": len(corpus.train), "train_helpful_share": sum(e.label for e in corpus.train) / len(corpus.train),
-        "seconds": round(time.monotonic() - started, 1), "agreement": {k: asdict(v) for k, v in agreement.items()},
+        "digest": folder.name.removeprefix("embedded-"),
+        "seed": seed,
+        "settings": asdict(settings),
+        "threads": threads,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "prompt_version": template.version,
+        "rules_version": book.version,
+        "families": len(book.families),
+        "prefix_tokens": len(data.prefix),
+        "train_examples": len(corpus.train),
+        "train_helpful_share": sum(e.label for e in corpus.train) / len(corpus.train),
+        "seconds": round(time.monotonic() - started, 1),
+        "agreement": {k: asdict(v) for k, v in agreement.items()},
         "agreement_by_family": by_family,
-    }  # fmt: skip
+    }
     _write(folder, model, tokenizer, facts)
 
 
@@ -142,11 +168,16 @@ def _tokenizer(corpus: Corpus, template: PromptTemplate) -> Any:
     from reward_server.embedded import tokenizer
 
     shown = [m.content for mode in ("direct", "reasoned") for m in template.prompt("default", mode).prefix]
-    return tokenizer.train((json.dumps(e.text) for e in corpus.train[:20_000]), [*shown, "user\nsystem\nassistant\n</message>", _ESCAPED])
+    return tokenizer.train((json.dumps(e.text) for e in corpus.train[:20_000]), [*shown, _ESCAPED])
 
 
 def _train(
-    corpus: Corpus, tokenizer: Any, prompt: Prompt, settings: TrainingSettings, seed: int, progress: Callable[[str], None]
+    corpus: Corpus,
+    tokenizer: Any,
+    prompt: Prompt,
+    settings: TrainingSettings,
+    seed: int,
+    progress: Callable[[str], None],
 ) -> tuple[Any, Encoded]:
     from reward_server.embedded import training
 
@@ -161,7 +192,9 @@ def _train(
     return model, data
 
 
-def _evaluate(model: Any, tokenizer: Any, prompt: Prompt, corpus: Corpus) -> tuple[dict[str, Agreement], dict[str, float]]:
+def _evaluate(
+    model: Any, tokenizer: Any, prompt: Prompt, corpus: Corpus
+) -> tuple[dict[str, Agreement], dict[str, float]]:
     from reward_server.embedded import training
 
     agreement: dict[str, Agreement] = {}

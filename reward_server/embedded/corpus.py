@@ -1,7 +1,7 @@
 """Messages to learn from and messages kept from learning. The same seed gives the same ones, on every machine.
 
-What is kept apart is decided by hashes, so that nothing of it can slip into training: real messages, and values of slots (an object, a
-monster, a name that training never shows); filled templates are kept apart by their whole text.
+What is kept apart is decided by hashes, so that nothing of it can slip into training: real messages, and values of
+slots (an object, a monster, a name that training never shows); filled templates are kept apart by their whole text.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ _ARTICLE = re.compile(r"\b([Aa])\(n\) (?=(\S))")
 
 HELD_SHARE = 0.15
 """Share of slot values that training never shows."""
-_MIN_VALUES = 10
-"""Slots with fewer plain values keep all of them in training: directions, numbers of a die."""
-_JOIN_SHARE = 0.3
-_REAL_SHARE = 0.12
+_MIN_VALUES = 24
+"""Slots with fewer plain values keep all of them in training: directions, numbers, kinds of traps."""
+_JOIN_SHARE = 0.4
+_REAL_SHARE = 0.15
 
 Slots = Mapping[str, Sequence[str]]
 
@@ -55,12 +55,18 @@ def fill(template: str, slots: Slots, rng: random.Random) -> str:
 
 
 def split_slots(slots: Slots) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Values for training, and values kept from it. Every slot has values in both: those with few share all of theirs."""
+    """Values for training, and values kept from it. Every slot has values in both: those with few share all of
+    theirs.
+    """
     train: dict[str, list[str]] = {}
     held: dict[str, list[str]] = {}
     for name, values in slots.items():
         plain = [v for v in values if not _SLOT.search(v)]
-        kept = {v for v in plain if _fraction(f"{name}\0{v}") < HELD_SHARE} if len(set(plain)) >= _MIN_VALUES else set[str]()
+        kept = (
+            {v for v in plain if _fraction(f"{name}\0{v}") < HELD_SHARE}
+            if len(set(plain)) >= _MIN_VALUES
+            else set[str]()
+        )
         train[name] = [v for v in values if v not in kept]
         held[name] = [v for v in values if v in kept or _SLOT.search(v)] if kept else list(values)
     return train, held
@@ -79,7 +85,7 @@ def is_held(text: str) -> bool:
 def make(book: RuleBook, *, seed: int, train_size: int, held_size: int) -> Corpus:
     """A corpus with `train_size` examples to learn from and about `held_size` distinct ones in each made held-out set.
 
-    Families are drawn uniformly, so the rare kinds are learnt as well as the common ones.
+    Families are drawn by their weights, not by how often the game prints them, so the rare kinds are learnt as well.
     """
     train_slots, held_slots = split_slots(book.slots)
     real = real_messages()
@@ -111,7 +117,8 @@ def _draw(book: RuleBook, slots: Slots, real: Sequence[str], rng: random.Random)
 
 
 def _message(families: Sequence[Family], slots: Slots, rng: random.Random) -> str:
-    return fill(rng.choice(rng.choice(families).templates), slots, rng)
+    family = rng.choices(families, [f.weight for f in families])[0]
+    return fill(rng.choice(family.templates), slots, rng)
 
 
 def _label(book: RuleBook, text: str) -> Example:

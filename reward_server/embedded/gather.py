@@ -1,8 +1,7 @@
 """Gathers real messages: `python -m reward_server.embedded.gather > reward_server/embedded/messages.txt`.
 
-Random play of NetHack itself (no MiniHack task, so none that is trained in), several roles, seeded. The result is kept in the
-package, so that building the judge needs no game and gives the same model wherever it is built.
-"""
+Random play of NetHack itself (no MiniHack task, so none that is trained in), several roles, seeded. The result is kept
+in the package, so that building the judge needs no game and gives the same model wherever it is built."""
 
 import random
 import sys
@@ -13,17 +12,62 @@ from nle.env.tasks import NetHackChallenge
 
 from envs.captions import normalise
 
-ROLES = ("mon-hum-neu-mal", "val-dwa-law-fem", "wiz-elf-cha-mal", "arc-hum-neu-fem", "sam-hum-law-mal", "tou-hum-neu-fem", "cav-gno-neu-mal")
+ROLES = (
+    "mon-hum-neu-mal",
+    "val-dwa-law-fem",
+    "wiz-elf-cha-mal",
+    "arc-hum-neu-fem",
+    "sam-hum-law-mal",
+    "tou-hum-neu-fem",
+    "cav-gno-neu-mal",
+)
 STEPS_PER_ROLE = 60_000
 COMMANDS = (
-    *nethack.CompassDirection, *nethack.CompassDirection, *nethack.CompassDirection, *nethack.CompassDirectionLonger, nethack.MiscDirection.DOWN,
-    nethack.MiscDirection.UP, nethack.MiscAction.MORE, nethack.MiscAction.MORE, nethack.Command.PICKUP, nethack.Command.PICKUP, nethack.Command.KICK,
-    nethack.Command.EAT, nethack.Command.SEARCH, nethack.Command.SEARCH, nethack.Command.OPEN, nethack.Command.CLOSE, nethack.Command.LOOK, nethack.Command.LOOT,
-    nethack.Command.QUAFF, nethack.Command.READ, nethack.Command.ZAP, nethack.Command.WEAR, nethack.Command.WIELD, nethack.Command.TAKEOFF,
-    nethack.Command.PUTON, nethack.Command.THROW, nethack.Command.DROP, nethack.Command.APPLY, nethack.Command.CAST, nethack.Command.FORCE,
-    nethack.Command.PRAY, nethack.Command.SIT, nethack.Command.UNTRAP, nethack.Command.ESC,
-)  # fmt: skip
-TYPED = ("Search for:", "Call ", "For what", "What tune", "What do you want to call", "What do you want to add", "What do you want to write", "What do you want to engrave")
+    *nethack.CompassDirection,
+    *nethack.CompassDirection,
+    *nethack.CompassDirection,
+    *nethack.CompassDirectionLonger,
+    nethack.MiscDirection.DOWN,
+    nethack.MiscDirection.UP,
+    nethack.MiscAction.MORE,
+    nethack.MiscAction.MORE,
+    nethack.Command.PICKUP,
+    nethack.Command.PICKUP,
+    nethack.Command.KICK,
+    nethack.Command.EAT,
+    nethack.Command.SEARCH,
+    nethack.Command.SEARCH,
+    nethack.Command.OPEN,
+    nethack.Command.CLOSE,
+    nethack.Command.LOOK,
+    nethack.Command.LOOT,
+    nethack.Command.QUAFF,
+    nethack.Command.READ,
+    nethack.Command.ZAP,
+    nethack.Command.WEAR,
+    nethack.Command.WIELD,
+    nethack.Command.TAKEOFF,
+    nethack.Command.PUTON,
+    nethack.Command.THROW,
+    nethack.Command.DROP,
+    nethack.Command.APPLY,
+    nethack.Command.CAST,
+    nethack.Command.FORCE,
+    nethack.Command.PRAY,
+    nethack.Command.SIT,
+    nethack.Command.UNTRAP,
+    nethack.Command.ESC,
+)
+TYPED = (
+    "Search for:",
+    "Call ",
+    "For what",
+    "What tune",
+    "What do you want to call",
+    "What do you want to add",
+    "What do you want to write",
+    "What do you want to engrave",
+)
 """Prompts that repeat what was typed: random keys, no message."""
 
 

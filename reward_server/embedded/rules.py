@@ -16,7 +16,9 @@ UNKNOWN = "unknown"
 """The family of a text that no rule matches; its label is 0: what is not known to be a gain is not rewarded."""
 
 _QUOTED = re.compile(r'"[^"]*("|$)')
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\.\.)\s+(?=[^a-z\s\[(]|[a-zA-Z] - )|(?<=\.\.\.)\s+(?=[A-Z])|(?<=\))\s+(?=[A-Z])")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])(?<!\.\.)\s+(?=[^a-z\s\[(]|[a-zA-Z] - )|(?<=\.\.\.)\s+(?=[A-Z])|(?<=\))\s+(?=[A-Z])"
+)
 
 
 class RuleError(ValueError):
@@ -42,6 +44,8 @@ class Family:
     """File of NetHack 3.6 that prints them, and a page of the NetHack wiki."""
     patterns: tuple[str, ...]
     templates: tuple[str, ...]
+    weight: float = 1.0
+    """How often it is drawn for training, relative to the others."""
 
     @cached_property
     def regex(self) -> re.Pattern[str]:
@@ -66,8 +70,6 @@ class RuleBook:
     version: int
     families: tuple[Family, ...]
     slots: Mapping[str, tuple[str, ...]]
-    source_text: str
-    """The data as read, from which the digest of a build is made."""
 
     @classmethod
     def load(cls) -> "RuleBook":
@@ -85,7 +87,7 @@ class RuleBook:
         names = [f.name for f in families]
         if len(set(names)) != len(names):
             raise RuleError(f"rules.yaml: family {next(n for n in names if names.count(n) > 1)!r} is there twice")
-        return cls(int(data["version"]), families, slots, rules_yaml + "\0" + slots_yaml)
+        return cls(int(data["version"]), families, slots)
 
     def label(self, caption: str) -> Verdict:
         """The verdict on a caption: helpful if any of its sentences is, otherwise what its first known sentence says."""
@@ -109,7 +111,12 @@ def _family(entry: Mapping[str, Any]) -> Family:
     if entry["label"] not in (0, 1):
         raise RuleError(f"rules.yaml: family {name!r} has label {entry['label']!r}; it must be 0 or 1")
     family = Family(
-        name, int(entry["label"]), str(entry["source"]), tuple(map(str, entry["patterns"])), tuple(map(str, entry["templates"]))
+        name,
+        int(entry["label"]),
+        str(entry["source"]),
+        tuple(map(str, entry["patterns"])),
+        tuple(map(str, entry["templates"])),
+        float(entry.get("weight", 1.0)),
     )
     try:
         _ = family.regex

@@ -1,4 +1,4 @@
-"""The embedded judge's own tokenizer: byte-level BPE with a ChatML-shaped chat template.
+"""The embedded judge's own tokenizer: byte-level BPE with a chat template.
 
 Byte-level, so that any text can be read; trained on the prompt as well, so that the shared prefix is short.
 """
@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 5120
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SPECIAL = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+"""Role markers are single tokens, so little stands between a caption and its label."""
 
 
 def train(texts: Iterable[str], prompt: Sequence[str]) -> "PreTrainedTokenizerFast":
@@ -40,6 +41,10 @@ def train(texts: Iterable[str], prompt: Sequence[str]) -> "PreTrainedTokenizerFa
     # A word of the prompt must outweigh rare words of the messages: the prefix is read for every caption.
     bpe.train_from_iterator([*texts, *list(prompt) * 200], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False, model_max_length=2048,
-    )  # fmt: skip
+        tokenizer_object=bpe,
+        eos_token="<|end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )

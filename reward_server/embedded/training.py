@@ -1,8 +1,8 @@
 """Training of the embedded judge, on the very prompts that it will be asked.
 
-All prompts share a prefix of some hundred tokens. It is computed once a step, with gradient, and every example of the batch attends
-to those keys and values; so an example costs only its own ten to forty tokens. The loss is on the label token alone.
-"""
+All prompts share a prefix of some hundred tokens. It is computed once a step, with gradient, and every example of the
+batch attends to those keys and values; so an example costs only its own ten to forty tokens. The loss is on the label
+token alone."""
 
 import math
 import random
@@ -21,8 +21,8 @@ MAX_SUFFIX_TOKENS = 160
 class TrainingSettings:
     """What the training does; part of the digest of a build."""
 
-    steps: int = 500
-    batch_size: int = 64
+    steps: int = 400
+    batch_size: int = 128
     learning_rate: float = 3e-3
     warmup: int = 40
     weight_decay: float = 0.05
@@ -51,38 +51,119 @@ def new_model(settings: TrainingSettings, vocabulary: int, eos: int, pad: int, s
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=vocabulary, hidden_size=settings.hidden_size, intermediate_size=settings.intermediate_size,
-            num_hidden_layers=settings.layers, num_attention_heads=settings.heads, num_key_value_heads=settings.key_value_heads,
-            head_dim=settings.head_dim, max_position_embeddings=4096, tie_word_embeddings=True, eos_token_id=eos, pad_token_id=pad,
+            vocab_size=vocabulary,
+            hidden_size=settings.hidden_size,
+            intermediate_size=settings.intermediate_size,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            num_key_value_heads=settings.key_value_heads,
+            head_dim=settings.head_dim,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            eos_token_id=eos,
+            pad_token_id=pad,
             bos_token_id=None,
         )
-    ).to(torch.float32)  # fmt: skip
+    ).to(torch.float32)
 
 
-def label_logits(model: Any, prefix: Sequence[int], suffixes: Sequence[Sequence[int]], label_ids: Sequence[int]) -> "torch.Tensor":
+def label_logits(
+    model: Any, prefix: Sequence[int], suffixes: Sequence[Sequence[int]], label_ids: Sequence[int]
+) -> "torch.Tensor":
     """Logits `[B, 2]` of the two label tokens after prefix + suffix, with gradient.
 
-    Suffixes are padded on the right: what follows the last real token cannot be seen by it, so no mask is needed.
+    The same function as `model(prefix + suffix).logits[-1, label_ids]` for each suffix, computed with the prefix's
+    rows once: rows `[P + B*N, H]` go through the layers together and only attention tells them apart. Suffixes are
+    padded on the right, where their last real token cannot see; the last layer is computed for those last tokens
+    alone."""
+    import torch
+
+    batch, longest, shared = len(suffixes), max(map(len, suffixes)), len(prefix)
+    padded = [[*s, *[0] * (longest - len(s))] for s in suffixes]
+    rows_R = torch.tensor([*prefix, *(t for row in padded for t in row)])
+    last_B = torch.tensor([shared + i * longest + len(s) - 1 for i, s in enumerate(suffixes)])
+    positions_R = torch.cat([torch.arange(shared), torch.arange(shared, shared + longest).repeat(batch)])
+    hidden_RH = model.model.embed_tokens(rows_R)
+    cos, sin = model.model.rotary_emb(hidden_RH[None], positions_R[None])
+    for index, layer in enumerate(model.model.layers):
+        queried = last_B if index == len(model.model.layers) - 1 else None
+        hidden_RH = _layer(layer, hidden_RH, cos[0], sin[0], batch, shared, queried)
+    return model.model.norm(hidden_RH) @ model.lm_head.weight[list(label_ids)].T
+
+
+def _layer(layer: Any, hidden: Any, cos: Any, sin: Any, batch: int, shared: int, queried: "torch.Tensor | None") -> Any:
+    """One decoder layer on all rows, or with `queried` rows only as its output."""
+    import torch
+
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    heads = (-1, attention.head_dim)
+    keys = _rotate(attention.k_norm(attention.k_proj(normed).unflatten(-1, heads)), cos, sin)
+    values = attention.v_proj(normed).unflatten(-1, heads)
+    if queried is not None:
+        hidden, normed, cos, sin = hidden[queried], normed[queried], cos[queried], sin[queried]
+    queries = _rotate(attention.q_norm(attention.q_proj(normed).unflatten(-1, heads)), cos, sin) * attention.scaling
+    if queried is not None:
+        offset_B1 = (queried - shared).reshape(batch, 1) % ((len(keys) - shared) // batch)
+        mixed = _suffix_attention(queries, keys, values, batch, shared, offset_B1)
+    else:
+        steps_1N = torch.arange((len(keys) - shared) // batch)[None]
+        mixed = torch.cat(
+            [
+                _prefix_attention(queries[:shared], keys[:shared], values[:shared]),
+                _suffix_attention(queries[shared:], keys, values, batch, shared, steps_1N),
+            ]
+        )
+    hidden = hidden + attention.o_proj(mixed)
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+
+def _rotate(x_RAD: Any, cos_RD: Any, sin_RD: Any) -> Any:
+    """Rotary position embedding in Qwen's layout: the two halves of a head are the two coordinates."""
+    import torch
+
+    first, second = x_RAD.chunk(2, dim=-1)
+    return x_RAD * cos_RD[:, None] + torch.cat((-second, first), dim=-1) * sin_RD[:, None]
+
+
+def _prefix_attention(queries_PAD: Any, keys_PKD: Any, values_PKD: Any) -> Any:
+    """Causal attention within the prefix, `[P, A*D]` (A query heads, K key heads)."""
+    import torch
+
+    q, k, v = (x.transpose(0, 1)[None] for x in (queries_PAD, keys_PKD, values_PKD))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
+    return out[0].transpose(0, 1).flatten(1)
+
+
+def _suffix_attention(queries: Any, keys: Any, values: Any, batch: int, shared: int, steps: "torch.Tensor") -> Any:
+    """Attention of suffix rows to the prefix and to their own suffix up to `steps` (`[B or 1, Q]`), as `[B*Q, A*D]`.
+
+    Scores on the prefix are one large product for the whole batch; both parts share one softmax.
     """
     import torch
-    from transformers import DynamicCache
 
-    batch = len(suffixes)
-    longest = max(map(len, suffixes))
-    tokens_BN = torch.tensor([[*s, *[0] * (longest - len(s))] for s in suffixes])
-    last_B = torch.tensor([len(s) - 1 for s in suffixes])
-    shared = model.model(input_ids=torch.tensor([list(prefix)]), use_cache=True).past_key_values
-    cache = DynamicCache()
-    for index, layer in enumerate(shared.layers):
-        cache.update(layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1), index)
-    positions = torch.arange(len(prefix), len(prefix) + longest).expand(batch, -1)
-    hidden_BNH = model.model(input_ids=tokens_BN, past_key_values=cache, position_ids=positions, use_cache=True).last_hidden_state
-    last_BH = hidden_BNH[torch.arange(batch), last_B]
-    return last_BH @ model.lm_head.weight[list(label_ids)].T
+    kinds, width = keys.shape[1], keys.shape[2]
+    q_KXD = queries.unflatten(1, (kinds, -1)).permute(1, 0, 2, 3).reshape(kinds, -1, width)  # X = batch, query, group
+    shared_KXP = q_KXD @ keys[:shared].permute(1, 2, 0)
+    q_BKYD = q_KXD.unflatten(1, (batch, -1)).transpose(0, 1)  # Y = query, group
+    k_BKDN = keys[shared:].unflatten(0, (batch, -1)).permute(0, 2, 3, 1)
+    own_BKYN = q_BKYD @ k_BKDN
+    groups = queries.shape[1] // kinds
+    hidden_BYN = (torch.arange(own_BKYN.shape[-1]) > steps[..., None]).repeat_interleave(groups, 1)
+    own_BKYN = own_BKYN.masked_fill(hidden_BYN[:, None], -torch.inf)
+    scores = torch.cat([shared_KXP.unflatten(1, (batch, -1)).transpose(0, 1), own_BKYN], -1).softmax(-1)
+    weights_BKYP, weights_BKYN = scores.split([shared, own_BKYN.shape[-1]], -1)
+    v_BKND = values[shared:].unflatten(0, (batch, -1)).transpose(1, 2)
+    from_prefix = weights_BKYP.transpose(0, 1).flatten(1, 2) @ values[:shared].transpose(0, 1)
+    out_BKYD = from_prefix.unflatten(1, (batch, -1)).transpose(0, 1) + weights_BKYN @ v_BKND
+    return out_BKYD.unflatten(2, (-1, groups)).permute(0, 2, 1, 3, 4).reshape(queries.shape[0], -1)
 
 
-def train(model: Any, data: Encoded, label_ids: Sequence[int], settings: TrainingSettings, seed: int) -> Iterator[tuple[int, float]]:
-    """Trains `model` in place by AdamW with warm-up and a cosine schedule; yields (steps done, cross-entropy in nats) after each step.
+def train(
+    model: Any, data: Encoded, label_ids: Sequence[int], settings: TrainingSettings, seed: int
+) -> Iterator[tuple[int, float]]:
+    """Trains `model` in place by AdamW with warm-up and a cosine schedule; yields (steps done, cross-entropy in nats)
+    after each step.
 
     Deterministic for a seed and a number of threads.
     """
@@ -106,7 +187,9 @@ def train(model: Any, data: Encoded, label_ids: Sequence[int], settings: Trainin
         yield step + 1, loss.item()
 
 
-def probabilities(model: Any, prefix: Sequence[int], suffixes: Sequence[Sequence[int]], label_ids: Sequence[int]) -> list[float]:
+def probabilities(
+    model: Any, prefix: Sequence[int], suffixes: Sequence[Sequence[int]], label_ids: Sequence[int]
+) -> list[float]:
     """P(label = 1) of each prompt, in order."""
     import torch
 

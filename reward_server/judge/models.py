@@ -27,21 +27,30 @@ def check_model(model: str) -> None:
     if looks_like_path(model):
         folder = Path(model).expanduser()
         if not folder.is_dir():
-            raise JudgeError(f"judge.model={model}: there is no such folder; give a folder in Hugging Face format, a Hugging Face id, or `embedded`")
+            raise JudgeError(
+                f"judge.model={model}: there is no such folder; give a folder in Hugging Face format, a Hugging Face id, or `embedded`"
+            )
         if not (folder / "config.json").is_file():
-            raise JudgeError(f"judge.model={model}: the folder holds no config.json, so it is no model in Hugging Face format")
+            raise JudgeError(
+                f"judge.model={model}: the folder holds no config.json, so it is no model in Hugging Face format"
+            )
     elif "/" not in model or " " in model:
-        raise JudgeError(f"judge.model={model} is neither `embedded`, nor a folder that exists, nor a Hugging Face id (owner/name)")
+        raise JudgeError(
+            f"judge.model={model} is neither `embedded`, nor a folder that exists, nor a Hugging Face id (owner/name)"
+        )
 
 
 def check_vllm() -> None:
     """Raises `JudgeError` where vLLM is not installed. Does not import it."""
     if importlib.util.find_spec("vllm") is None:
-        raise JudgeError("judge.engine=vllm: vLLM is not installed; install the extra `yendor[vllm]`, or set judge.engine=transformers")
+        raise JudgeError(
+            "judge.engine=vllm: vLLM is not installed; install the extra `yendor[vllm]`, or set judge.engine=transformers"
+        )
 
 
 def model_identity(model: str) -> str:
-    """What stands for the model in the key of a label: a local folder's name with a digest of its files, otherwise the id.
+    """What stands for the model in the key of a label: a local folder's name with a digest of its files, otherwise the
+    id.
 
     Weights above 64 MiB are sampled at 64 places, so a large model is not read whole.
     """
@@ -49,7 +58,9 @@ def model_identity(model: str) -> str:
     if not folder.is_dir():
         return model
     digest = hashlib.blake2b(digest_size=8)
-    names = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model", ".gguf"})
+    names = sorted(
+        p for p in folder.iterdir() if p.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model", ".gguf"}
+    )
     for file in names:
         if file.name != "judge.json":
             digest.update(file.name.encode() + b"\0" + _content(file))
@@ -57,7 +68,9 @@ def model_identity(model: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """`auto` on a CPU without bf16 instructions is float32: emulated bf16 is many times slower there. Otherwise `dtype`."""
+    """`auto` on a CPU without bf16 instructions is float32: emulated bf16 is many times slower there. Otherwise
+    `dtype`.
+    """
     return "float32" if dtype == "auto" and device == "cpu" and not _cpu_has_bfloat16() else dtype
 
 

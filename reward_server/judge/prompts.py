@@ -1,8 +1,8 @@
 """Prompts: what the judge is asked, as data (`templates/*.yaml`), and how a caption is put into them.
 
-Invariants: all prompts of one template, goal and mode share everything before the caption; the caption is quoted, so that no
-text inside it can end its quotation or form a control token; the version of a prompt changes whenever its content does.
-"""
+Invariants: all prompts of one template, goal and mode share everything before the caption; the caption is quoted, so
+that no text inside it can end its quotation or form a control token; the version of a prompt changes whenever its
+content does."""
 
 import hashlib
 import json
@@ -69,7 +69,9 @@ class PromptTemplate:
         if goal not in self.data["goals"]:
             raise JudgeError(f"judge.goal={goal} is no goal of prompt {self.name}; it has: {', '.join(self.goals)}")
         if mode not in self.data["modes"]:
-            raise JudgeError(f"judge.mode={mode} is no mode of prompt {self.name}; it has: {', '.join(self.data['modes'])}")
+            raise JudgeError(
+                f"judge.mode={mode} is no mode of prompt {self.name}; it has: {', '.join(self.data['modes'])}"
+            )
         return Prompt(self, goal, mode)
 
 
@@ -85,8 +87,15 @@ class Prompt:
     def prefix(self) -> Chat:
         """System message and the part of the user message that stands before every caption."""
         data = self.template.data
-        shown = "\n".join(f"<message>\n{quote(str(e['message']))}\n</message>\n{e['label']}" for e in data["examples"])
-        text = str(data["instruction"]).replace("{goal}", str(data["goals"][self.goal])).replace("{examples}", shown)
+        example = str(data["example"])
+        shown = [
+            example.replace("{label}", e["label"]).replace("{caption}", quote(e["message"])) for e in data["examples"]
+        ]
+        text = (
+            str(data["instruction"])
+            .replace("{goal}", str(data["goals"][self.goal]))
+            .replace("{examples}", "\n\n".join(shown))
+        )
         before = str(data["question"]).partition("{caption}")[0]
         return (
             Message("system", str(data["system"])),

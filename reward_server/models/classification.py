@@ -84,7 +84,7 @@ class ClassificationTrainer(RewardModelTrainer):
     def __init__(self, settings: DistillerSettings, seed: int = 0, device: str = "cpu") -> None:
         self._model = ClassificationModel(settings, device, seed)
         self._settings = settings
-        self._optimiser = torch.optim.Adam(self._model.network.parameters(), lr=settings.learning_rate)
+        self._optimiser = torch.optim.Adam(self._model.network.parameters(), lr=settings.learning_rate, fused=True)
         self._generator = torch.Generator(device=device).manual_seed(seed)
         self._model.network.seed_dropout(self._generator)
         self._random = np.random.default_rng(seed)

@@ -37,6 +37,12 @@ class Request:
 class Engine(Protocol):
     """Runs a language model. Invariant: one completion a chat, in order, or an exception for the whole batch."""
 
+    async def start(self) -> None:
+        """Gets ready to answer; without it the first question does. Raises `JudgeError` where the model cannot be
+        loaded.
+        """
+        ...
+
     async def complete(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
         """Answers a batch of chats.
 
@@ -45,7 +51,9 @@ class Engine(Protocol):
         ...
 
     async def check(self) -> None:
-        """Really asks the model; raises `JudgeUnavailableError` (or another error of the engine) where it does not answer."""
+        """Really asks the model; raises `JudgeUnavailableError` (or another error of the engine) where it does not
+        answer.
+        """
         ...
 
     async def close(self) -> None:
@@ -60,7 +68,9 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._system_role = True
         if not tokenizer.chat_template:
-            raise JudgeError(f"model {model} has no chat template, so it cannot be asked as a judge; choose an instruction-tuned model")
+            raise JudgeError(
+                f"model {model} has no chat template, so it cannot be asked as a judge; choose an instruction-tuned model"
+            )
 
     def text(self, chat: Chat) -> str:
         """The prompt as text. Templates without a system role get the system message at the head of the user's."""
@@ -87,13 +97,17 @@ class ChatRenderer:
             pieces = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in (choice, " " + choice)]
             found[choice] = list(dict.fromkeys(ids[0] for ids in pieces if len(ids) == 1))
             if not found[choice]:
-                raise JudgeError(f"the label {choice!r} is not one token of this model, so its probability cannot be read")
+                raise JudgeError(
+                    f"the label {choice!r} is not one token of this model, so its probability cannot be read"
+                )
         return found
 
     def _render(self, turns: Sequence[tuple[str, str]]) -> str:
         chat = [{"role": role, "content": content} for role, content in turns]
         # enable_thinking: models that would think by themselves (Qwen3) are told not to; the others ignore it.
-        return self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, enable_thinking=False)
+        return self._tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False, enable_thinking=False
+        )
 
 
 def without_system(chat: Chat) -> list[dict[str, str]]:
@@ -106,7 +120,9 @@ def without_system(chat: Chat) -> list[dict[str, str]]:
 
 
 def renormalise(log_probabilities: Mapping[str, Sequence[float]]) -> dict[str, float] | None:
-    """Probabilities over the choices from log-probabilities of their pieces; None where no piece has any (all -inf or absent)."""
+    """Probabilities over the choices from log-probabilities of their pieces; None where no piece has any (all -inf or
+    absent).
+    """
     flat = [lp for lps in log_probabilities.values() for lp in lps if lp > -math.inf]
     if not flat:
         return None

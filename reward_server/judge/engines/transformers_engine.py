@@ -1,8 +1,7 @@
 """Engine `transformers`: the model in this process, for machines where vLLM cannot run.
 
-Choices are read from the logits of one forward pass; free text is generated. The model runs in one thread of its own, so the
-event loop stays free.
-"""
+Choices are read from the logits of one forward pass; free text is generated. The model runs in one thread of its own,
+so the event loop stays free."""
 
 import asyncio
 import time
@@ -19,7 +18,9 @@ from reward_server.types import JudgeError, JudgeUnavailableError
 class TransformersEngine:
     """A causal language model of `transformers`, batched, on the GPU if there is one."""
 
-    def __init__(self, model: str, *, dtype: str = "auto", max_model_len: int = 2048, batch_size: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, model: str, *, dtype: str = "auto", max_model_len: int = 2048, batch_size: int = 16, seed: int = 0
+    ) -> None:
         """Loads the model (`model`: folder or Hugging Face id). Raises `JudgeError` where that fails."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,6 +40,9 @@ class TransformersEngine:
         self._batch_size = batch_size
         self._generator: Any = torch.Generator(device=self._device).manual_seed(seed)
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "judge-transformers")
+
+    async def start(self) -> None:
+        """Nothing to do: it is ready once it is made."""
 
     async def complete(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
         if self._thread is None:
@@ -66,13 +70,17 @@ class TransformersEngine:
             found += self._choose(prompts, request) if request.choices else self._write(prompts, request)
         return found
 
-    def _choose(self, prompts: list[list[int]], request: Request) -> list[tuple[str, dict[str, float] | None, int, int]]:
+    def _choose(
+        self, prompts: list[list[int]], request: Request
+    ) -> list[tuple[str, dict[str, float] | None, int, int]]:
         import torch
 
         pieces = self._renderer.choice_ids(request.choices or ())
         ids, mask = self._pad(prompts)
         with torch.inference_mode():
-            log_BV = self._model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
+            log_BV = (
+                self._model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
+            )
         found: list[tuple[str, dict[str, float] | None, int, int]] = []
         for row, prompt in zip(log_BV, prompts, strict=True):
             probabilities = renormalise({c: [row[i].item() for i in tokens] for c, tokens in pieces.items()}) or {}
@@ -87,21 +95,32 @@ class TransformersEngine:
         choices = list(probabilities)
         if temperature <= 0:
             return max(choices, key=lambda c: probabilities[c])
-        weights = torch.tensor([probabilities[c] for c in choices], dtype=torch.float64, device=self._device).pow(1 / temperature)
+        weights = torch.tensor([probabilities[c] for c in choices], dtype=torch.float64, device=self._device).pow(
+            1 / temperature
+        )
         return choices[int(torch.multinomial(weights, 1, generator=self._generator))]
 
     def _write(self, prompts: list[list[int]], request: Request) -> list[tuple[str, dict[str, float] | None, int, int]]:
         import torch
 
         ids, mask = self._pad(prompts)
-        sampling = {"do_sample": True, "temperature": request.temperature} if request.temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": request.temperature} if request.temperature > 0 else {"do_sample": False}
+        )
         with torch.inference_mode():
             out = self._model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=request.max_tokens, pad_token_id=self._tokenizer.pad_token_id, **sampling
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=request.max_tokens,
+                pad_token_id=self._tokenizer.pad_token_id,
+                **sampling,
             )
         new = [row[ids.shape[1] :] for row in out]
         texts = [self._tokenizer.decode(row, skip_special_tokens=True) for row in new]
-        return [(text, None, len(p), int((row != self._tokenizer.pad_token_id).sum())) for text, p, row in zip(texts, prompts, new, strict=True)]
+        return [
+            (text, None, len(p), int((row != self._tokenizer.pad_token_id).sum()))
+            for text, p, row in zip(texts, prompts, new, strict=True)
+        ]
 
     def _pad(self, prompts: list[list[int]]) -> tuple[Any, Any]:
         """Token ids and mask `[B, N]`, padded on the left: the last position is the last token of every prompt."""

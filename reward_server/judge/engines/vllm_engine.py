@@ -1,25 +1,23 @@
 """Engine `vllm`: continuous batching, prefix caching, constrained answers.
 
-vLLM's asynchronous engine belongs to one event loop, callers come with whatever loop they have: so the engine lives on a loop in a
-thread of its own, and every call is handed over to it.
-"""
+vLLM's asynchronous engine belongs to one event loop, callers come with whatever loop they have: so the engine lives on
+a loop in a thread of its own, and every call is handed over to it."""
 
 import asyncio
-import contextlib
+import gc
 import itertools
 import os
 import threading
 import time
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from reward_server.judge.engines.base import ChatRenderer, Completion, Request, renormalise
+from reward_server.judge.engines.loop_thread import LoopThread
 from reward_server.judge.models import check_vllm, resolve_dtype
 from reward_server.judge.prompts import Chat
 from reward_server.types import JudgeError, JudgeUnavailableError
-
-T = TypeVar("T")
 
 CHECK_TIMEOUT_S = 20.0
 _SMALL_KV_BYTES = 128 * 2**20
@@ -29,18 +27,35 @@ _LARGE_KV_BYTES = 4 * 2**30
 def prepare_environment(threads: int | None = None) -> None:
     """Settings that vLLM reads from the environment, before it is imported. What is set already is left alone.
 
-    No usage statistics, no progress bars, only warnings; on a CPU, `threads` OpenMP threads that are bound to no core (a judge
-    that pins itself to the cores on which training runs would starve it) and that do not spin while they wait.
-    """
+    Everywhere: no usage statistics, no progress bars, errors only. On a machine without a GPU also: `threads` OpenMP
+    threads, bound to no core (a judge that pins itself to the cores on which training runs would starve it) and
+    passive while they wait; one process less (the engine and its only worker share one); no compilation of kernels (it
+    costs 5 s at the first question)."""
     values = {
-        "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0",
-    }  # fmt: skip
-    if threads is not None:
-        values["OMP_NUM_THREADS"] = str(threads)
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+    }
+    if not has_gpu():
+        values |= {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "TORCH_COMPILE_DISABLE": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "KMP_BLOCKTIME": "0",
+        }
+        if threads is not None:
+            values["OMP_NUM_THREADS"] = str(threads)
     for name, value in values.items():
         os.environ.setdefault(name, value)
+
+
+def has_gpu() -> bool:
+    """Whether the machine has an NVIDIA GPU; imports nothing."""
+    return Path("/dev/nvidiactl").exists()
 
 
 class VllmEngine:
@@ -49,8 +64,9 @@ class VllmEngine:
     def __init__(self, model: str, *, dtype: str = "auto", max_model_len: int = 2048, seed: int = 0) -> None:
         """`model`: folder or Hugging Face id. Raises `JudgeError` where vLLM is not installed; nothing starts yet."""
         check_vllm()
+        prepare_environment(threads=1)
         self._model, self._dtype, self._limit, self._seed = model, dtype, max_model_len, seed
-        self._loop = _LoopThread("judge-vllm")
+        self._loop = LoopThread("judge-vllm")
         self._lock = threading.Lock()
         self._engine: Any = None
         self._renderer: ChatRenderer | None = None
@@ -97,6 +113,8 @@ class VllmEngine:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown(timeout=5)
+            del engine
+            gc.collect()  # its finaliser must run before the interpreter ends, when it could only complain
 
     async def _complete(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
         engine, renderer = await self._started()
@@ -119,7 +137,12 @@ class VllmEngine:
         answer = final.outputs[0]
         probabilities = _probabilities(answer.logprobs, pieces) if pieces else None
         return Completion(
-            answer.text, probabilities, time.monotonic() - started, len(prompt), final.num_cached_tokens, len(answer.token_ids)
+            answer.text,
+            probabilities,
+            time.monotonic() - started,
+            len(prompt),
+            final.num_cached_tokens,
+            len(answer.token_ids),
         )
 
     async def _ping(self) -> None:
@@ -132,16 +155,25 @@ class VllmEngine:
 
 
 def _new_engine(model: str, dtype: str, max_model_len: int, seed: int) -> Any:
-    import torch
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    gpu = torch.cuda.is_available()
-    cpu_arguments: dict[str, Any] = {} if gpu else {"kv_cache_memory_bytes": _cpu_kv_bytes(model, max_model_len), "block_size": 32}
+    gpu = has_gpu()
+    cpu_arguments: dict[str, Any] = (
+        {} if gpu else {"kv_cache_memory_bytes": _cpu_kv_bytes(model, max_model_len), "block_size": 32}
+    )
     arguments = AsyncEngineArgs(
-        model=model, dtype=resolve_dtype(dtype, "cuda" if gpu else "cpu"), max_model_len=max_model_len, seed=seed,  # pyright: ignore[reportArgumentType]
-        enforce_eager=not gpu, enable_prefix_caching=True, disable_log_stats=True, max_num_seqs=64, **cpu_arguments,
-    )  # fmt: skip
+        model=model,
+        dtype=resolve_dtype(dtype, "cuda" if gpu else "cpu"),
+        max_model_len=max_model_len,
+        seed=seed,  # pyright: ignore[reportArgumentType]
+        enforce_eager=not gpu,
+        enable_prefix_caching=True,
+        disable_log_stats=True,
+        max_num_seqs=64,
+        use_tqdm_on_load=False,
+        **cpu_arguments,
+    )
     try:
         return AsyncLLM.from_engine_args(arguments)
     except (OSError, ValueError, RuntimeError) as error:
@@ -158,7 +190,9 @@ def _tokenizer(model: str) -> Any:
 
 
 def _cpu_kv_bytes(model: str, max_model_len: int) -> int:
-    """Memory for keys and values on a CPU: 32 full prompts, between 128 MiB and 4 GiB (vLLM's own default is a share of all memory)."""
+    """Memory for keys and values on a CPU: 32 full prompts, between 128 MiB and 4 GiB (vLLM's own default is a share
+    of all memory).
+    """
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(model).get_text_config()
@@ -191,22 +225,3 @@ def _probabilities(logprobs: Any, pieces: dict[str, list[int]]) -> dict[str, flo
         return None
     first = logprobs[0]
     return renormalise({choice: [first[i].logprob for i in ids if i in first] for choice, ids in pieces.items()})
-
-
-class _LoopThread:
-    """An event loop in a daemon thread."""
-
-    def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
-        self._thread.start()
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs `work` on the thread's loop and waits for it on the caller's; cancelling the caller cancels the work."""
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return await asyncio.wrap_future(future)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        with contextlib.suppress(RuntimeError):
-            self._thread.join(timeout=5)

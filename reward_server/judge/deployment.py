@@ -1,0 +1,226 @@
+"""The judge as a Ray Serve application: replicas that hold an engine, health-checked, restarted, scaled by Serve.
+
+Nobody waits for it: `start` returns at once, and a client whose judge is not up gets `JudgeUnavailableError`, which the
+annotator takes as "later". Only handles are used, so no port is opened.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from reward_server.judge.judge import PromptedJudge, build_judge, judge_key
+from reward_server.settings import JudgeSettings
+from reward_server.types import Answer, JudgeError, JudgeKey, JudgeUnavailableError
+
+DEPLOYMENT = "Judge"
+HEALTH_PERIOD_S = 3.0
+"""Serve asks a replica so often whether its engine answers; a dead one is replaced within about this time."""
+_HEALTH_TIMEOUT_S = 45.0
+_SHUTDOWN_S = 10.0
+_STATUS_PERIOD_S = 1.0
+_NICENESS = 5
+"""The judge yields the processor to the training where both want it."""
+
+
+class DeploymentState(StrEnum):
+    """How the application stands."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    """Being deployed, or a replica that died is being replaced."""
+    READY = "ready"
+    FAILED = "failed"
+    """Serve gave up: the replicas cannot be built."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentStatus:
+    """What `status` says."""
+
+    state: DeploymentState
+    replicas: int
+    """Replicas that answer questions now."""
+    message: str
+    """Root cause where the state is `failed`, otherwise empty or what Serve says."""
+
+
+class _Replica:
+    """One replica: a judge with its engine, in a process of its own."""
+
+    async def __init__(self, settings: JudgeSettings) -> None:  # pyright: ignore[reportGeneralTypeIssues]
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        with contextlib.suppress(OSError):
+            os.nice(_NICENESS)
+        self._judge: PromptedJudge = await asyncio.to_thread(build_judge, settings)
+        try:
+            await self._judge.start()
+        except BaseException:
+            await self._judge.close()
+            raise
+
+    async def ask(self, captions: list[str]) -> list[Answer]:
+        return await self._judge.ask(captions)
+
+    async def check_health(self) -> None:
+        """Asks the engine for one token; an exception makes Serve replace this replica."""
+        await self._judge.check()
+
+    async def __del__(self) -> None:  # Serve awaits it when it stops a replica
+        judge: PromptedJudge | None = getattr(self, "_judge", None)
+        if judge is not None:
+            await judge.close()
+
+
+def start(
+    settings: JudgeSettings,
+    *,
+    app_name: str = "judge",
+    num_cpus: float = 0.1,
+    num_gpus: float | None = None,
+    in_flight: int = 8,
+) -> None:
+    """Deploys the judge on the Ray cluster that this process has joined, and returns while it starts.
+
+    `num_gpus`: for each replica; by default 1 where the cluster has a GPU. `in_flight`: requests that one replica
+    works on at once. More than one `judge.replicas` scales between 1 and that many with the load."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    gpus = float(ray.cluster_resources().get("GPU", 0) >= 1) if num_gpus is None else num_gpus
+    scaling: dict[str, Any] = {"num_replicas": 1}
+    if settings.replicas > 1:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": 1,
+                "max_replicas": settings.replicas,
+                "target_ongoing_requests": max(1, in_flight // 2),
+            }
+        }
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+    application = serve.deployment(
+        name=DEPLOYMENT,
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": gpus},
+        max_ongoing_requests=in_flight,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        max_constructor_retry_count=2,
+        logging_config={"log_level": "ERROR", "enable_access_log": False},
+        **scaling,
+    )(_Replica).bind(settings)
+    serve.run_many(
+        [serve.RunTarget(application, name=app_name, route_prefix=None)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def status(app_name: str = "judge") -> DeploymentStatus:
+    """How the application stands now. Raises `JudgeUnavailableError` where Serve itself does not answer."""
+    try:
+        application = serve.status().applications.get(app_name)
+    except (RayError, RayServeException) as error:
+        raise JudgeUnavailableError(f"Ray Serve does not answer: {_first_line(error)}") from error
+    if application is None:
+        return DeploymentStatus(DeploymentState.ABSENT, 0, f"no application {app_name!r} is deployed")
+    deployments = application.deployments.values()
+    running = sum(int(d.replica_states.get("RUNNING", 0)) for d in deployments)
+    if application.status == "DEPLOY_FAILED":
+        return DeploymentStatus(
+            DeploymentState.FAILED,
+            running,
+            _root_cause("\n".join(d.message for d in deployments) or application.message),
+        )
+    state = DeploymentState.READY if running else DeploymentState.STARTING
+    return DeploymentStatus(state, running, _root_cause(application.message))
+
+
+def stop(app_name: str = "judge") -> None:
+    """Ends the application and its processes; with the last application Serve itself. Does nothing where none runs."""
+    remaining = set(serve.status().applications) - {app_name}
+    if remaining:
+        serve.delete(app_name)
+    else:
+        serve.shutdown()
+
+
+class ServeJudge:
+    """A judge that is asked through the application's handle. Any process of the Ray cluster can have one."""
+
+    def __init__(self, settings: JudgeSettings | JudgeKey, app_name: str = "judge") -> None:
+        """Asks nothing yet; the application may start later."""
+        self._key = settings if isinstance(settings, JudgeKey) else judge_key(settings)
+        self._app_name = app_name
+        self._handle: Any = None
+        self._looked_at = -_STATUS_PERIOD_S
+        self._reason = "the judge is starting"
+        self._permanent = False
+
+    @property
+    def key(self) -> JudgeKey:
+        return self._key
+
+    async def ask(self, captions: Sequence[str]) -> list[Answer]:
+        handle = await self._ready_handle()
+        try:
+            return await handle.ask.remote(list(captions))
+        except JudgeUnavailableError:
+            self._handle = None
+            raise
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, JudgeError):
+                raise cause from error
+            raise JudgeError(f"the judge failed: {type(cause).__name__}: {_first_line(cause)}") from error
+        except (RayActorError, RayServeException, RayError) as error:
+            self._handle = None
+            raise JudgeUnavailableError(f"the judge went away: {_first_line(error)}") from error
+
+    async def close(self) -> None:
+        """Leaves the application alone: whoever started it stops it."""
+        self._handle = None
+
+    async def _ready_handle(self) -> Any:
+        """The handle, while a replica answers. Otherwise Serve is asked at most once a second, and nobody waits for
+        it.
+        """
+        if self._handle is None:
+            if time.monotonic() - self._looked_at >= _STATUS_PERIOD_S:
+                await self._look()
+                self._looked_at = time.monotonic()
+            if self._handle is None:
+                raise (JudgeError if self._permanent else JudgeUnavailableError)(self._reason)
+        return self._handle
+
+    async def _look(self) -> None:
+        now = await asyncio.to_thread(status, self._app_name)
+        self._permanent = now.state is DeploymentState.FAILED
+        self._reason = (
+            f"the judge cannot start: {now.message}" if self._permanent else f"the judge is {now.state.value}"
+        )
+        if now.state is DeploymentState.READY:
+            self._handle = await asyncio.to_thread(serve.get_app_handle, self._app_name)
+
+
+def _root_cause(message: str) -> str:
+    """The line of a traceback in Serve's message that names the error: a `JudgeError`'s text, or the last line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if "JudgeError: " in line:
+            return line.partition("JudgeError: ")[2]
+    errors = [line for line in lines if ("Error: " in line or "Exception: " in line) and not line.startswith("File ")]
+    return (errors or lines or [""])[-1]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

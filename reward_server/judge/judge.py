@@ -1,0 +1,209 @@
+"""The judge: a prompt and an engine joined, and the functions that make one from settings."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+
+import httpx
+
+from reward_server.judge.engines.base import Completion, Engine, Request
+from reward_server.judge.models import EMBEDDED, check_model, check_vllm, model_identity, sampling_key
+from reward_server.judge.prompts import Prompt, PromptTemplate
+from reward_server.settings import JudgeSettings
+from reward_server.types import Answer, JudgeError, JudgeKey
+
+ENGINES = ("vllm", "transformers", "openai")
+REACH_TIMEOUT_S = 3.0
+
+_LONE_LABEL = re.compile(r"(?<![\w.])[01](?![\w.]*\d)(?!\w)")
+
+
+class PromptedJudge:
+    """Asks a language model about captions. Invariant: one answer a caption, in order; what cannot be read has no
+    label.
+    """
+
+    def __init__(
+        self, engine: Engine, prompt: Prompt, key: JudgeKey, *, temperature: float = 0.0, reason_tokens: int = 256
+    ) -> None:
+        self._engine, self._prompt, self._key = engine, prompt, key
+        self._temperature, self._reason_tokens = temperature, reason_tokens
+
+    @property
+    def key(self) -> JudgeKey:
+        return self._key
+
+    async def ask(self, captions: Sequence[str]) -> list[Answer]:
+        if not captions:
+            return []
+        labels = self._prompt.template.labels
+        decide = Request(1, labels, self._temperature)
+        if self._prompt.mode == "direct":
+            found = await self._engine.complete([self._prompt.chat(c) for c in captions], decide)
+            return [answer(c, labels) for c in found]
+        thoughts = await self._engine.complete(
+            [self._prompt.chat(c) for c in captions], Request(self._reason_tokens, None, self._temperature)
+        )
+        chats = [self._prompt.conclusion(c, t.text) for c, t in zip(captions, thoughts, strict=True)]
+        found = await self._engine.complete(chats, decide)
+        return [answer(c, labels, reasoning=t) for c, t in zip(found, thoughts, strict=True)]
+
+    async def start(self) -> None:
+        """Loads the model now; otherwise the first question does."""
+        await self._engine.start()
+
+    async def check(self) -> None:
+        """Raises where the engine does not answer now."""
+        await self._engine.check()
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+
+def parse(text: str, labels: tuple[str, str]) -> int | None:
+    """The label that an answer gives: the text itself, or the only label that stands alone in it; None where there is
+    none or both.
+    """
+    stripped = text.strip().strip("\"'`*.")
+    if stripped in labels:
+        return labels.index(stripped)
+    alone = {m for m in _LONE_LABEL.findall(text) if m in labels}
+    return labels.index(alone.pop()) if len(alone) == 1 else None
+
+
+def answer(completion: Completion, labels: tuple[str, str], reasoning: Completion | None = None) -> Answer:
+    """The answer that a completion amounts to; reasoning goes before the label in `raw`."""
+    probability = completion.probabilities.get(labels[1]) if completion.probabilities else None
+    raw = completion.text if reasoning is None else f"{reasoning.text}\n{completion.text}"
+    latency = completion.latency_s + (reasoning.latency_s if reasoning else 0.0)
+    return Answer(parse(completion.text, labels), probability, raw, latency)
+
+
+def judge_prompt(settings: JudgeSettings) -> Prompt:
+    """The prompt that the settings choose. Raises `JudgeError` for a goal or mode that it does not have."""
+    return PromptTemplate.load().prompt(settings.goal, settings.mode)
+
+
+def judge_key(settings: JudgeSettings) -> JudgeKey:
+    """The key of this judge's labels, known before any engine starts (and before the embedded judge is built)."""
+    prompt = judge_prompt(settings)
+    return JudgeKey(prompt.template.version, settings.goal, _identity(settings), settings.mode, sampling_key(settings))
+
+
+def model_folder(settings: JudgeSettings) -> str:
+    """What the engine loads: the embedded judge's folder (built now if it is not there yet), or `judge.model` itself."""
+    if settings.model != EMBEDDED:
+        return os.path.expanduser(settings.model)
+    from reward_server.embedded import build
+
+    return str(build(settings.cache_dir))
+
+
+def build_judge(settings: JudgeSettings) -> PromptedJudge:
+    """A judge in this process. With `model=embedded` its model is built first if it is not cached (up to two minutes).
+
+    The vLLM engine starts with the first question. Raises `JudgeError` where the engine or the model is not there.
+    """
+    prompt, key = judge_prompt(settings), judge_key(settings)
+    engine = _engine(settings)
+    return PromptedJudge(engine, prompt, key, temperature=settings.temperature, reason_tokens=settings.reason_tokens)
+
+
+def preflight(settings: JudgeSettings) -> None:
+    """Checks, in at most a few seconds and without heavy imports, that the judge can be built; `JudgeError` says what
+    is missing.
+    """
+    if settings.engine == "none":
+        return
+    judge_prompt(settings)
+    if settings.engine == "openai":
+        _check_url(settings)
+        return
+    if settings.engine not in ENGINES:
+        raise JudgeError(f"judge.engine={settings.engine} is no engine; choose one of: {', '.join(ENGINES)}, none")
+    if settings.engine == "vllm":
+        check_vllm()
+    elif importlib.util.find_spec("transformers") is None:
+        raise JudgeError("judge.engine=transformers: transformers is not installed; run `make setup`")
+    check_model(settings.model)
+
+
+def served_model(settings: JudgeSettings) -> str:
+    """The model that an OpenAI-compatible server is asked for: `judge.model`, or the only one that it serves where
+    none is named.
+    """
+    if settings.model != EMBEDDED:
+        return settings.model
+    response = _get_models(settings)
+    try:
+        names = [str(entry["id"]) for entry in response.json()["data"]]
+    except (ValueError, LookupError, TypeError):
+        names = []
+    if len(names) != 1:
+        listed = f"it serves {', '.join(names)}" if names else "it lists no models"
+        raise JudgeError(
+            f"judge.engine=openai: say which model of {settings.url} to ask with judge.model=...; {listed}"
+        )
+    return names[0]
+
+
+def _identity(settings: JudgeSettings) -> str:
+    if settings.engine == "openai":
+        return served_model(settings)
+    if settings.model != EMBEDDED:
+        return model_identity(settings.model)
+    from reward_server.embedded.builder import default_digest
+
+    return f"{EMBEDDED}@{default_digest()}"
+
+
+def _engine(settings: JudgeSettings) -> Engine:
+    if settings.engine == "openai":
+        from reward_server.judge.engines.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(_url(settings), served_model(settings), api_key_env=settings.api_key_env)
+    if settings.engine == "vllm":
+        from reward_server.judge.engines.vllm_engine import VllmEngine
+
+        check_vllm()
+        check_model(settings.model)
+        return VllmEngine(model_folder(settings), dtype=settings.dtype, max_model_len=settings.max_model_len)
+    if settings.engine == "transformers":
+        from reward_server.judge.engines.transformers_engine import TransformersEngine
+
+        check_model(settings.model)
+        return TransformersEngine(model_folder(settings), dtype=settings.dtype, max_model_len=settings.max_model_len)
+    raise JudgeError(
+        f"judge.engine={settings.engine} is no engine that can be asked; choose one of: {', '.join(ENGINES)}"
+    )
+
+
+def _url(settings: JudgeSettings) -> str:
+    if not settings.url:
+        raise JudgeError("judge.engine=openai needs judge.url, such as judge.url=http://127.0.0.1:8000/v1")
+    return settings.url.rstrip("/")
+
+
+def _check_url(settings: JudgeSettings) -> None:
+    from reward_server.judge.engines.openai_engine import raise_for_refusal
+
+    response = _get_models(settings)
+    if response.status_code != 404:  # some servers list no models and still answer questions
+        raise_for_refusal(response, _url(settings), settings.api_key_env, settings.model)
+
+
+def _get_models(settings: JudgeSettings) -> httpx.Response:
+    url = _url(settings)
+    key = os.environ.get(settings.api_key_env)
+    try:
+        return httpx.get(
+            f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=REACH_TIMEOUT_S
+        )
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise JudgeError(f"judge.url={url} is no address: {error}") from error
+    except httpx.TransportError as error:
+        reason = str(error) or type(error).__name__
+        raise JudgeError(
+            f"judge.url={url} cannot be reached within {REACH_TIMEOUT_S:.0f} s: {reason}; is the server running there?"
+        ) from error

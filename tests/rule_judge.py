@@ -1,0 +1,78 @@
+"""An OpenAI-compatible server that answers by the rule book: a judge for tests of everything but the judge.
+
+It runs in threads of this process; `with RuleServer() as server` gives it an address of its own.
+"""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from reward_server.embedded.rules import RuleBook
+
+
+def caption_of(messages: list[dict[str, str]]) -> str:
+    """The caption that a prompt of `classification-1` ends with."""
+    last = messages[-1]["content"].rsplit("Message:\n", 1)[1]
+    return json.loads(last.strip().splitlines()[0])
+
+
+class RuleServer:
+    """`mode`: `ok`, `garbage` (nonsense answers), `error` (HTTP 500), `hang` (no answer for a minute)."""
+
+    def __init__(self, latency_s: float = 0.0) -> None:
+        self.mode = "ok"
+        self.latency_s = latency_s
+        self.asked: list[str] = []
+        self._rules = RuleBook.load()
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                self._send(200, {"object": "list", "data": [{"id": "rules", "object": "model"}]})
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, body = owner.answer(request)
+                self._send(status, body)
+
+            def _send(self, status: int, body: dict) -> None:
+                raw = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                try:
+                    self.wfile.write(raw)
+                except BrokenPipeError:
+                    pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def answer(self, request: dict) -> tuple[int, dict]:
+        caption = caption_of(request["messages"])
+        self.asked.append(caption)
+        time.sleep(self.latency_s)
+        if self.mode == "error":
+            return 500, {"error": {"message": "out of order"}}
+        if self.mode == "hang":
+            time.sleep(60.0)
+        text = "purple" if self.mode == "garbage" else str(self._rules.label(caption).label)
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return 200, {"id": "x", "object": "chat.completion", "model": "rules", "choices": [choice]}
+
+    def __enter__(self) -> "RuleServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -1,0 +1,46 @@
+"""The picture of the house holds: imports run one way, and Ray lives in two places."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("envs", "agents", "reward_server", "learner", "orchestration")
+ALLOWED = {
+    "envs": set(),
+    "agents": {"envs"},
+    "reward_server": {"envs"},
+    "learner": {"agents", "envs", "reward_server"},
+    "orchestration": {"agents", "envs", "reward_server", "learner"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        others = imports_of(path) & set(PACKAGES) - {package}
+        assert others <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {others - ALLOWED[package]}"
+
+
+def test_ray_lives_in_orchestration_and_the_judges_deployment():
+    users = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if "ray" in imports_of(path)
+    }
+    outside = {path for path in users if not path.startswith("orchestration/")}
+    assert outside == {"reward_server/judge/deployment.py"}

@@ -1,0 +1,105 @@
+"""The networks: the core against torch's GRU, the encoders' shapes and sizes, the pixels of ONI's crop."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents.networks import NETWORKS, build_policy
+from agents.networks.base import GRUCore
+from agents.networks.encoders import TrigramMessage
+from agents.networks.font import render_table
+
+
+def observation(view, *lead, seed=0):
+    rng = np.random.default_rng(seed)
+    message = np.zeros((*lead, view.message_bytes), np.uint8)
+    message[..., :30] = rng.integers(32, 127, (*lead, 30))
+    crop = (*lead, view.crop_height, view.crop_width)
+    arrays = {
+        "chars": rng.integers(32, 127, crop).astype(np.uint8),
+        "colors": rng.integers(0, 16, crop).astype(np.uint8),
+        "blstats": rng.integers(-5, 2000, (*lead, 27)).astype(np.int32),
+        "message": message,
+    }
+    return {k: torch.from_numpy(v) for k, v in arrays.items()}
+
+
+def test_core_is_torchs_gru_with_resets():
+    torch.manual_seed(0)
+    core = GRUCore(5, 7)
+    gru = torch.nn.GRU(5, 7)
+    with torch.no_grad():
+        gru.weight_ih_l0.copy_(core.cell.weight_ih)
+        gru.weight_hh_l0.copy_(core.cell.weight_hh)
+        gru.bias_ih_l0.copy_(core.cell.bias_ih)
+        gru.bias_hh_l0.copy_(core.cell.bias_hh)
+    inputs, state = torch.randn(9, 2, 5), torch.randn(2, 7)
+    start = torch.zeros(9, 2, dtype=torch.bool)
+    start[4, 0] = True
+    states = core(inputs, start, state)
+    whole, _ = gru(inputs, state.unsqueeze(0))
+    torch.testing.assert_close(states[:, 1], whole[:, 1])
+    torch.testing.assert_close(states[:4, 0], whole[:4, 0])
+    fresh, _ = gru(inputs[4:, :1], torch.zeros(1, 1, 7))
+    torch.testing.assert_close(states[4:, 0], fresh[:, 0])
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_reading_at_once_equals_reading_step_by_step(name):
+    torch.manual_seed(0)
+    policy = build_policy(name, 6)
+    seen = observation(policy.view, 4, 3)
+    start = torch.zeros(4, 3, dtype=torch.bool)
+    start[2, 1] = True
+    with torch.no_grad():
+        whole = policy(seen, start, policy.initial_state(3))
+        state = policy.initial_state(3)
+        for t in range(4):
+            step = policy({k: v[t : t + 1] for k, v in seen.items()}, start[t : t + 1], state)
+            state = step.state[0]
+            torch.testing.assert_close(step.logits[0], whole.logits[t], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(step.value[0], whole.value[t], atol=1e-5, rtol=1e-4)
+
+
+def test_oni_has_the_sizes_of_the_paper():
+    policy = build_policy("oni", 28)
+    assert policy.encoder.features == 795 and policy.state_size == 512
+    assert sum(p.numel() for p in policy.parameters()) == pytest.approx(2.8e6, rel=0.01)
+
+
+def test_oni_sees_the_characters_as_pixels():
+    policy = build_policy("oni", 28)
+    seen = observation(policy.view, 2)
+    pixels = policy.encoder.render(seen["chars"], seen["colors"])
+    assert pixels.shape == (2, 3, 72, 72)
+    table = render_table()
+    for row, column in ((0, 0), (5, 7), (11, 11)):
+        char, color = int(seen["chars"][1, row, column]), int(seen["colors"][1, row, column])
+        patch = pixels[1, :, 6 * row : 6 * row + 6, 6 * column : 6 * column + 6]
+        np.testing.assert_allclose(patch.numpy(), table[char, color] / 255.0, atol=1e-6)
+
+
+def test_every_character_has_an_image_of_its_own():
+    table = render_table()
+    assert table.shape == (256, 16, 3, 6, 6)
+    assert not table[32].any()
+    images = {table[code, 15].tobytes() for code in range(33, 127)}
+    assert len(images) >= 90  # a few pairs (such as ' and `) may coincide at 6 x 6 pixels
+
+
+def test_messages_are_encoded_once_each_and_rows_keep_their_own():
+    torch.manual_seed(0)
+    encoder = TrigramMessage(256, 64)
+    texts = ["It's a wall.", "", "You see here a key.", "It's a wall."]
+    message = torch.zeros(4, 256, dtype=torch.uint8)
+    for i, text in enumerate(texts):
+        message[i, : len(text)] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    together = encoder(message)
+    alone = torch.cat([encoder(message[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(together, alone)
+    assert torch.equal(together[0], together[3]) and not torch.equal(together[0], together[2])
+
+
+def test_an_unknown_network_is_named():
+    with pytest.raises(ValueError, match=r"agent.network=onni: no such network; there are fast, oni"):
+        build_policy("onni", 4)

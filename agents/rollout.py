@@ -261,7 +261,12 @@ class Rollout:
                 self._observer.finish(
                     failure.env_index,
                     EpisodeFinish(
-                        episode_return=0.0, length=steps, terminated=False, success=None, metrics={}, error=failure.error
+                        episode_return=0.0,
+                        length=steps,
+                        terminated=False,
+                        success=None,
+                        metrics={},
+                        error=failure.error,
                     ),
                 )
             self._follow(failure.env_index)

@@ -6,8 +6,10 @@ import contextlib
 import functools
 import random
 import re
+import sys
 from collections.abc import Generator
 from importlib import import_module
+from importlib.util import LazyLoader, find_spec, module_from_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +27,20 @@ OPTIONS = ("max_episode_steps", "penalty_step", "reward_lose", "reward_win")
 _ATTRIBUTE = {"max_episode_steps": "_max_episode_steps"}
 
 
+def _import_lazily(name: str) -> None:
+    """Puts a module in place that is loaded when something of it is first used."""
+    spec = find_spec(name)
+    if name in sys.modules or spec is None or spec.loader is None:
+        return
+    spec.loader = LazyLoader(spec.loader)
+    module = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
 @functools.cache
 def _registered() -> dict[str, GymSpec]:
+    # MiniHack's reader of wiki pages, which nothing here uses, imports it, and that takes two seconds.
+    _import_lazily("inflect")
     import_module("minihack")  # registers its tasks with gymnasium
     specs: dict[str, GymSpec] = {}
     for env_id, spec in gym.registry.items():

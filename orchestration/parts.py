@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reward_server.distiller import Distiller, RewardModelVersion
-from reward_server.scorer import CaptionScorer
 
 from agents.networks import NETWORKS, build_policy
 from agents.observer import EpisodeObserver
@@ -25,7 +23,9 @@ from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed
 from orchestration.summary import CaptionScore
 from orchestration.traces.recorder import TraceRecorder, TraceRun
+from reward_server.distiller import Distiller, RewardModelVersion
 from reward_server.models.base import reward_model_kind
+from reward_server.scorer import CaptionScorer
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge
@@ -130,7 +130,9 @@ class LearnerPart:
         self.scorer: CaptionScorer | None = None
         intrinsic: IntrinsicReward = NoIntrinsicReward()
         if wants_judge(config):
-            self.scorer = intrinsic = CaptionScorer(reward_model_kind(config.reward.model).model(config.distiller, "cpu"))
+            self.scorer = intrinsic = CaptionScorer(
+                reward_model_kind(config.reward.model).model(config.distiller, "cpu")
+            )
         self.learner = Learner(build_policy(config.agent.network, actions), config.learner, config.reward, intrinsic)
         self._sums = EpisodeSums()
         self._idle_since = time.perf_counter()

@@ -6,7 +6,6 @@ more trajectories are on their way than there are tokens) and the death of an ac
 """
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -14,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
 from agents.rollout import RolloutReport
 from orchestration.config import Config
-from orchestration.errors import ResourceError, first_line
+from orchestration.errors import first_line
 from orchestration.parts import FeedResult, actor_name, wants_judge
 from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
 from orchestration.session import Session
@@ -35,7 +33,8 @@ _JUDGE_APP = "judge"
 class _Actor:
     index: int
     incarnation: int
-    handle: ActorHandle[RolloutWorker]
+    handle: Any
+    """Ray's handle; its methods are those of RolloutWorker with `remote`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +63,23 @@ class RayRuntime:
         self._actors: dict[int, _Actor] = {}
         self._calls: dict[Any, _RolloutCall | _FeedCall] = {}
         self._reward_server: Any = None
+        """Handle of the RewardServerWorker; None before the first rollout came back, and where there is no judge."""
         self._poll: Any = None
         self._poll_at = 0.0
         self._judge_started = False
         self._known_reward_model = 0
         self._failures_in_a_row = 0
         self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
-        _connect(config)
-        path = session.rundir.path
         self._learner: Any = (
             ray.remote(LearnerWorker)
             .options(
                 num_cpus=config.learner.threads,
                 num_gpus=1 if config.learner.device == "cuda" else 0,
-                runtime_env={"env_vars": _threads(config.learner.threads)},
             )
             .remote(config, self._resumed.get("learner"))
         )
         for index in range(config.actors.count):
             self._spawn(index, incarnation=session.actor_restarts)
-        if wants_judge(config):
-            self._reward_server = (
-                ray.remote(RewardServerWorker)
-                .options(num_cpus=0, max_restarts=-1, runtime_env={"env_vars": _threads(1)})
-                .remote(config, path, self._resumed.get("reward_server"))
-            )
         self._version, weights = ray.get(self._learner.begin.remote())
         self._weights = ray.put(weights)
 
@@ -119,7 +110,7 @@ class RayRuntime:
     def _spawn(self, index: int, incarnation: int) -> _Actor:
         handle = (
             ray.remote(RolloutWorker)
-            .options(num_cpus=1, runtime_env={"env_vars": _threads(1)})
+            .options(num_cpus=1)
             .remote(self.config, self.session.rundir.path, index, incarnation)
         )
         actor = self._actors[index] = _Actor(index, incarnation, handle)
@@ -143,14 +134,14 @@ class RayRuntime:
         self._failures_in_a_row = 0
         self.session.rolled_out(report)
         self.session.waited("actor", "wait", waited)
-        if self._reward_server is not None and report.new_captions:
-            self._reward_server.submit.remote(report.new_captions)
+        if wants_judge(self.config):
+            reward_server = self._reward_server or self._start_reward_server()
+            if report.new_captions:
+                reward_server.submit.remote(report.new_captions)
         result, weights = self._learner.feed.options(num_returns=2).remote(
             report.source, call.trajectory, report.new_captions
         )
         self._calls[result] = _FeedCall(call.actor, report, self.session.env_steps, weights)
-        # The judge takes half a minute of two cores to start; the first steps come before that.
-        self._start_judge()
 
     def _learned(self, reference: Any, call: _FeedCall) -> None:
         result: FeedResult = ray.get(reference)
@@ -162,9 +153,7 @@ class RayRuntime:
 
     def _lost(self, actor: _Actor, error: RayError) -> None:
         """Replaces an actor that died or raised, and forgets its calls. Raises where replacements fail again and again."""
-        self._calls = {
-            r: c for r, c in self._calls.items() if not (isinstance(c, _RolloutCall) and c.actor is actor)
-        }
+        self._calls = {r: c for r, c in self._calls.items() if not (isinstance(c, _RolloutCall) and c.actor is actor)}
         if self._actors.get(actor.index) is not actor:
             return
         reason = _reason(error)
@@ -173,19 +162,26 @@ class RayRuntime:
             raise error
         ray.kill(actor.handle)
         self.session.actor_restarts += 1
-        self.session.view.event(f"{actor_name(actor.index, actor.incarnation)} died and is replaced: {reason}", warning=True)
+        self.session.view.event(
+            f"{actor_name(actor.index, actor.incarnation)} died and is replaced: {reason}", warning=True
+        )
         self._grant_all(self._spawn(actor.index, incarnation=self.session.actor_restarts))
 
     # The reward server.
 
-    def _start_judge(self) -> None:
-        if self._reward_server is None or self._judge_started:
-            return
+    def _start_reward_server(self) -> Any:
+        """Starts reward server and judge. The first steps come before that: together they take two cores for a while."""
         self._judge_started = True
         if self.config.judge.engine != "openai":
             from reward_server.judge import deployment
 
             deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0)
+        self._reward_server = (
+            ray.remote(RewardServerWorker)
+            .options(num_cpus=0, max_restarts=-1)
+            .remote(self.config, self.session.rundir.path, self._resumed.get("reward_server"))
+        )
+        return self._reward_server
 
     def _look_at_reward_server(self) -> None:
         if self._reward_server is None:
@@ -214,7 +210,7 @@ class RayRuntime:
 
     def checkpoint(self) -> None:
         """Writes the state of learner, reward server and counters. Games cannot be frozen: actors begin new episodes."""
-        reward_server = None
+        reward_server = self._resumed.get("reward_server")
         if self._reward_server is not None:
             reward_server = ray.get(self._reward_server.state_dict.remote())
         state = {"runtime": "ray", "session": self.session.state_dict(), "reward_server": reward_server}
@@ -231,7 +227,7 @@ class RayRuntime:
 
     def close(self) -> None:
         """Ends everything that the run started; a part that does not answer in time is killed."""
-        parts = [actor.handle for actor in self._actors.values()]
+        parts: list[Any] = [actor.handle for actor in self._actors.values()]
         if self._reward_server is not None:
             parts.append(self._reward_server)
         closing = [part.close.remote() for part in parts]
@@ -242,36 +238,7 @@ class RayRuntime:
             from reward_server.judge import deployment
 
             with contextlib.suppress(RayError):
-                deployment.stop(_JUDGE_APP)
-        ray.shutdown()
-
-
-def _connect(config: Config) -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts one on this machine. Raises ResourceError where CPUs lack."""
-    needed = config.actors.count + config.learner.threads
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            num_cpus=max(len(os.sched_getaffinity(0)), 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=1 << 29,
-        )
-    available = int(ray.cluster_resources().get("CPU", 0))
-    if available < needed:
-        ray.shutdown()
-        raise ResourceError(
-            f"the run needs {needed} CPUs ({config.actors.count} actors and {config.learner.threads} for the learner) and "
-            f"there are {available}; lower actors.count"
-        )
-
-
-def _threads(count: int) -> dict[str, str]:
-    """Bounds the threads of numeric libraries before they are loaded."""
-    return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
+                deployment.stop(_JUDGE_APP, keep_serve="RAY_ADDRESS" not in os.environ)
 
 
 def _reason(error: RayError) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reward_server.distiller import RewardModelVersion
 
 from agents.rollout import RolloutReport
 from agents.trajectory import Trajectory
@@ -23,6 +22,7 @@ from orchestration.parts import (
     build_rollout,
 )
 from orchestration.rundir import RunDir
+from reward_server.distiller import RewardModelVersion
 from reward_server.server import RewardServerStatus
 from reward_server.types import Judge
 

@@ -1,15 +1,18 @@
 """Training, whatever the runtime: build it, run it, checkpoint it, say how it ended."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from learner.checkpoint import CheckpointError, latest_checkpoint, load_state
 from orchestration.config import Config
 from orchestration.errors import first_line
 from orchestration.live import LiveView
 from orchestration.rundir import RunDir
-from orchestration.session import Session
 from orchestration.summary import Status, Summary
+
+if TYPE_CHECKING:
+    from orchestration.session import Session
 
 
 def train(config: Config, rundir: RunDir, *, resume: bool, view: LiveView) -> Summary:
@@ -18,25 +21,25 @@ def train(config: Config, rundir: RunDir, *, resume: bool, view: LiveView) -> Su
     Ctrl-C (SIGINT, SIGTERM) ends it after a checkpoint with KeyboardInterrupt; a second one at once. Any other error
     is written into the summary and raised.
     """
-    state = None
-    if resume:
-        newest = latest_checkpoint(rundir.checkpoints)
-        if newest is None:
-            raise CheckpointError(f"{rundir.path} has no checkpoint to resume from; start it again with --overwrite")
-        state = load_state(newest)
+    if config.runtime == "serial":
+        return _train(config, rundir, resume=resume, view=view)
+    from orchestration.cluster import connect, disconnect
+
+    connect(config)
+    try:
+        return _train(config, rundir, resume=resume, view=view)
+    finally:
+        disconnect()
+
+
+def _train(config: Config, rundir: RunDir, *, resume: bool, view: LiveView) -> Summary:
+    from orchestration.session import Session
+
+    state = _newest_state(rundir) if resume else None
     session = Session(config, rundir, view, resumed=None if state is None else state["session"])
     previous = {s: signal.signal(s, _stopper(session)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if config.runtime == "serial":
-            from orchestration.serial import SerialRuntime as Runtime
-        else:
-            from orchestration.ray_runtime import RayRuntime as Runtime
-        runtime = Runtime(config, session, resumed=state)
-        try:
-            runtime.run()
-            runtime.checkpoint()
-        finally:
-            runtime.close()
+        _run(session, state)
     except KeyboardInterrupt:
         session.end(Status.INTERRUPTED)
         raise
@@ -52,7 +55,31 @@ def train(config: Config, rundir: RunDir, *, resume: bool, view: LiveView) -> Su
     return session.end(Status.DONE)
 
 
-def _stopper(session: Session):
+def _run(session: "Session", state: dict[str, Any] | None) -> None:
+    """Builds the runtime, trains, writes the last checkpoint, and ends what was started whatever happens."""
+    if session.config.runtime == "serial":
+        from orchestration.serial import SerialRuntime as Runtime
+    else:
+        from orchestration.ray_runtime import RayRuntime as Runtime
+    runtime = Runtime(session.config, session, resumed=state)
+    try:
+        runtime.run()
+        runtime.checkpoint()
+    finally:
+        runtime.close()
+
+
+def _newest_state(rundir: RunDir) -> dict[str, Any]:
+    """The state to resume from. Raises CheckpointError where there is none or it is damaged."""
+    from learner.checkpoint import CheckpointError, latest_checkpoint, load_state
+
+    newest = latest_checkpoint(rundir.checkpoints)
+    if newest is None:
+        raise CheckpointError(f"{rundir.path} has no checkpoint to resume from; start it again with --overwrite")
+    return load_state(newest)
+
+
+def _stopper(session: "Session") -> Callable[[int, FrameType | None], None]:
     """Asks the loop to stop where it is whole; asked again, stops at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:

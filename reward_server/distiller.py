@@ -84,8 +84,8 @@ class Distiller:
         return self._clock() >= self._due_at
 
     def skip_to(self, version: int) -> None:
-        """Numbers what is published from now on above `version`: for a distiller that was started anew while the learner
-        has a version of its predecessor. Never waits for a round that goes on."""
+        """Numbers what is published from now on above `version`: for a distiller that was started anew while the
+        learner has a version of its predecessor. Never waits for a round that goes on."""
         self._above = max(self._above, version)
 
     def update(self) -> RewardModelVersion | None:

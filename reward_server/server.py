@@ -92,7 +92,7 @@ class RewardServer:
         return RewardServerStatus(
             annotator=self._annotator.status(),
             version=0 if newest is None else newest.version,
-            accuracy=None if newest is None or newest.metrics.holdout is None else newest.metrics.holdout.accuracy,
+            accuracy=None if newest is None else newest.metrics.accuracy,
             distil_s=self._distiller.seconds,
         )
 

@@ -3,6 +3,7 @@
 It runs in threads of this process; `with RuleServer() as server` gives it an address of its own.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -47,10 +48,8 @@ class RuleServer:
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     self.wfile.write(raw)
-                except BrokenPipeError:
-                    pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True

@@ -19,7 +19,9 @@ from learner.checkpoint import (
 
 def save(root, steps, keep=3):
     state = {"n": steps, "list": [1, 2.5, None, "x"], "t": torch.arange(3), "nested": {1: (2, 3)}}
-    return save_checkpoint(root, steps, policy={"w": torch.full((2, 2), float(steps))}, state=state, config="a: 1\n", keep=keep)
+    return save_checkpoint(
+        root, steps, policy={"w": torch.full((2, 2), float(steps))}, state=state, config="a: 1\n", keep=keep
+    )
 
 
 def test_round_trip_and_latest(tmp_path):

@@ -22,7 +22,9 @@ def test_every_part_by_hand():
 
 
 def test_a_step_without_caption_earns_nothing_intrinsic():
-    fused = fuse(np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32), RewardSettings())
+    fused = fuse(
+        np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32), RewardSettings()
+    )
     assert fused.total[0, 0] == 0.0
 
 

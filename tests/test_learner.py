@@ -64,7 +64,7 @@ def test_lag_is_counted_per_sample_and_bounded():
 
 
 def test_a_batch_that_cannot_be_filled_by_whole_segments_is_an_error():
-    with pytest.raises(ValueError, match="learner.batch_size=25 is not a multiple of the rollout length 10"):
+    with pytest.raises(ValueError, match=r"learner.batch_size=25 is not a multiple of the rollout length 10"):
         make_learner(batch_size=25).feed(make_rollout(length=10).collect()[0])
 
 
@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_names_what_to_do():
     trajectory, _ = make_rollout(length=10).collect()
     before = learner.weights()
     trajectory.log_prob[:] = -np.inf
-    with pytest.raises(FloatingPointError, match="learner.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"learner.learning_rate"):
         learner.feed(trajectory)
     assert all(np.array_equal(before[k], v) for k, v in learner.weights().items())
 

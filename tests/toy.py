@@ -10,7 +10,9 @@ from envs.base import ArraySpec, EnvSpec, View, YendorEnv
 
 
 class CountingEnv(YendorEnv):
-    def __init__(self, length: int = 7, limit: int = 1000, view: View | None = None, fail_at: int | None = None) -> None:
+    def __init__(
+        self, length: int = 7, limit: int = 1000, view: View | None = None, fail_at: int | None = None
+    ) -> None:
         view = view or View(crop_height=15, crop_width=15)
         crop = (view.crop_height, view.crop_width)
         self.env_spec = EnvSpec(

@@ -1,17 +1,17 @@
 """Builds the embedded judge: `build(cache_dir)` gives a folder in Hugging Face format, made once and then found again.
 
 Invariant: a folder of that name is complete (it is written beside and renamed), and its name says everything that its
-content depends on: rules, prompt, code, seed and training settings."""
+content depends on: rules, prompt, code, seed and training settings.
+"""
 
 import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -63,7 +63,8 @@ def build(
 
     `threads`: CPU threads of the training. One by default: OpenMP threads that wait for a core that something else
     uses spin, and then two are several times slower than one. `progress` gets a line of text now and then. Raises
-    `JudgeError` where the cache cannot be written."""
+    `JudgeError` where the cache cannot be written.
+    """
     settings = settings or TrainingSettings()
     digest = build_digest(seed, settings)
     folder = Path(cache_dir) / f"embedded-{digest}"
@@ -105,9 +106,10 @@ def encode(tokenizer: Any, prompt: Prompt, examples: Sequence[Example]) -> Encod
     """The examples' prompts as token ids, split into the prefix that all share and what follows it.
 
     Prefix and rest are tokenized apart, which is fast; raises `JudgeError` where that gives other tokens than the
-    whole prompt."""
+    whole prompt.
+    """
     rendered = [_render(tokenizer, prompt, text) for text in ("a", "")]
-    shared = os.path.commonprefix(rendered).rpartition("\n")[0] + "\n"
+    shared = _common_start(*rendered).rpartition("\n")[0] + "\n"
     tail = rendered[1][len(shared) + len(quote("")) :]
     prefix = tokenizer(shared, add_special_tokens=False)["input_ids"]
     suffixes = tokenizer([quote(e.text) + tail for e in examples], add_special_tokens=False)["input_ids"]
@@ -121,6 +123,11 @@ def encode(tokenizer: Any, prompt: Prompt, examples: Sequence[Example]) -> Encod
 def label_ids(tokenizer: Any, template: PromptTemplate) -> list[int]:
     """Token ids of the two labels, in the order of the labels."""
     return [tokenizer.convert_tokens_to_ids(text) for text in template.labels]
+
+
+def _common_start(one: str, other: str) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:same]
 
 
 def _render(tokenizer: Any, prompt: Prompt, text: str) -> str:
@@ -142,7 +149,8 @@ def _build_into(
         agreement, by_family = _evaluate(model, tokenizer, prompt, corpus)
     overall = agreement["overall"]
     progress(
-        f"embedded judge: agrees with the rules on {overall.accuracy:.1%} of {overall.messages} messages kept from training"
+        f"embedded judge: agrees with the rules on {overall.accuracy:.1%} of {overall.messages} messages that its "
+        "training never saw"
     )
     facts = {
         "what": "A small model taught by rules.yaml to label NetHack messages; it knows nothing else.",
@@ -233,7 +241,7 @@ def _write(folder: Path, model: Any, tokenizer: Any, facts: Mapping[str, Any]) -
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int) -> Generator[None]:
     """Torch's number of threads is set for the training and put back afterwards."""
     import torch
 
@@ -246,7 +254,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

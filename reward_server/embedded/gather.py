@@ -1,7 +1,8 @@
 """Gathers real messages: `python -m reward_server.embedded.gather > reward_server/embedded/messages.txt`.
 
 Random play of NetHack itself (no MiniHack task, so none that is trained in), several roles, seeded. The result is kept
-in the package, so that building the judge needs no game and gives the same model wherever it is built."""
+in the package, so that building the judge needs no game and gives the same model wherever it is built.
+"""
 
 import random
 import sys
@@ -23,41 +24,11 @@ ROLES = (
 )
 STEPS_PER_ROLE = 60_000
 COMMANDS = (
-    *nethack.CompassDirection,
-    *nethack.CompassDirection,
-    *nethack.CompassDirection,
-    *nethack.CompassDirectionLonger,
-    nethack.MiscDirection.DOWN,
-    nethack.MiscDirection.UP,
-    nethack.MiscAction.MORE,
-    nethack.MiscAction.MORE,
-    nethack.Command.PICKUP,
-    nethack.Command.PICKUP,
-    nethack.Command.KICK,
-    nethack.Command.EAT,
-    nethack.Command.SEARCH,
-    nethack.Command.SEARCH,
-    nethack.Command.OPEN,
-    nethack.Command.CLOSE,
-    nethack.Command.LOOK,
-    nethack.Command.LOOT,
-    nethack.Command.QUAFF,
-    nethack.Command.READ,
-    nethack.Command.ZAP,
-    nethack.Command.WEAR,
-    nethack.Command.WIELD,
-    nethack.Command.TAKEOFF,
-    nethack.Command.PUTON,
-    nethack.Command.THROW,
-    nethack.Command.DROP,
-    nethack.Command.APPLY,
-    nethack.Command.CAST,
-    nethack.Command.FORCE,
-    nethack.Command.PRAY,
-    nethack.Command.SIT,
-    nethack.Command.UNTRAP,
-    nethack.Command.ESC,
+    *("PICKUP", "PICKUP", "SEARCH", "SEARCH", "KICK", "EAT", "OPEN", "CLOSE", "LOOK", "LOOT", "QUAFF", "READ", "ZAP"),
+    *("WEAR", "WIELD", "TAKEOFF", "PUTON", "THROW", "DROP", "APPLY", "CAST", "FORCE", "PRAY", "SIT", "UNTRAP", "ESC"),
 )
+MOVES = "hjklyubnHJKLYUBN<>"
+ANSWERS = "abcdefgy"
 TYPED = (
     "Search for:",
     "Call ",
@@ -76,7 +47,8 @@ def play(role: str, steps: int, seed: int) -> dict[str, None]:
     env = NetHackChallenge(character=role, observation_keys=("message", "blstats"))
     game: Any = env.nethack
     rng = random.Random(seed)
-    keys = [env.actions.index(a) for a in COMMANDS] + [env.actions.index(ord(c)) for c in "abcdefgy"]
+    codes = [int(getattr(nethack.Command, name)) for name in COMMANDS] + [ord(c) for c in MOVES * 2 + ANSWERS]
+    keys = [env.actions.index(code) for code in [*codes, int(nethack.MiscAction.MORE)]]
     seen: dict[str, None] = {}
     episode, done = 0, True
     for _ in range(steps):

@@ -90,7 +90,7 @@ class RuleBook:
         return cls(int(data["version"]), families, slots)
 
     def label(self, caption: str) -> Verdict:
-        """The verdict on a caption: helpful if any of its sentences is, otherwise what its first known sentence says."""
+        """The verdict on a caption: helpful if any of its sentences is, otherwise its first known one decides."""
         first: Verdict | None = None
         for sentence in sentences(caption):
             verdict = self._sentence(sentence)

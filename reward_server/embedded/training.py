@@ -2,7 +2,8 @@
 
 All prompts share a prefix of some hundred tokens. It is computed once a step, with gradient, and every example of the
 batch attends to those keys and values; so an example costs only its own ten to forty tokens. The loss is on the label
-token alone."""
+token alone.
+"""
 
 import math
 import random
@@ -21,7 +22,7 @@ MAX_SUFFIX_TOKENS = 160
 class TrainingSettings:
     """What the training does; part of the digest of a build."""
 
-    steps: int = 400
+    steps: int = 340
     batch_size: int = 128
     learning_rate: float = 3e-3
     warmup: int = 40
@@ -64,7 +65,7 @@ def new_model(settings: TrainingSettings, vocabulary: int, eos: int, pad: int, s
             pad_token_id=pad,
             bos_token_id=None,
         )
-    ).to(torch.float32)
+    ).float()
 
 
 def label_logits(
@@ -75,7 +76,8 @@ def label_logits(
     The same function as `model(prefix + suffix).logits[-1, label_ids]` for each suffix, computed with the prefix's
     rows once: rows `[P + B*N, H]` go through the layers together and only attention tells them apart. Suffixes are
     padded on the right, where their last real token cannot see; the last layer is computed for those last tokens
-    alone."""
+    alone.
+    """
     import torch
 
     batch, longest, shared = len(suffixes), max(map(len, suffixes)), len(prefix)
@@ -162,8 +164,7 @@ def _suffix_attention(queries: Any, keys: Any, values: Any, batch: int, shared: 
 def train(
     model: Any, data: Encoded, label_ids: Sequence[int], settings: TrainingSettings, seed: int
 ) -> Iterator[tuple[int, float]]:
-    """Trains `model` in place by AdamW with warm-up and a cosine schedule; yields (steps done, cross-entropy in nats)
-    after each step.
+    """Trains `model` in place by AdamW with warm-up and cosine decay; yields (steps done, cross-entropy in nats).
 
     Deterministic for a seed and a number of threads.
     """
@@ -173,7 +174,7 @@ def train(
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
     model.train()
     for step, batch in zip(range(settings.steps), _batches(data, settings.batch_size, seed), strict=False):
         for group in optimiser.param_groups:

@@ -10,22 +10,25 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from reward_server.judge.judge import PromptedJudge, build_judge, judge_key
+from reward_server.judge.models import looks_like_path
 from reward_server.settings import JudgeSettings
 from reward_server.types import Answer, JudgeError, JudgeKey, JudgeUnavailableError
 
 DEPLOYMENT = "Judge"
 HEALTH_PERIOD_S = 3.0
-"""Serve asks a replica so often whether its engine answers; a dead one is replaced within about this time."""
+"""Serve looks so often whether a replica's engine answers; a dead engine is started again by that look."""
 _HEALTH_TIMEOUT_S = 45.0
 _SHUTDOWN_S = 10.0
 _STATUS_PERIOD_S = 1.0
@@ -60,26 +63,38 @@ class _Replica:
 
     async def __init__(self, settings: JudgeSettings) -> None:  # pyright: ignore[reportGeneralTypeIssues]
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        with contextlib.suppress(OSError):
-            os.nice(_NICENESS)
         self._judge: PromptedJudge = await asyncio.to_thread(build_judge, settings)
         try:
             await self._judge.start()
         except BaseException:
             await self._judge.close()
             raise
+        # Only now: a start that yields to the training takes three times as long, and labels come as much later.
+        _yield_processor()
 
     async def ask(self, captions: list[str]) -> list[Answer]:
         return await self._judge.ask(captions)
 
     async def check_health(self) -> None:
-        """Asks the engine for one token; an exception makes Serve replace this replica."""
+        """Asks the engine for one token; starts it again if it died. Where that fails, Serve replaces this replica."""
         await self._judge.check()
 
     async def __del__(self) -> None:  # Serve awaits it when it stops a replica
         judge: PromptedJudge | None = getattr(self, "_judge", None)
         if judge is not None:
             await judge.close()
+
+
+def _yield_processor() -> None:
+    """Lowers the priority of every thread of this process (Linux keeps it by thread) and of the processes below it."""
+    for process in [Path("/proc/self"), *(Path(f"/proc/{child.pid}") for child in _children())]:
+        with contextlib.suppress(OSError):  # a thread or process that ended meanwhile
+            for task in (process / "task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(task.name), _NICENESS)
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
 
 
 def start(
@@ -93,7 +108,8 @@ def start(
     """Deploys the judge on the Ray cluster that this process has joined, and returns while it starts.
 
     `num_gpus`: for each replica; by default 1 where the cluster has a GPU. `in_flight`: requests that one replica
-    works on at once. More than one `judge.replicas` scales between 1 and that many with the load."""
+    works on at once. More than one `judge.replicas` scales between 1 and that many with the load.
+    """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     gpus = float(ray.cluster_resources().get("GPU", 0) >= 1) if num_gpus is None else num_gpus
     scaling: dict[str, Any] = {"num_replicas": 1}
@@ -117,12 +133,18 @@ def start(
         max_constructor_retry_count=2,
         logging_config={"log_level": "ERROR", "enable_access_log": False},
         **scaling,
-    )(_Replica).bind(settings)
+    )(_Replica).bind(_absolute(settings))
     serve.run_many(
         [serve.RunTarget(application, name=app_name, route_prefix=None)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
+
+
+def _absolute(settings: JudgeSettings) -> JudgeSettings:
+    """Paths as this process means them: a worker of the cluster may run in another folder."""
+    model = str(Path(settings.model).expanduser().resolve()) if looks_like_path(settings.model) else settings.model
+    return replace(settings, model=model, cache_dir=str(Path(settings.cache_dir).resolve()))
 
 
 def status(app_name: str = "judge") -> DeploymentStatus:
@@ -134,7 +156,8 @@ def status(app_name: str = "judge") -> DeploymentStatus:
     if application is None:
         return DeploymentStatus(DeploymentState.ABSENT, 0, f"no application {app_name!r} is deployed")
     deployments = application.deployments.values()
-    running = sum(int(d.replica_states.get("RUNNING", 0)) for d in deployments)
+    counts: list[dict[Any, int]] = [dict(d.replica_states) for d in deployments]
+    running = sum(count.get("RUNNING", 0) for count in counts)
     if application.status == "DEPLOY_FAILED":
         return DeploymentStatus(
             DeploymentState.FAILED,
@@ -145,12 +168,13 @@ def status(app_name: str = "judge") -> DeploymentStatus:
     return DeploymentStatus(state, running, _root_cause(application.message))
 
 
-def stop(app_name: str = "judge") -> None:
-    """Ends the application and its processes; with the last application Serve itself. Does nothing where none runs."""
-    remaining = set(serve.status().applications) - {app_name}
-    if remaining:
+def stop(app_name: str = "judge", *, keep_serve: bool = False) -> None:
+    """Ends the application and its processes; with the last application Serve itself, unless `keep_serve` (the whole
+    cluster is about to end). Does nothing where none runs."""
+    applications = set(serve.status().applications)
+    if app_name in applications and (keep_serve or applications != {app_name}):
         serve.delete(app_name)
-    else:
+    elif not keep_serve and applications <= {app_name}:
         serve.shutdown()
 
 
@@ -174,11 +198,10 @@ class ServeJudge:
         handle = await self._ready_handle()
         try:
             return await handle.ask.remote(list(captions))
-        except JudgeUnavailableError:
-            self._handle = None
-            raise
-        except RayTaskError as error:
+        except RayTaskError as error:  # what the replica raised; it carries the remote traceback, its cause the words
             cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, JudgeUnavailableError):
+                self._handle = None
             if isinstance(cause, JudgeError):
                 raise cause from error
             raise JudgeError(f"the judge failed: {type(cause).__name__}: {_first_line(cause)}") from error
@@ -191,9 +214,7 @@ class ServeJudge:
         self._handle = None
 
     async def _ready_handle(self) -> Any:
-        """The handle, while a replica answers. Otherwise Serve is asked at most once a second, and nobody waits for
-        it.
-        """
+        """The handle, while a replica answers. Otherwise Serve is asked, once a second at most, and nobody waits."""
         if self._handle is None:
             if time.monotonic() - self._looked_at >= _STATUS_PERIOD_S:
                 await self._look()

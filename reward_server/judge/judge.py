@@ -3,7 +3,8 @@
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import httpx
 
@@ -20,9 +21,7 @@ _LONE_LABEL = re.compile(r"(?<![\w.])[01](?![\w.]*\d)(?!\w)")
 
 
 class PromptedJudge:
-    """Asks a language model about captions. Invariant: one answer a caption, in order; what cannot be read has no
-    label.
-    """
+    """Asks a language model about captions. Invariant: one answer a caption; what cannot be read has no label."""
 
     def __init__(
         self, engine: Engine, prompt: Prompt, key: JudgeKey, *, temperature: float = 0.0, reason_tokens: int = 256
@@ -62,9 +61,7 @@ class PromptedJudge:
 
 
 def parse(text: str, labels: tuple[str, str]) -> int | None:
-    """The label that an answer gives: the text itself, or the only label that stands alone in it; None where there is
-    none or both.
-    """
+    """The label that an answer gives: the text itself, or the only label that stands alone in it; otherwise None."""
     stripped = text.strip().strip("\"'`*.")
     if stripped in labels:
         return labels.index(stripped)
@@ -91,29 +88,28 @@ def judge_key(settings: JudgeSettings) -> JudgeKey:
     return JudgeKey(prompt.template.version, settings.goal, _identity(settings), settings.mode, sampling_key(settings))
 
 
-def model_folder(settings: JudgeSettings) -> str:
-    """What the engine loads: the embedded judge's folder (built now if it is not there yet), or `judge.model` itself."""
+def model_folder(settings: JudgeSettings, progress: Callable[[str], None] = lambda line: None) -> str:
+    """What the engine loads: the embedded judge's folder (built now if it is not there), or `judge.model` itself."""
     if settings.model != EMBEDDED:
-        return os.path.expanduser(settings.model)
+        return str(Path(settings.model).expanduser())
     from reward_server.embedded import build
 
-    return str(build(settings.cache_dir))
+    return str(build(settings.cache_dir, progress=progress))
 
 
-def build_judge(settings: JudgeSettings) -> PromptedJudge:
+def build_judge(settings: JudgeSettings, progress: Callable[[str], None] = lambda line: None) -> PromptedJudge:
     """A judge in this process. With `model=embedded` its model is built first if it is not cached (up to two minutes).
 
-    The vLLM engine starts with the first question. Raises `JudgeError` where the engine or the model is not there.
+    `progress` gets lines of text while that happens. The vLLM engine starts with the first question. Raises
+    `JudgeError` where the engine or the model is not there.
     """
     prompt, key = judge_prompt(settings), judge_key(settings)
-    engine = _engine(settings)
+    engine = _engine(settings, progress)
     return PromptedJudge(engine, prompt, key, temperature=settings.temperature, reason_tokens=settings.reason_tokens)
 
 
 def preflight(settings: JudgeSettings) -> None:
-    """Checks, in at most a few seconds and without heavy imports, that the judge can be built; `JudgeError` says what
-    is missing.
-    """
+    """Checks, quickly and without heavy imports, that the judge can be built; `JudgeError` says what is missing."""
     if settings.engine == "none":
         return
     judge_prompt(settings)
@@ -130,9 +126,7 @@ def preflight(settings: JudgeSettings) -> None:
 
 
 def served_model(settings: JudgeSettings) -> str:
-    """The model that an OpenAI-compatible server is asked for: `judge.model`, or the only one that it serves where
-    none is named.
-    """
+    """The model that an OpenAI-compatible server is asked for: `judge.model`, or the only one that it serves."""
     if settings.model != EMBEDDED:
         return settings.model
     response = _get_models(settings)
@@ -158,7 +152,7 @@ def _identity(settings: JudgeSettings) -> str:
     return f"{EMBEDDED}@{default_digest()}"
 
 
-def _engine(settings: JudgeSettings) -> Engine:
+def _engine(settings: JudgeSettings, progress: Callable[[str], None]) -> Engine:
     if settings.engine == "openai":
         from reward_server.judge.engines.openai_engine import OpenAIEngine
 
@@ -168,12 +162,14 @@ def _engine(settings: JudgeSettings) -> Engine:
 
         check_vllm()
         check_model(settings.model)
-        return VllmEngine(model_folder(settings), dtype=settings.dtype, max_model_len=settings.max_model_len)
+        return VllmEngine(model_folder(settings, progress), dtype=settings.dtype, max_model_len=settings.max_model_len)
     if settings.engine == "transformers":
         from reward_server.judge.engines.transformers_engine import TransformersEngine
 
         check_model(settings.model)
-        return TransformersEngine(model_folder(settings), dtype=settings.dtype, max_model_len=settings.max_model_len)
+        return TransformersEngine(
+            model_folder(settings, progress), dtype=settings.dtype, max_model_len=settings.max_model_len
+        )
     raise JudgeError(
         f"judge.engine={settings.engine} is no engine that can be asked; choose one of: {', '.join(ENGINES)}"
     )

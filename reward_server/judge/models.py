@@ -17,7 +17,9 @@ _SAMPLES = 64
 
 def looks_like_path(model: str) -> bool:
     """Whether `judge.model` means a folder and not a Hugging Face id (owner/name)."""
-    return model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).expanduser().is_dir()
+    return model != EMBEDDED and (
+        model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).expanduser().is_dir()
+    )
 
 
 def check_model(model: str) -> None:
@@ -28,7 +30,8 @@ def check_model(model: str) -> None:
         folder = Path(model).expanduser()
         if not folder.is_dir():
             raise JudgeError(
-                f"judge.model={model}: there is no such folder; give a folder in Hugging Face format, a Hugging Face id, or `embedded`"
+                f"judge.model={model}: there is no such folder; give one in Hugging Face format, a Hugging Face id, or "
+                "`embedded`"
             )
         if not (folder / "config.json").is_file():
             raise JudgeError(
@@ -44,13 +47,13 @@ def check_vllm() -> None:
     """Raises `JudgeError` where vLLM is not installed. Does not import it."""
     if importlib.util.find_spec("vllm") is None:
         raise JudgeError(
-            "judge.engine=vllm: vLLM is not installed; install the extra `yendor[vllm]`, or set judge.engine=transformers"
+            "judge.engine=vllm: vLLM is not installed; install the extra `yendor[vllm]`, or set "
+            "judge.engine=transformers"
         )
 
 
 def model_identity(model: str) -> str:
-    """What stands for the model in the key of a label: a local folder's name with a digest of its files, otherwise the
-    id.
+    """What stands for the model in the key of a label: a folder's name with a digest of its files, otherwise the id.
 
     Weights above 64 MiB are sampled at 64 places, so a large model is not read whole.
     """
@@ -68,9 +71,7 @@ def model_identity(model: str) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """`auto` on a CPU without bf16 instructions is float32: emulated bf16 is many times slower there. Otherwise
-    `dtype`.
-    """
+    """`auto` on a CPU without bf16 instructions is float32: emulated bf16 is many times slower. Otherwise `dtype`."""
     return "float32" if dtype == "auto" and device == "cpu" and not _cpu_has_bfloat16() else dtype
 
 

@@ -2,7 +2,8 @@
 
 Invariants: all prompts of one template, goal and mode share everything before the caption; the caption is quoted, so
 that no text inside it can end its quotation or form a control token; the version of a prompt changes whenever its
-content does."""
+content does.
+"""
 
 import hashlib
 import json

@@ -38,9 +38,7 @@ class Engine(Protocol):
     """Runs a language model. Invariant: one completion a chat, in order, or an exception for the whole batch."""
 
     async def start(self) -> None:
-        """Gets ready to answer; without it the first question does. Raises `JudgeError` where the model cannot be
-        loaded.
-        """
+        """Gets ready to answer; otherwise the first question does. `JudgeError` where the model cannot be loaded."""
         ...
 
     async def complete(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
@@ -51,9 +49,7 @@ class Engine(Protocol):
         ...
 
     async def check(self) -> None:
-        """Really asks the model; raises `JudgeUnavailableError` (or another error of the engine) where it does not
-        answer.
-        """
+        """Really asks the model, and brings a dead one back where it can; `JudgeError` where it does not answer."""
         ...
 
     async def close(self) -> None:
@@ -69,7 +65,7 @@ class ChatRenderer:
         self._system_role = True
         if not tokenizer.chat_template:
             raise JudgeError(
-                f"model {model} has no chat template, so it cannot be asked as a judge; choose an instruction-tuned model"
+                f"model {model} has no chat template, so it cannot be asked; choose one that is tuned for chat"
             )
 
     def text(self, chat: Chat) -> str:
@@ -84,7 +80,7 @@ class ChatRenderer:
         return self._render([(m["role"], m["content"]) for m in without_system(chat)])
 
     def ids(self, chat: Chat) -> list[int]:
-        """The prompt as token ids; control tokens come from the template alone (captions are quoted, see prompts.py)."""
+        """The prompt as token ids; control tokens come from the template alone (captions are quoted)."""
         return list(self._tokenizer(self.text(chat), add_special_tokens=False)["input_ids"])
 
     def choice_ids(self, choices: Sequence[str]) -> dict[str, list[int]]:
@@ -120,9 +116,7 @@ def without_system(chat: Chat) -> list[dict[str, str]]:
 
 
 def renormalise(log_probabilities: Mapping[str, Sequence[float]]) -> dict[str, float] | None:
-    """Probabilities over the choices from log-probabilities of their pieces; None where no piece has any (all -inf or
-    absent).
-    """
+    """Probabilities over the choices from log-probabilities of their pieces; None where no piece has any."""
     flat = [lp for lps in log_probabilities.values() for lp in lps if lp > -math.inf]
     if not flat:
         return None

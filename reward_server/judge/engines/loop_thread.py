@@ -1,15 +1,14 @@
-"""An event loop in a thread: a home for clients that must stay on one loop while callers come with whatever loop they
-have.
-"""
+"""An event loop in a thread: a home for clients that must stay on one loop, whatever loops their callers have."""
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_CANCEL_S = 5.0
 
 
 class LoopThread:
@@ -26,7 +25,18 @@ class LoopThread:
         return await asyncio.wrap_future(future)
 
     def stop(self) -> None:
-        """Stops the loop. What still runs on it is abandoned."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed already
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
+        """Cancels what still runs on the loop, and ends it. Can be called twice."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_CANCEL_S)

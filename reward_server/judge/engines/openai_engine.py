@@ -1,7 +1,8 @@
 """Engine `openai`: any server that speaks OpenAI's chat completions: vLLM's own, llama.cpp, Ollama, a hosted one.
 
 Servers differ in what they accept. The engine begins with everything it would like (an answer constrained to the
-labels, log-probabilities) and steps down to what the server takes; the first dialect that works is remembered."""
+labels, log-probabilities) and steps down to what the server takes; the first dialect that works is remembered.
+"""
 
 import asyncio
 import os
@@ -60,9 +61,7 @@ class OpenAIEngine:
         request_timeout_s: float = 30.0,
         concurrency: int = 32,
     ) -> None:
-        """`url`: base address up to `/v1`. `deadline_s` bounds all tries of a request, `request_timeout_s` each of
-        them.
-        """
+        """`url`: base address up to `/v1`. `deadline_s` bounds all tries of a request, `request_timeout_s` each one."""
         self._url, self._model = url.rstrip("/"), model
         self._key_env = api_key_env
         self._deadline_s = deadline_s
@@ -90,7 +89,7 @@ class OpenAIEngine:
         if not self._closed:
             self._closed = True
             await self._loop.run(self._client.aclose())
-            self._loop.stop()
+            await asyncio.to_thread(self._loop.stop)
 
     async def _all(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
         # The first chat finds the dialect alone: otherwise a batch would repeat every refused try.
@@ -101,17 +100,18 @@ class OpenAIEngine:
 
     async def _one(self, chat: Chat, request: Request) -> Completion:
         """The first dialect from the remembered one on that the server understands."""
+        refused = ""
         async with self._slots:
             for index in range(self._dialect, len(DIALECTS)):
                 started = time.monotonic()
                 body = _body(self._model, chat, request, DIALECTS[index])
                 response = await self._retried("POST", "/chat/completions", body)
                 if response.status_code in _NOT_UNDERSTOOD:
-                    refused = response
+                    refused = f"({response.status_code}): {_reason(response)}"
                     continue
                 self._dialect = index
                 return _completion(response, request, time.monotonic() - started)
-        raise JudgeError(f"the judge at {self._url} refuses the request ({refused.status_code}): {_reason(refused)}")
+        raise JudgeError(f"the judge at {self._url} refuses the request {refused}")
 
     async def _retried(self, method: str, path: str, body: Mapping[str, Any] | None) -> httpx.Response:
         retrying = tenacity.AsyncRetrying(
@@ -144,11 +144,13 @@ def raise_for_refusal(response: httpx.Response, url: str, key_env: str, model: s
     """Raises `JudgeError` for an answer that asking again cannot change (401, 403, 404); says what to set."""
     if response.status_code in (401, 403):
         raise JudgeError(
-            f"the judge at {url} refuses the API key ({response.status_code}); put a valid one into the environment variable {key_env}"
+            f"the judge at {url} refuses the API key ({response.status_code}); "
+            f"put a valid one into the environment variable {key_env}"
         )
     if response.status_code == 404:
         raise JudgeError(
-            f"the judge at {url} does not know this address or the model {model!r} (404): {_reason(response)}; check judge.url and judge.model"
+            f"the judge at {url} does not know this address or the model {model!r} (404): {_reason(response)}; "
+            "check judge.url and judge.model"
         )
 
 

@@ -1,7 +1,8 @@
 """Engine `transformers`: the model in this process, for machines where vLLM cannot run.
 
 Choices are read from the logits of one forward pass; free text is generated. The model runs in one thread of its own,
-so the event loop stays free."""
+so the event loop stays free.
+"""
 
 import asyncio
 import time

@@ -1,7 +1,8 @@
 """Engine `vllm`: continuous batching, prefix caching, constrained answers.
 
 vLLM's asynchronous engine belongs to one event loop, callers come with whatever loop they have: so the engine lives on
-a loop in a thread of its own, and every call is handed over to it."""
+a loop in a thread of its own, and every call is handed over to it.
+"""
 
 import asyncio
 import gc
@@ -20,6 +21,7 @@ from reward_server.judge.prompts import Chat
 from reward_server.types import JudgeError, JudgeUnavailableError
 
 CHECK_TIMEOUT_S = 20.0
+_SHUTDOWN_S = 5.0
 _SMALL_KV_BYTES = 128 * 2**20
 _LARGE_KV_BYTES = 4 * 2**30
 
@@ -30,7 +32,8 @@ def prepare_environment(threads: int | None = None) -> None:
     Everywhere: no usage statistics, no progress bars, errors only. On a machine without a GPU also: `threads` OpenMP
     threads, bound to no core (a judge that pins itself to the cores on which training runs would starve it) and
     passive while they wait; one process less (the engine and its only worker share one); no compilation of kernels (it
-    costs 5 s at the first question)."""
+    costs 5 s at the first question).
+    """
     values = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -54,12 +57,12 @@ def prepare_environment(threads: int | None = None) -> None:
 
 
 def has_gpu() -> bool:
-    """Whether the machine has an NVIDIA GPU; imports nothing."""
-    return Path("/dev/nvidiactl").exists()
+    """Whether this process may use an NVIDIA GPU (Ray hides them from workers that asked for none); imports nothing."""
+    return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 class VllmEngine:
-    """A vLLM engine. Starts with the first question; starts again with the next one after it died."""
+    """A vLLM engine. Starts with the first question; after it died, with the next question or check."""
 
     def __init__(self, model: str, *, dtype: str = "auto", max_model_len: int = 2048, seed: int = 0) -> None:
         """`model`: folder or Hugging Face id. Raises `JudgeError` where vLLM is not installed; nothing starts yet."""
@@ -75,13 +78,14 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Starts the model now (some tens of seconds on a CPU). Raises `JudgeError` where it cannot be loaded."""
-        await self._loop.run(self._started())
+        await asyncio.to_thread(self._start)
 
     async def complete(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
         return await self._loop.run(self._complete(chats, request))
 
     async def check(self) -> None:
-        """Raises `JudgeUnavailableError` where the engine is dead or does not answer a question of one token in time."""
+        """Starts the engine again if it died; raises `JudgeUnavailableError` where it then does not answer in time."""
+        await self.start()
         try:
             await asyncio.wait_for(self._loop.run(self._ping()), CHECK_TIMEOUT_S)
         except TimeoutError as error:
@@ -90,14 +94,16 @@ class VllmEngine:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            await self._loop.run(asyncio.to_thread(self._shutdown))
-            self._loop.stop()
+            await asyncio.to_thread(self._end)
 
     async def _started(self) -> tuple[Any, ChatRenderer]:
         """The engine and its renderer, started if need be; one caller starts, the others wait."""
-        return await asyncio.to_thread(self._start)
+        await asyncio.to_thread(self._start)
+        if self._engine is None or self._renderer is None:
+            raise JudgeUnavailableError("the vLLM engine was closed")
+        return self._engine, self._renderer
 
-    def _start(self) -> tuple[Any, ChatRenderer]:
+    def _start(self) -> None:
         with self._lock:
             if self._closed:
                 raise JudgeUnavailableError("the vLLM engine is closed")
@@ -107,14 +113,17 @@ class VllmEngine:
                 self._renderer = ChatRenderer(_tokenizer(self._model), self._model)
             if self._engine is None:
                 self._engine = _new_engine(self._model, self._dtype, self._limit, self._seed)
-            return self._engine, self._renderer
 
     def _shutdown(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
-            engine.shutdown(timeout=5)
-            del engine
-            gc.collect()  # its finaliser must run before the interpreter ends, when it could only complain
+            engine.shutdown(timeout=_SHUTDOWN_S)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._shutdown()
+        self._loop.stop()
+        gc.collect()  # the engine's finaliser must run before the interpreter ends, when it could only complain
 
     async def _complete(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
         engine, renderer = await self._started()
@@ -146,11 +155,9 @@ class VllmEngine:
         )
 
     async def _ping(self) -> None:
-        engine = self._engine
-        if engine is None or engine.errored:
-            raise JudgeUnavailableError("the vLLM engine is not running")
         from vllm import SamplingParams
 
+        engine, _ = await self._started()
         await self._one(engine, [0], SamplingParams(max_tokens=1, temperature=0.0, detokenize=False), {})
 
 
@@ -164,9 +171,9 @@ def _new_engine(model: str, dtype: str, max_model_len: int, seed: int) -> Any:
     )
     arguments = AsyncEngineArgs(
         model=model,
-        dtype=resolve_dtype(dtype, "cuda" if gpu else "cpu"),
+        dtype=resolve_dtype(dtype, "cuda" if gpu else "cpu"),  # pyright: ignore[reportArgumentType]
         max_model_len=max_model_len,
-        seed=seed,  # pyright: ignore[reportArgumentType]
+        seed=seed,
         enforce_eager=not gpu,
         enable_prefix_caching=True,
         disable_log_stats=True,
@@ -190,9 +197,7 @@ def _tokenizer(model: str) -> Any:
 
 
 def _cpu_kv_bytes(model: str, max_model_len: int) -> int:
-    """Memory for keys and values on a CPU: 32 full prompts, between 128 MiB and 4 GiB (vLLM's own default is a share
-    of all memory).
-    """
+    """Bytes for keys and values on a CPU: 32 full prompts, between 128 MiB and 4 GiB (vLLM would take half of all)."""
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(model).get_text_config()

@@ -1,0 +1,53 @@
+"""The Ray cluster that a run lives on: the one that RAY_ADDRESS names, or one of its own on this machine."""
+
+import logging
+import os
+import threading
+from importlib import import_module
+
+from orchestration.config import Config
+from orchestration.machine import available_cpus
+from orchestration.preflight import check_cpus
+
+_OBJECT_STORE_BYTES = 1 << 29
+
+
+def connect(config: Config) -> None:
+    """Joins or starts the cluster. Raises ResourceError where it has too few CPUs, which would be waited for for ever."""
+    import ray
+
+    # The cluster's processes take seconds to start, and so does importing what the run needs: both at once.
+    preload = threading.Thread(target=import_module, args=("orchestration.ray_runtime",), name="preload")
+    preload.start()
+    _init(config)
+    preload.join()
+    try:
+        check_cpus(config, ray.cluster_resources().get("CPU", 0.0), "the Ray cluster")
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+def _init(config: Config) -> None:
+    import ray
+
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Workers inherit it: every process of a run bounds its threads, or they would fight for the cores.
+        os.environ.setdefault("OMP_NUM_THREADS", str(config.learner.threads))
+        ray.init(
+            num_cpus=max(int(available_cpus()), 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+        )
+
+
+def disconnect() -> None:
+    """Leaves the cluster; one that this process started ends with all its processes."""
+    import ray
+
+    ray.shutdown()

@@ -1,0 +1,154 @@
+"""The judge on Ray Serve over a real vLLM engine: it answers, comes back after kill -9, leaves no process behind."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from reward_server.embedded.corpus import real_messages
+from reward_server.judge.judge import build_judge
+from reward_server.settings import JudgeSettings
+from reward_server.types import Answer, JudgeError, JudgeUnavailableError
+from tests.judge_support import tiny_judge
+
+pytest.importorskip("vllm")
+ray = pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+START_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_judge(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="judge-test")
+    yield
+    ray.shutdown()
+
+
+def test_a_judge_is_deployed_killed_restarted_and_stopped(cluster: None, folder: Path) -> None:
+    from reward_server.judge import deployment
+
+    settings = JudgeSettings(model=str(folder), max_model_len=1024)
+    client = deployment.ServeJudge(settings)
+    with pytest.raises(JudgeUnavailableError, match="absent"):
+        asyncio.run(client.ask(["The door opens."]))
+
+    began = time.monotonic()
+    deployment.start(settings, num_cpus=0)
+    assert time.monotonic() - began < 60, "start waits for the judge"
+    with pytest.raises(JudgeUnavailableError, match="starting"):
+        _once_a_second(client)
+    answers = _eventually(client)
+    status = deployment.status()
+    assert (status.state, status.replicas) == (deployment.DeploymentState.READY, 1)
+
+    # The answers are the model's own, in order, with several requests in flight.
+    captions = real_messages()[:64]
+    here = build_judge(JudgeSettings(engine="transformers", model=str(folder), dtype="float32"))
+    expected = asyncio.run(here.ask(captions))
+    asyncio.run(here.close())
+    found = asyncio.run(_in_parallel(client, captions))
+    for one, other in zip(found, expected, strict=True):
+        assert one.probability == pytest.approx(other.probability, abs=1e-4)
+    assert client.key.model == here.key.model
+
+    # Only the engine's process is killed.
+    (core,) = _named("EngineCore")
+    _kill(core)
+    assert _eventually(client) == pytest.approx(answers, abs=1e-4)
+    _gone(core)
+
+    # The whole replica is killed; its engine must not outlive it.
+    _settled()
+    replica, core = _named("ServeReplica")[0], _named("EngineCore")[0]
+    _kill(replica)
+    assert _eventually(client) == pytest.approx(answers, abs=1e-4)
+    _gone(core)
+
+    deployment.stop()
+    _until(lambda: not _named("EngineCore") and not _named("ServeReplica") and not _named("ServeController"))
+    with pytest.raises(JudgeUnavailableError):
+        asyncio.run(client.ask(["The door opens."]))
+
+
+def test_a_judge_that_cannot_start_says_why(cluster: None, tmp_path: Path) -> None:
+    from reward_server.judge import deployment
+
+    (tmp_path / "config.json").write_text("{}")
+    settings = JudgeSettings(engine="transformers", model=str(tmp_path))
+    deployment.start(settings, app_name="broken", num_cpus=0)
+    client = deployment.ServeJudge(settings, "broken")
+
+    def failed() -> bool:
+        return deployment.status("broken").state is deployment.DeploymentState.FAILED
+
+    _until(failed)
+    with pytest.raises(JudgeError, match=f"judge.model={tmp_path} cannot be loaded") as caught:
+        _once_a_second(client)
+    assert not isinstance(caught.value, JudgeUnavailableError)
+    deployment.stop("broken")
+
+
+async def _in_parallel(client, captions: list[str]) -> list[Answer]:
+    parts = await asyncio.gather(*(client.ask(captions[i : i + 16]) for i in range(0, len(captions), 16)))
+    return [answer for part in parts for answer in part]
+
+
+def _eventually(client) -> list[float]:
+    """P(1) of a known question, asked until the judge answers."""
+    end = time.monotonic() + START_S
+    while True:
+        try:
+            answers = asyncio.run(client.ask(["The door opens.", "It's a wall."]))
+        except JudgeUnavailableError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.3)
+        else:
+            return [answer.probability or -1.0 for answer in answers]
+
+
+def _once_a_second(client) -> None:
+    time.sleep(1.1)  # a client looks at the application at most once a second
+    asyncio.run(client.ask(["The door opens."]))
+
+
+def _named(name: str) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:  # it ended while we looked
+            continue
+    return found
+
+
+def _kill(process: psutil.Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def _gone(process: psutil.Process) -> None:
+    _until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+
+
+def _settled() -> None:
+    """One replica with one engine, as it is once Serve has replaced what was killed."""
+    _until(lambda: len(_named("EngineCore")) == 1 and len(_named("ServeReplica")) == 1)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + START_S
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.3)

@@ -1,0 +1,124 @@
+"""The distributed runtime with real Ray and real NLE; the judge is an HTTP server that answers by rules and can misbehave."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Command, summary
+from tests.rule_judge import RuleServer
+
+pytestmark = pytest.mark.slow
+
+
+def small(folder: Path, url: str, *more: str) -> list[str]:
+    return [
+        "train", "demo", f"run.dir={folder}", "run.name=run", "actors.envs=8", "actors.rollout_length=16",
+        "learner.batch_size=128", "log.interval_s=0.5", "judge.engine=openai", f"judge.url={url}", "judge.model=rules",
+        "distiller.steps_per_update=4", "distiller.interval_s=0.5", "annotator.timeout_s=2.0",
+        "annotator.probe_interval_s=1.0", "--plain", *more,
+    ]  # fmt: skip
+
+
+def test_a_judge_that_misbehaves_never_stops_training(tmp_path):
+    """Errors, nonsense, silence: steps go on, the status says so, and labels resume by themselves."""
+    run = tmp_path / "run"
+    with RuleServer() as server, Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
+        command.until(lambda: summary(run).get("reward_model_version", 0) >= 1)
+        for mode, status in (("error", "down"), ("hang", "down"), ("garbage", "unreadable")):
+            server.mode = mode
+            labelled = summary(run)["captions_labelled"]
+            # New captions keep the annotator asking: those of this run are all known after a while.
+            command.until(lambda: summary(run)["captions_unique"] > summary(run)["captions_labelled"] or _settled(run))
+            if _settled(run):
+                break
+            command.until(lambda status=status: summary(run)["judge_status"] == status)
+            steps = summary(run)["env_steps"]
+            command.until(lambda steps=steps: summary(run)["env_steps"] > steps + 2000)
+            assert summary(run)["captions_labelled"] >= labelled
+            assert summary(run)["judge_error"]
+            server.mode = "ok"
+            command.until(lambda: summary(run)["judge_status"] == "ready")
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait() == 130
+        assert command.left_behind(10.0) == []
+
+
+def _settled(run: Path) -> bool:
+    return summary(run)["env_steps"] > 60_000
+
+
+def test_an_actor_that_is_killed_is_replaced_and_named(tmp_path):
+    run = tmp_path / "run"
+    with RuleServer() as server, Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
+        command.until(lambda: summary(run).get("env_steps", 0) > 1000)
+        workers = command.named("ray::RolloutWorker")
+        assert len(workers) == 1
+        os.kill(workers[0].pid, signal.SIGKILL)
+        command.until(lambda: summary(run)["actor_restarts"] == 1)
+        steps = summary(run)["env_steps"]
+        command.until(lambda: summary(run)["env_steps"] > steps + 2000)
+        assert summary(run)["actors"] == 1
+        assert "actor-00 died and is replaced" in command.text()
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait() == 130
+
+
+def test_a_reward_server_that_is_killed_comes_back_with_its_labels(tmp_path):
+    run = tmp_path / "run"
+    with RuleServer() as server, Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
+        command.until(lambda: summary(run).get("reward_model_version", 0) >= 1)
+        before = summary(run)
+        asked = len(server.asked)
+        os.kill(command.named("ray::RewardServerWorker")[0].pid, signal.SIGKILL)
+        command.until(lambda: "the reward server died and is restarted" in command.text())
+        command.until(lambda: summary(run)["updated"] > time.time() - 1 and summary(run)["judge_status"] == "ready")
+        assert summary(run)["captions_labelled"] >= before["captions_labelled"]
+        assert summary(run)["reward_model_version"] >= before["reward_model_version"]
+        # What was labelled is on disk and not asked again.
+        assert len(set(server.asked)) == len(server.asked) or len(server.asked) - asked < asked
+
+
+def test_a_learner_that_is_killed_ends_the_run_by_name(tmp_path):
+    run = tmp_path / "run"
+    with RuleServer() as server, Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
+        command.until(lambda: summary(run).get("env_steps", 0) > 1000)
+        os.kill(command.named("ray::LearnerWorker")[0].pid, signal.SIGKILL)
+        assert command.wait(60) == 1
+        assert re.search(r"^yendor: error: .*LearnerWorker", command.text(), re.MULTILINE)
+        assert summary(run)["status"] == "failed" and "LearnerWorker" in summary(run)["error"]
+        assert command.left_behind(10.0) == []
+
+
+def test_interrupt_checkpoint_resume(tmp_path):
+    run = tmp_path / "run"
+    with RuleServer() as server:
+        with Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
+            command.until(lambda: summary(run).get("reward_model_version", 0) >= 1)
+            command.process.send_signal(signal.SIGINT)
+            assert command.wait() == 130, command.text()
+            assert command.left_behind(10.0) == []
+        stopped = summary(run)
+        assert stopped["status"] == "interrupted" and Path(stopped["checkpoint"]).name == f"{stopped['env_steps']:012d}"
+        asked = len(server.asked)
+        target = stopped["env_steps"] + 3000
+        with Command(*small(tmp_path, server.url, f"train.env_steps={target}", "--resume")) as command:
+            assert command.wait() == 0, command.text()
+        done = summary(run)
+        assert done["status"] == "done" and done["env_steps"] >= target
+        assert done["policy_version"] > stopped["policy_version"]
+        assert done["captions_labelled"] >= stopped["captions_labelled"]
+        assert done["wall_s"] > stopped["wall_s"]
+        again = server.asked[asked:]
+        assert not set(again) & set(server.asked[:asked]), "a label that was paid for was asked for again"
+
+
+def test_too_few_cpus_are_said_at_once(tmp_path):
+    begun = time.monotonic()
+    with Command("train", "demo", f"run.dir={tmp_path}", "reward.w_int=0", "actors.count=500", "--plain") as command:
+        assert command.wait(60) in (1, 2)
+        assert "too few CPUs: actors.count=500" in command.text().splitlines()[-1]
+    assert time.monotonic() - begun < 30

@@ -37,6 +37,10 @@ class TraceError(YendorError):
     """A trace that cannot be written, or a file that is none."""
 
 
+class WorkerDiedError(YendorError):
+    """A process that the run cannot do without is gone; the message names it and what to do."""
+
+
 class ResourceError(YendorError):
     """The machine lacks what was asked for: processors, a GPU, a package."""
 
@@ -78,3 +82,13 @@ def _origin(error: BaseException) -> str:
         return ""
     name = title.removeprefix("ray::").partition("(")[0] or "a worker"
     return f" (in {name}, pid {pid})"
+
+
+def death(error: BaseException) -> str:
+    """Why a Ray actor is gone, in a few words out of the many that Ray says; the root cause of any other error."""
+    text = " ".join(str(error).split())
+    for opening in ("Worker exit detail: ", "The actor is dead because "):
+        if opening in text:
+            detail = text.partition(opening)[2]
+            return detail.partition(". Some common causes")[0].partition(". There are some potential")[0][:200]
+    return first_line(error)

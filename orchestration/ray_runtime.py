@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError
 
 from agents.rollout import RolloutReport
 from orchestration.config import Config
-from orchestration.errors import first_line
+from orchestration.errors import WorkerDiedError, death
 from orchestration.parts import FeedResult, actor_name, wants_judge
 from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
 from orchestration.session import Session
@@ -104,6 +104,7 @@ class RayRuntime:
             self.session.report(due=self.session.metrics.due())
             if time.monotonic() >= self._checkpoint_at:
                 self.checkpoint()
+        self._hear_reward_server()
 
     # Tokens.
 
@@ -144,7 +145,12 @@ class RayRuntime:
         self._calls[result] = _FeedCall(call.actor, report, self.session.env_steps, weights)
 
     def _learned(self, reference: Any, call: _FeedCall) -> None:
-        result: FeedResult = ray.get(reference)
+        try:
+            result: FeedResult = ray.get(reference)
+        except RayActorError as error:
+            raise WorkerDiedError(
+                f"the learner (LearnerWorker) died: {death(error)}; --resume goes on from the newest checkpoint"
+            ) from error
         if result.updates:
             self._version, self._weights = result.policy_version, call.weights
         self.session.learned(call.report, result, call.env_steps)
@@ -156,7 +162,7 @@ class RayRuntime:
         self._calls = {r: c for r, c in self._calls.items() if not (isinstance(c, _RolloutCall) and c.actor is actor)}
         if self._actors.get(actor.index) is not actor:
             return
-        reason = _reason(error)
+        reason = death(error)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _FAILURES_IN_A_ROW * len(self._actors):
             raise error
@@ -192,14 +198,23 @@ class RayRuntime:
                 self._poll_at = time.monotonic() + _POLL_S
             return
         ready, _ = ray.wait([self._poll], timeout=0)
-        if not ready:
-            return
+        if ready:
+            self._take_poll()
+
+    def _hear_reward_server(self) -> None:
+        """The last word of the reward server, which in a short run may be its first."""
+        if self._reward_server is not None:
+            self._poll = self._poll or self._reward_server.poll.remote(self._known_reward_model)
+            if ray.wait([self._poll], timeout=_CLOSE_S)[0]:
+                self._take_poll()
+
+    def _take_poll(self) -> None:
         reference, self._poll = self._poll, None
         try:
             status, version = ray.get(reference)
         except RayActorError as error:
             # Ray makes it again (max_restarts); its labels are in the store.
-            self.session.view.event(f"the reward server died and is restarted: {_reason(error)}", warning=True)
+            self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
             return
         self.session.judged(status)
         if version is not None:
@@ -239,7 +254,3 @@ class RayRuntime:
 
             with contextlib.suppress(RayError):
                 deployment.stop(_JUDGE_APP, keep_serve="RAY_ADDRESS" not in os.environ)
-
-
-def _reason(error: RayError) -> str:
-    return first_line(error)

@@ -22,8 +22,8 @@ MAX_SUFFIX_TOKENS = 160
 class TrainingSettings:
     """What the training does; part of the digest of a build."""
 
-    steps: int = 340
-    batch_size: int = 128
+    steps: int = 400
+    batch_size: int = 112
     learning_rate: float = 3e-3
     warmup: int = 40
     weight_decay: float = 0.05

@@ -90,7 +90,9 @@ def _yield_processor() -> None:
     for process in [Path("/proc/self"), *(Path(f"/proc/{child.pid}") for child in _children())]:
         with contextlib.suppress(OSError):  # a thread or process that ended meanwhile
             for task in (process / "task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(task.name), _NICENESS)
+                thread = int(task.name)
+                lower = min(os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS, 19)
+                os.setpriority(os.PRIO_PROCESS, thread, lower)
 
 
 def _children() -> list[psutil.Process]:

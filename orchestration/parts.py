@@ -19,6 +19,7 @@ from learner.fusion import fuse
 from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Update, Weights
 from learner.returns import EpisodeSums
 from orchestration.config import Config
+from orchestration.configuration import learns_intrinsic
 from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed
 from orchestration.summary import CaptionScore
@@ -32,11 +33,6 @@ from reward_server.types import Judge
 
 _SHOWN_CAPTIONS = 5
 _REFRESH_SHOWN_S = 5.0
-
-
-def wants_judge(config: Config) -> bool:
-    """Whether anything in the run depends on a judge: without weight or model none is started."""
-    return config.reward.model != "none" and config.reward.w_int != 0.0
 
 
 def action_count(config: Config) -> int:
@@ -129,7 +125,7 @@ class LearnerPart:
         self.config = config
         self.scorer: CaptionScorer | None = None
         intrinsic: IntrinsicReward = NoIntrinsicReward()
-        if wants_judge(config):
+        if learns_intrinsic(config):
             self.scorer = intrinsic = CaptionScorer(
                 reward_model_kind(config.reward.model).model(config.distiller, "cpu")
             )

@@ -17,10 +17,12 @@ from ray.exceptions import RayActorError, RayError
 
 from agents.rollout import RolloutReport
 from orchestration.config import Config
+from orchestration.configuration import uses_judge
 from orchestration.errors import WorkerDiedError, death
-from orchestration.parts import FeedResult, actor_name, wants_judge
+from orchestration.parts import FeedResult, actor_name
 from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
 from orchestration.session import Session
+from reward_server.embedded import is_built
 
 _WAIT_S = 0.25
 _POLL_S = 1.0
@@ -135,7 +137,7 @@ class RayRuntime:
         self._failures_in_a_row = 0
         self.session.rolled_out(report)
         self.session.waited("actor", "wait", waited)
-        if wants_judge(self.config):
+        if uses_judge(self.config):
             reward_server = self._reward_server or self._start_reward_server()
             if report.new_captions:
                 reward_server.submit.remote(report.new_captions)
@@ -181,6 +183,10 @@ class RayRuntime:
         if self.config.judge.engine != "openai":
             from reward_server.judge import deployment
 
+            if self.config.judge.model == "embedded" and not is_built(self.config.judge.cache_dir):
+                self.session.view.event(
+                    "the embedded judge is made first, once, which takes minutes beside the training"
+                )
             deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0)
         self._reward_server = (
             ray.remote(RewardServerWorker)

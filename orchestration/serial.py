@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from orchestration.config import Config
+from orchestration.configuration import uses_judge
 from orchestration.parts import (
     LearnerPart,
     action_count,
     build_observer,
     build_reward_server,
     build_rollout,
-    wants_judge,
 )
 from orchestration.session import Session
 from reward_server.server import RewardServer
@@ -108,7 +108,7 @@ class SerialRuntime:
 
 
 def _build_reward_server(config: Config, session: Session) -> RewardServer | None:
-    if not wants_judge(config):
+    if not uses_judge(config):
         return None
     from reward_server.judge import build_judge
 

@@ -45,16 +45,16 @@ def whole(tmp_path_factory):
     """A run that nothing interrupts, and the judge that it asked."""
     folder = tmp_path_factory.mktemp("serial")
     with RuleServer() as server:
-        run(arguments(folder, "whole", server.url, 6400))
+        run(arguments(folder, "whole", server.url, 3200))
         yield folder, server
 
 
 @pytest.mark.slow
 def test_one_seed_gives_one_run(whole):
     folder, server = whole
-    run(arguments(folder, "again", server.url, 6400))
+    run(arguments(folder, "again", server.url, 3200))
     first, second = metrics(folder / "whole"), metrics(folder / "again")
-    assert len(first) == 50 and first == second
+    assert len(first) == 25 and first == second
     assert weights(folder / "whole") == weights(folder / "again")
     # The run is no empty one: labels came, the reward model was trained and rewarded.
     assert first[-1][1]["captions/labelled"] >= 8 and first[-1][1]["reward_model/version"] >= 1
@@ -72,13 +72,13 @@ def test_another_seed_gives_another_run(whole):
 def test_a_killed_and_resumed_run_equals_one_that_was_not(whole):
     """kill -9 at random moments, again and again, until the run is through."""
     folder, server = whole
-    command = arguments(folder, "killed", server.url, 6400, "checkpoint.interval_s=0.2")
+    command = arguments(folder, "killed", server.url, 3200, "checkpoint.interval_s=0.2")
     rng, kills = random.Random(5), 0
     while kills < 3:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         summary = folder / "killed" / "summary.json"
         begun = time.time()
-        reached = (kills + 1) * 1500
+        reached = (kills + 1) * 700
         while process.poll() is None and time.time() - begun < 120:
             if summary.is_file() and json.loads(summary.read_text())["env_steps"] >= reached:
                 break

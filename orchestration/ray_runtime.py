@@ -61,7 +61,8 @@ class RayRuntime:
     def __init__(self, config: Config, session: Session, *, resumed: Mapping[str, Any] | None) -> None:
         self.config = config
         self.session = session
-        self._resumed = resumed or {}
+        learner_state = None if resumed is None else resumed["learner"]
+        self._reward_server_state: Any = None if resumed is None else resumed["reward_server"]
         self._actors: dict[int, _Actor] = {}
         self._calls: dict[Any, _RolloutCall | _FeedCall] = {}
         self._reward_server: Any = None
@@ -78,7 +79,7 @@ class RayRuntime:
                 num_cpus=config.learner.threads,
                 num_gpus=1 if config.learner.device == "cuda" else 0,
             )
-            .remote(config, self._resumed.get("learner"))
+            .remote(config, learner_state)
         )
         for index in range(config.actors.count):
             self._spawn(index, incarnation=session.actor_restarts)
@@ -191,7 +192,7 @@ class RayRuntime:
         self._reward_server = (
             ray.remote(RewardServerWorker)
             .options(num_cpus=0, max_restarts=-1)
-            .remote(self.config, self.session.rundir.path, self._resumed.get("reward_server"))
+            .remote(self.config, self.session.rundir.path, self._reward_server_state)
         )
         return self._reward_server
 
@@ -231,10 +232,11 @@ class RayRuntime:
 
     def checkpoint(self) -> None:
         """Writes the state of learner, reward server and counters. Games cannot be frozen: actors begin new episodes."""
-        reward_server = self._resumed.get("reward_server")
         if self._reward_server is not None:
-            reward_server = ray.get(self._reward_server.state_dict.remote())
-        state = {"runtime": "ray", "session": self.session.state_dict(), "reward_server": reward_server}
+            # While it is being restarted the state before stands: labels given since are in the store, and come again.
+            with contextlib.suppress(RayActorError):
+                self._reward_server_state = ray.get(self._reward_server.state_dict.remote())
+        state = {"runtime": "ray", "session": self.session.state_dict(), "reward_server": self._reward_server_state}
         self.session.checkpoint = ray.get(
             self._learner.checkpoint.remote(
                 self.session.rundir.checkpoints,

@@ -105,7 +105,7 @@ class RewardServerWorker:
         return self._server.status(), self._server.newest(known)
 
     async def state_dict(self) -> dict[str, Any]:
-        return self._server.state_dict()
+        return await asyncio.to_thread(self._server.state_dict)
 
     async def close(self) -> None:
         """Ends annotation; answers on their way are awaited for a few seconds and kept."""

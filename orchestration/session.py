@@ -12,7 +12,7 @@ import psutil
 from agents.rollout import RolloutReport
 from learner.learner import Update
 from orchestration.config import Config
-from orchestration.configuration.loader import to_yaml
+from orchestration.configuration import to_yaml, uses_judge
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.parts import FeedResult
@@ -201,7 +201,7 @@ class Session:
             captions_dropped=0 if annotator is None else annotator.dropped,
             captions_queued=0 if annotator is None else annotator.queued,
             labels_per_second=0.0 if annotator is None else annotator.labels_per_second,
-            judge_status="off" if annotator is None else str(annotator.judge_status),
+            judge_status=str(annotator.judge_status) if annotator else "starting" if uses_judge(self.config) else "off",
             judge_error=None if annotator is None else annotator.last_error,
             reward_model_version=self.reward_model_version,
             reward_model_accuracy=self.reward_model_accuracy,

@@ -4,6 +4,7 @@ Invariant: whatever the judge does (slow, down, nonsense), the reward model stay
 """
 
 import asyncio
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,8 @@ class RewardServer:
         self._annotator = Annotator(judge, store, settings, seed=seed)
         self._distiller = distiller
         self._newest: RewardModelVersion | None = None
+        self._training = threading.Lock()
+        """Held while the distiller works: a checkpoint must not see it half way."""
         self._stopping = False
 
     def submit(self, captions: Iterable[tuple[int, str]]) -> None:
@@ -83,7 +86,8 @@ class RewardServer:
 
     def newest(self, known: int) -> RewardModelVersion | None:
         """The newest reward model where it is newer than version `known`, which the learner has."""
-        self._distiller.skip_to(known)
+        if known > self._distiller.version:
+            self._distiller.skip_to(known)
         newest = self._newest
         return newest if newest is not None and newest.version > known else None
 
@@ -102,13 +106,16 @@ class RewardServer:
         self._store.close()
 
     def _distil(self) -> RewardModelVersion | None:
-        version = self._distiller.update()
+        with self._training:
+            version = self._distiller.update()
         if version is not None:
             self._newest = version
         return version
 
     def state_dict(self) -> dict[str, Any]:
-        return {"annotator": self._annotator.state_dict(), "distiller": self._distiller.state_dict()}
+        """For a checkpoint. Waits for the round of training that runs, so not to be called on an event loop."""
+        with self._training:
+            return {"annotator": self._annotator.state_dict(), "distiller": self._distiller.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._annotator.load_state_dict(state["annotator"])

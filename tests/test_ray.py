@@ -1,6 +1,5 @@
 """The distributed runtime with real Ray and real NLE; the judge is an HTTP server that answers by rules and can misbehave."""
 
-import os
 import re
 import signal
 import time
@@ -47,44 +46,33 @@ def test_a_judge_that_misbehaves_never_stops_training(tmp_path):
             assert command.left_behind(10.0) == []
 
 
-def test_an_actor_that_is_killed_is_replaced_and_named(tmp_path):
+def test_processes_that_are_killed_are_replaced_or_named(tmp_path):
+    """kill -9 of the actor, of the reward server, and at last of the learner, in one run."""
     run = tmp_path / "run"
     with RuleServer() as server, Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
-        command.until(lambda: summary(run).get("env_steps", 0) > 1000)
-        workers = command.named("ray::RolloutWorker")
-        assert len(workers) == 1
-        os.kill(workers[0].pid, signal.SIGKILL)
+        command.until(lambda: summary(run).get("reward_model_version", 0) >= 1)
+
+        (worker,) = command.named("ray::RolloutWorker")
+        worker.kill()
         command.until(lambda: summary(run)["actor_restarts"] == 1)
         steps = summary(run)["env_steps"]
         command.until(lambda: summary(run)["env_steps"] > steps + 2000)
         assert summary(run)["actors"] == 1
         assert "actor-00 died and is replaced" in command.text()
-        command.process.send_signal(signal.SIGINT)
-        assert command.wait() == 130
 
-
-def test_a_reward_server_that_is_killed_comes_back_with_its_labels(tmp_path):
-    run = tmp_path / "run"
-    with RuleServer() as server, Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
-        command.until(lambda: summary(run).get("reward_model_version", 0) >= 1)
-        before = summary(run)
-        asked = len(server.asked)
-        os.kill(command.named("ray::RewardServerWorker")[0].pid, signal.SIGKILL)
+        before, asked = summary(run), len(server.asked)
+        command.named("ray::RewardServerWorker")[0].kill()
         command.until(lambda: "the reward server died and is restarted" in command.text())
-        command.until(lambda: summary(run)["updated"] > time.time() - 1 and summary(run)["judge_status"] == "ready")
+        told = time.time()
+        command.until(lambda: summary(run)["updated"] > told + 2 and summary(run)["judge_status"] != "down")
         assert summary(run)["captions_labelled"] >= before["captions_labelled"]
         assert summary(run)["reward_model_version"] >= before["reward_model_version"]
         # What was labelled is on disk and not asked again.
-        assert len(set(server.asked)) == len(server.asked) or len(server.asked) - asked < asked
+        assert not set(server.asked[asked:]) & set(server.asked[:asked])
 
-
-def test_a_learner_that_is_killed_ends_the_run_by_name(tmp_path):
-    run = tmp_path / "run"
-    with RuleServer() as server, Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
-        command.until(lambda: summary(run).get("env_steps", 0) > 1000)
-        os.kill(command.named("ray::LearnerWorker")[0].pid, signal.SIGKILL)
+        command.named("ray::LearnerWorker")[0].kill()
         assert command.wait(60) == 1
-        assert re.search(r"^yendor: error: .*LearnerWorker", command.text(), re.MULTILINE)
+        assert re.search(r"^yendor: error: the learner \(LearnerWorker\) died", command.text(), re.MULTILINE)
         assert summary(run)["status"] == "failed" and "LearnerWorker" in summary(run)["error"]
         assert command.left_behind(10.0) == []
 

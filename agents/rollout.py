@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.networks.base import RecurrentPolicy
+from agents.networks.crops import CropMemory
 from agents.observer import EpisodeFinish, EpisodeObserver, EpisodeStart, StepRecord
 from agents.trajectory import Trajectory
 from envs.captions import EMPTY_CAPTION_ID, caption_id
@@ -111,6 +112,7 @@ class Rollout:
         self._generator = torch.Generator().manual_seed(seed)
         self._captions = CaptionCounter(envs.count)
         self._state = policy.initial_state(envs.count)
+        self._memory = CropMemory()
         self._start = np.ones(envs.count, dtype=np.bool_)
         self._observer = observer
         self._followed: dict[int, int] = {}  # environment index → steps recorded
@@ -134,6 +136,8 @@ class Rollout:
                 self._follow(index)
         buffers = _Buffers.empty(self.envs, self.length)
         initial_state = self._state.numpy().copy()
+        # Afresh in every call, so that what is computed never depends on where a run was interrupted.
+        self._memory.forget()
         env_s = inference_s = 0.0
         episodes: list[FinishedEpisode] = []
         failures: list[EnvFailure] = []
@@ -181,7 +185,7 @@ class Rollout:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
         """Samples one action for each environment; also its log-probability and the value estimate."""
         tensors = {k: torch.from_numpy(v).unsqueeze(0) for k, v in observation.items()}
-        output = self.policy(tensors, torch.from_numpy(self._start).unsqueeze(0), self._state)
+        output = self.policy(tensors, torch.from_numpy(self._start).unsqueeze(0), self._state, self._memory)
         self._state = output.state[0]
         log_probs = torch.log_softmax(output.logits[0], dim=-1)
         action = torch.multinomial(log_probs.exp(), 1, generator=self._generator)

@@ -77,6 +77,7 @@ class Learner:
             lr=settings.learning_rate,
             betas=(settings.adam_beta1, settings.adam_beta2),
             eps=settings.adam_eps,
+            fused=True,
         )
 
     def feed(self, trajectory: Trajectory) -> list[Update]:

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from agents.networks import NETWORKS, build_policy
-from agents.networks.base import GRUCore
+from agents.networks.crops import CropMemory
 from agents.networks.encoders import TrigramMessage
 from agents.networks.font import render_table
+from agents.networks.gru import GRUCore
 
 
 def observation(view, *lead, seed=0):
@@ -36,7 +37,8 @@ def test_core_is_torchs_gru_with_resets():
     inputs, state = torch.randn(9, 2, 5), torch.randn(2, 7)
     start = torch.zeros(9, 2, dtype=torch.bool)
     start[4, 0] = True
-    states = core(inputs, start, state)
+    gates = torch.nn.functional.linear(inputs, core.cell.weight_ih, core.cell.bias_ih)
+    states = core(gates, start, state)
     whole, _ = gru(inputs, state.unsqueeze(0))
     torch.testing.assert_close(states[:, 1], whole[:, 1])
     torch.testing.assert_close(states[:4, 0], whole[:4, 0])
@@ -63,20 +65,74 @@ def test_reading_at_once_equals_reading_step_by_step(name):
 
 def test_oni_has_the_sizes_of_the_paper():
     policy = build_policy("oni", 28)
-    assert policy.encoder.features == 795 and policy.state_size == 512
+    assert policy.encoder.crop_features + policy.encoder.rest_features == 795 and policy.state_size == 512
     assert sum(p.numel() for p in policy.parameters()) == pytest.approx(2.8e6, rel=0.01)
 
 
-def test_oni_sees_the_characters_as_pixels():
-    policy = build_policy("oni", 28)
-    seen = observation(policy.view, 2)
-    pixels = policy.encoder.render(seen["chars"], seen["colors"])
-    assert pixels.shape == (2, 3, 72, 72)
-    table = render_table()
-    for row, column in ((0, 0), (5, 7), (11, 11)):
-        char, color = int(seen["chars"][1, row, column]), int(seen["colors"][1, row, column])
-        patch = pixels[1, :, 6 * row : 6 * row + 6, 6 * column : 6 * column + 6]
-        np.testing.assert_allclose(patch.numpy(), table[char, color] / 255.0, atol=1e-6)
+def plain_features(name, encoder, seen):
+    """The crop's features as the network is defined: everything drawn, every convolution over everything."""
+    cells = seen["chars"].long() * 16 + seen["colors"]
+    if name == "oni":
+        tiles = torch.from_numpy(render_table()).reshape(4096, 3, 6, 6)[cells]
+        image = tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(cells), 3, 72, 72).float() / 255.0
+    else:
+        image = (encoder.character(cells // 16) + encoder.colour(cells % 16)).permute(0, 3, 1, 2)
+    return encoder.project(encoder.crop(image))
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_distinct_crops_and_windows_give_the_values_and_gradients_of_all(name):
+    torch.manual_seed(0)
+    policy = build_policy(name, 5)
+    seen = observation(policy.view, 7)
+    # A third of real crops is distinct and much of them blank; here some are copies, one is blank, one nearly so.
+    seen["chars"][3], seen["colors"][3] = seen["chars"][0], seen["colors"][0]
+    seen["chars"][4], seen["colors"][4] = 32, 0
+    seen["chars"][5], seen["colors"][5] = seen["chars"][4], seen["colors"][4]
+    seen["colors"][5, -1, -1] = 7
+    encoder = policy.encoder
+    ours = encoder.each_crop(seen, lambda features: features, None)
+    plain = plain_features(name, encoder, seen)
+    torch.testing.assert_close(ours, plain)
+    weights = torch.randn_like(plain)
+    parameters = [p for part in (encoder.crop, encoder.project) for p in part.parameters()]
+    if name == "fast":
+        parameters += [encoder.character.weight, encoder.colour.weight]
+    for own, expected in zip(
+        torch.autograd.grad(ours, parameters, weights), torch.autograd.grad(plain, parameters, weights), strict=True
+    ):
+        torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_a_memory_of_crops_changes_nothing(name):
+    torch.manual_seed(0)
+    policy = build_policy(name, 5)
+    memory, start, state = CropMemory(), torch.zeros(1, 4, dtype=torch.bool), policy.initial_state(4)
+    seen = observation(policy.view, 1, 4)
+    with torch.no_grad():
+        for changed in ([], [2], [], [0, 1, 2, 3], [3]):
+            seen["message"][0, 0, 0] += 1
+            for index in changed:
+                seen["chars"][0, index, 3, 4] += 1
+            remembered = policy({k: v.clone() for k, v in seen.items()}, start, state, memory)
+            torch.testing.assert_close(remembered.logits, policy(seen, start, state).logits)
+            state = remembered.state[0]
+
+
+def test_the_cores_gradient_is_autograds():
+    torch.manual_seed(0)
+    core = GRUCore(4, 3).double()
+    start = torch.zeros(5, 2, dtype=torch.bool)
+    start[0, 1] = start[3, 0] = True
+    gates = torch.randn(5, 2, 9, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    parameters = (core.cell.weight_hh, core.cell.bias_hh)
+
+    def states(gates, state, weight, bias):
+        return torch.func.functional_call(core, {"cell.weight_hh": weight, "cell.bias_hh": bias}, (gates, start, state))
+
+    assert torch.autograd.gradcheck(states, (gates, state, *parameters))
 
 
 def test_every_character_has_an_image_of_its_own():

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from agents.networks.distinct import hash_powers, hash_rows, once_each
+
 BLSTATS = 27
 # Divisors of NetHack's bottom-line statistics, in the order of NLE's blstats, so that usual values lie within ±1.
 # 0 hides a statistic: the score would tell the reward, depth and level the task's answer, and the condition and
@@ -39,35 +41,20 @@ class TrigramMessage(nn.Module):
     def __init__(self, length: int, width: int, buckets: int = 2048) -> None:
         super().__init__()
         self.buckets = buckets
-        self.register_buffer("powers", _hash_powers(length), persistent=False)
+        self.register_buffer("powers", hash_powers(length), persistent=False)
         self.embedding = nn.Embedding(buckets, width)
         nn.init.normal_(self.embedding.weight, std=1.0)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.ELU())
         self.features = width
 
     def forward(self, message: Tensor) -> Tensor:
+        return once_each(hash_rows(message, self.get_buffer("powers")), lambda where: self._encode(message[where]))
+
+    def _encode(self, message: Tensor) -> Tensor:
         wide = message.to(torch.int64)
         first, second, third = wide[:, :-2], wide[:, 1:-1], wide[:, 2:]
-        where, inverse = _unique((wide * self.get_buffer("powers")).sum(dim=1))
-        trigram = (first[where] * 65_537 + second[where] * 257 + third[where]) * 2_654_435_761 % self.buckets
-        used = (third[where] != 0).to(self.embedding.weight.dtype)
+        trigram = (first * 65_537 + second * 257 + third) * 2_654_435_761 % self.buckets
+        used = (third != 0).to(self.embedding.weight.dtype)
         total = torch.einsum("um,umw->uw", used, self.embedding(trigram))
         mean = total / used.sum(dim=1, keepdim=True).clamp(min=1.0).sqrt()
-        return self.mlp(mean)[inverse]
-
-
-def _hash_powers(length: int) -> Tensor:
-    """[length] int64 coefficients of a polynomial row hash with 64-bit wrap-around."""
-    value, powers = 1, list[int]()
-    for _ in range(length):
-        powers.append(value)
-        value = (value * 6_364_136_223_846_793_005 + 1) % (1 << 63)
-    return torch.tensor(powers, dtype=torch.int64)
-
-
-def _unique(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The index of one row of each distinct key, and for each row which of these it equals."""
-    distinct, inverse = torch.unique(keys, return_inverse=True)
-    where = torch.empty(distinct.shape[0], dtype=torch.int64, device=keys.device)
-    where[inverse] = torch.arange(keys.shape[0], device=keys.device)
-    return where, inverse
+        return self.mlp(mean)

@@ -1,0 +1,1 @@
+"""The objectives, one in a file."""

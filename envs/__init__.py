@@ -1,6 +1,7 @@
-"""Where agents act: NetHack and MiniHack behind one gymnasium-shaped interface.
+"""Where agents act: NetHack, MiniHack, TextWorld and ALFWorld behind one gymnasium-shaped interface.
 
-`make` builds one environment by its id, `VectorEnv` steps many of them in one process. Importing this package
+`make` builds one environment by its id for a network, `make_text` one for a language model; `VectorEnv` steps many of the
+former in one process. Importing this package
 registers all ids with gymnasium and loads no game; the first `make` of a family does.
 """
 
@@ -11,10 +12,13 @@ from envs.registry import (
     EnvironmentUnavailableError,
     known_ids,
     make,
+    make_text,
     register_family,
     register_gymnasium,
+    register_text_family,
     validate_id,
 )
+from envs.text import SimpleTextEnv, TextEnv, TextEnvSpec, TextInfo
 from envs.vector import EnvFailure, EpisodeEnd, ReplacementError, VectorEnv, VectorStep
 
 __all__ = [
@@ -28,7 +32,11 @@ __all__ = [
     "EpisodeEnd",
     "Observation",
     "ReplacementError",
+    "SimpleTextEnv",
     "StepInfo",
+    "TextEnv",
+    "TextEnvSpec",
+    "TextInfo",
     "VectorEnv",
     "VectorStep",
     "View",
@@ -36,9 +44,11 @@ __all__ = [
     "caption_id",
     "known_ids",
     "make",
+    "make_text",
     "normalise",
     "register_family",
     "register_gymnasium",
+    "register_text_family",
     "validate_id",
 ]
 

@@ -1,4 +1,5 @@
-"""The names of the NetHack tasks and of MiniHack's registered tasks, so that an id is checked without loading a game.
+"""The names of the NetHack tasks, of MiniHack's registered tasks and of TextWorld's, so that an id is checked without
+loading a game.
 
 MiniHack's are those of minihack 1.0.2 (its `Navigation-Custom` and `Skill-Custom` are base classes that need a level
 file, not tasks). A newer MiniHack may register more: such ids are looked up in its registry.
@@ -166,4 +167,22 @@ MINIHACK_NAMES = (
     "Zap",
     "Zap-Distr",
     "Zap-Fixed",
+)
+
+TEXTWORLD_NAMES = (
+    "simple",
+    # The worlds of "A Practitioner's Guide to Multi-turn Agentic RL" (arXiv 2510.01132). Any other size is accepted too.
+    "w2-o3-q4",
+    "w8-o3-q4",
+    "w2-o12-q4",
+    "w8-o12-q4",
+    "w4-o6-q8",
+    # TextWorld's challenges. Levels 101-150 have two rooms, 201-233 three, for each step of the quest: no game has more
+    # than 100.
+    *(f"coin_collector-{level}" for level in (*range(1, 151), *range(201, 234))),
+    *(f"treasure_hunter-{level}" for level in range(1, 31)),
+    # Some of the cooking game's settings; any other combination is accepted too, also joined by "+".
+    "cooking-recipe1-take1-go1",
+    "cooking-recipe1-take1-open-cook-go6",
+    "cooking-recipe3-take3-open-cook-cut-drop-go9",
 )

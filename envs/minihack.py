@@ -9,9 +9,8 @@ import re
 import sys
 from collections.abc import Generator
 from importlib import import_module
-from importlib.util import LazyLoader, find_spec, module_from_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -27,20 +26,21 @@ OPTIONS = ("max_episode_steps", "penalty_step", "reward_lose", "reward_win")
 _ATTRIBUTE = {"max_episode_steps": "_max_episode_steps"}
 
 
-def _import_lazily(name: str) -> None:
-    """Puts a module in place that is loaded when something of it is first used."""
-    spec = find_spec(name)
-    if name in sys.modules or spec is None or spec.loader is None:
-        return
-    spec.loader = LazyLoader(spec.loader)
-    module = sys.modules[name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
+class _Later(ModuleType):
+    """Takes a module's place in `sys.modules` until something of it is used."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # Python's own questions about a module are no use of it
+            raise AttributeError(attribute)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), attribute)
 
 
 @functools.cache
 def _registered() -> dict[str, GymSpec]:
-    # MiniHack's reader of wiki pages, which nothing here uses, imports it, and that takes two seconds.
-    _import_lazily("inflect")
+    # MiniHack's reader of wiki pages, which nothing here uses, imports it, and that takes three seconds.
+    sys.modules.setdefault("inflect", _Later("inflect"))
     import_module("minihack")  # registers its tasks with gymnasium
     specs: dict[str, GymSpec] = {}
     for env_id, spec in gym.registry.items():
@@ -122,9 +122,10 @@ def _rules() -> type[GameRules]:
 @functools.cache
 def _game_class(name: str) -> tuple[type[GameRules], dict[str, Any]]:
     """The registered class of a task with our rules beneath it, and the arguments that it is registered with."""
+    spec = _registered()[name]  # before anything else imports MiniHack
+
     from minihack.envs.keyroom import MiniHackKeyDoor
 
-    spec = _registered()[name]
     entry_point = spec.entry_point
     if not isinstance(entry_point, str):
         raise TypeError(f"MiniHack registered {spec.id} without the name of its class")

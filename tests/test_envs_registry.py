@@ -117,3 +117,12 @@ def test_all_ids_are_registered_with_gymnasium_once() -> None:
 @pytest.mark.parametrize("env_id", ["nethack/Score", "nethack/Challenge", "minihack/Room-5x5"])
 def test_gymnasiums_own_checks_pass(env_id: str) -> None:
     check_env(gym.make(env_id).unwrapped)
+
+
+def test_making_a_minihack_task_does_not_load_what_it_never_uses():
+    code = (
+        "import sys, warnings; warnings.simplefilter('ignore'); from envs import make; make('minihack/Room-5x5').close(); "
+        "assert 'typeguard' not in sys.modules, 'inflect was loaded'; "
+        "import inflect; assert inflect.engine().plural('key') == 'keys'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,68 @@
+"""The folder in which games are kept that were made or translated once. Any number of processes may share it.
+
+Everything in it is named by what it was made from, so that nothing in it is ever out of date, and written under another
+name first, so that a reader never meets a half. It can be deleted at any time.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+ENVIRONMENT_VARIABLE = "YENDOR_CACHE"
+
+
+def default_folder() -> Path:
+    """`alfworld` below the folder that YENDOR_CACHE names, or else below `.cache` here."""
+    return Path(os.environ.get(ENVIRONMENT_VARIABLE) or ".cache") / "alfworld"
+
+
+def digest(*parts: str) -> str:
+    """A name for what was made from `parts`: 32 hexadecimal digits of blake2b."""
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def keep_json(folder: Path, name: str, make: Callable[[], Any]) -> Any:
+    """The JSON kept under `name`, made and kept now where it is not there yet or can't be read."""
+    path = folder / name[:2] / f"{name}.json.zst"
+    with contextlib.suppress(FileNotFoundError, zstandard.ZstdError, json.JSONDecodeError):
+        return json.loads(zstandard.ZstdDecompressor().decompress(path.read_bytes()))
+    made = json.dumps(make()).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(zstandard.ZstdCompressor().compress(made))
+    Path(temporary).chmod(0o644)  # the folder may be shared with other users
+    Path(temporary).replace(path)
+    return json.loads(made)
+
+
+def keep_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Makes `folder` with these files in it, all at once. Where another process was first, its files stay: they are the
+    same."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+    try:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+        temporary.chmod(0o755)
+        with contextlib.suppress(FileExistsError):
+            _rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError:  # a folder that is not empty is "directory not empty" here, "file exists" there
+        if not target.is_dir():
+            raise
+        raise FileExistsError(target) from None

@@ -40,8 +40,9 @@ class Distiller:
     """Reads labels behind its cursor and trains, one bounded round a call.
 
     `update` depends on the labels and the seed alone, never on the clock. Pacing is apart: `due` says whether the
-    settings let the next round begin, for callers that share a core with something else. Its methods may be called from
-    any thread; `state_dict` waits for a round that goes on.
+    settings let the next round begin, for callers that share a core with something else. What a round took is counted in
+    processor time (`busy`, of the thread that calls `update`): where it yields to the training it takes long, not much.
+    Its methods may be called from any thread; `state_dict` waits for a round that goes on.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Distiller:
         seed: int = 0,
         device: str = "cpu",
         clock: Callable[[], float] = time.monotonic,
+        busy: Callable[[], float] = time.thread_time,
     ) -> None:
         self._store = store
         self._key = key
@@ -61,6 +63,7 @@ class Distiller:
         self._name = model
         self._trainer = reward_model_kind(model).trainer(settings, seed, device)
         self._clock = clock
+        self._busy = busy
         self._guard = threading.RLock()
         self._cursor = 0
         self._version = 0
@@ -94,14 +97,14 @@ class Distiller:
         Raises `AnnotationStoreError` where the store cannot be read.
         """
         with self._guard:
-            started = self._clock()
+            started, busy = self._clock(), self._busy()
             labels, self._cursor = self._store.labels_since(self._cursor, self._key)
             self._trainer.add(labels)
             if self._trainer.labels < self._settings.min_labels or not self._trainer.train_round():
                 return None
             self._version = max(self._version, self._above) + 1
             version = self._publish(self._clock() - started)
-            self._pace(self._clock() - started)
+            self._pace(started, self._busy() - busy)
             return version
 
     def current(self) -> RewardModelVersion | None:
@@ -140,8 +143,8 @@ class Distiller:
         parameters = save_tensors(self._trainer.model.state_dict())
         return RewardModelVersion(self._version, self._name, parameters, self._trainer.metrics(), seconds)
 
-    def _pace(self, seconds: float) -> None:
-        """Sets the time of the next round after one that took `seconds`."""
-        self.seconds += seconds
-        rest = seconds * (1.0 / self._settings.max_share - 1.0)
-        self._due_at = self._clock() + max(self._settings.interval_s - seconds, rest, 0.0)
+    def _pace(self, started: float, busy_s: float) -> None:
+        """Sets the time of the next round after one that began at `started` and took `busy_s` of a processor."""
+        now = self._clock()
+        self.seconds += now - started
+        self._due_at = max(now, started + max(self._settings.interval_s, busy_s / self._settings.max_share))

@@ -11,6 +11,10 @@ from envs.captions import EMPTY_CAPTION_ID
 from reward_server.distiller import RewardModelVersion
 from reward_server.models.base import RewardModel
 
+_TOP_SCORED = 64
+"""Captions that one `top` scores at most. A run meets tens of thousands, most of them once, long ago; scoring all of them
+under every version would take seconds of the learner's time."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredCaption:
@@ -109,11 +113,14 @@ class CaptionScorer:
 
     def top(self, n: int) -> TopCaptions:
         """The `n` captions liked most and least under the present version, the oftener counted first among equals.
-        Both are empty before the first version."""
+        Both are empty before the first version. Captions that did not come since that version are scored a few a call,
+        the oftener counted first; the others are left out."""
         if not self._version:
             return TopCaptions((), ())
         rows = np.arange(len(self._texts))
-        self._score(rows)
+        due = rows[self._scored[rows] < self._version]
+        self._score(due[np.argsort(-self._seen[due], kind="stable")[: max(_TOP_SCORED, 2 * n)]])
+        rows = rows[self._scored[rows] == self._version]
         probability, seen = self._probabilities[rows], self._seen[rows]
         return TopCaptions(
             liked=tuple(self._caption(row) for row in np.lexsort((-seen, -probability))[:n]),

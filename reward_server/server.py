@@ -6,30 +6,16 @@ Invariant: whatever the judge does (slow, down, nonsense), the reward model stay
 import asyncio
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from reward_server.annotator import Annotator
-from reward_server.annotator_status import AnnotatorStatus
 from reward_server.distiller import Distiller, RewardModelVersion
 from reward_server.settings import AnnotatorSettings
+from reward_server.status import RewardServerStatus
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge
 
 _LOOK_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class RewardServerStatus:
-    """How the reward server stands."""
-
-    annotator: AnnotatorStatus
-    version: int
-    """Of the newest reward model; 0: none yet."""
-    accuracy: float | None
-    """Of the newest reward model on labels kept from its training."""
-    distil_s: float
-    """Seconds spent training reward models."""
 
 
 class RewardServer:

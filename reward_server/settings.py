@@ -77,8 +77,9 @@ class DistillerSettings:
     """... or until so many rounds in a row brought no better agreement and no lower loss."""
     interval_s: float = 5.0
     """Least time between two rounds (0: with every new label)."""
-    max_share: float = 0.25
-    """Most of the time of one core that training takes, on average (1: no bound)."""
+    max_share: float = 0.05
+    """Most of the time of one core that training takes, on average (1: no bound). More is for short runs, where the
+    first labels should count within seconds."""
     balanced: bool = False
     """Draw positive and negative labels equally often: quicker and with more recall where positives are rare, but
     probabilities are no longer calibrated."""

@@ -214,11 +214,11 @@ def test_rounds_are_paced_by_interval_and_share(store: AnnotationStore) -> None:
     for interval_s, share, wait in ((10.0, 1.0, 10.0), (0.0, 0.25, 6.0), (0.0, 1.0, 0.0)):
         clock = Clock(1.0)
         chosen = replace(SMALL, steps_per_update=1, interval_s=interval_s, max_share=share)
-        distiller = Distiller(store, KEY, chosen, clock=clock)
+        distiller = Distiller(store, KEY, chosen, clock=clock, busy=clock)
         assert distiller.due()
-        assert distiller.update() is not None  # by this clock a round takes 1 to 3 s
+        assert distiller.update() is not None  # by this clock a round takes 4 s, 2 of them at work
         clock.step, ended = 0.0, clock.now
-        clock.now = ended + max(wait - 4.0, 0.0)
+        clock.now = ended + max(wait - 5.0, 0.0)
         assert distiller.due() is (wait == 0.0)
         clock.now = ended + wait + 4.0
         assert distiller.due()

@@ -155,7 +155,7 @@ def test_a_folder_is_known_by_its_weights(tmp_path) -> None:
 
 
 def test_only_a_cpu_without_bf16_changes_the_automatic_precision(monkeypatch) -> None:
-    monkeypatch.setattr("reward_server.judge.models._cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("reward_server.judge.models.cpu_has_bfloat16", lambda: False)
     assert (resolve_dtype("auto", "cpu"), resolve_dtype("auto", "cuda")) == ("float32", "auto")
     assert resolve_dtype("bfloat16", "cpu") == "bfloat16"
 

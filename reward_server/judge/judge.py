@@ -182,11 +182,12 @@ def _url(settings: JudgeSettings) -> str:
 
 
 def _check_url(settings: JudgeSettings) -> None:
-    from reward_server.judge.engines.openai_engine import raise_for_refusal
+    from reward_server.judge.engines.openai_engine import HttpAnswer, raise_for_refusal
 
     response = _get_models(settings)
     if response.status_code != 404:  # some servers list no models and still answer questions
-        raise_for_refusal(response, _url(settings), settings.api_key_env, settings.model)
+        answer = HttpAnswer(response.status_code, response.content, response.reason_phrase)
+        raise_for_refusal(answer, _url(settings), settings.api_key_env, settings.model)
 
 
 def _get_models(settings: JudgeSettings) -> httpx.Response:

@@ -72,7 +72,7 @@ def model_identity(model: str) -> str:
 
 def resolve_dtype(dtype: str, device: str) -> str:
     """`auto` on a CPU without bf16 instructions is float32: emulated bf16 is many times slower. Otherwise `dtype`."""
-    return "float32" if dtype == "auto" and device == "cpu" and not _cpu_has_bfloat16() else dtype
+    return "float32" if dtype == "auto" and device == "cpu" and not cpu_has_bfloat16() else dtype
 
 
 def sampling_key(settings: JudgeSettings) -> str:
@@ -83,7 +83,8 @@ def sampling_key(settings: JudgeSettings) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
-def _cpu_has_bfloat16() -> bool:
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 by itself."""
     try:
         return any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16", " bf16"))
     except OSError:

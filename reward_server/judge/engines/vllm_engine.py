@@ -128,7 +128,7 @@ class VllmEngine:
     async def _complete(self, chats: Sequence[Chat], request: Request) -> list[Completion]:
         engine, renderer = await self._started()
         sampling, pieces = _sampling(renderer, request, self._seed)
-        prompts = [renderer.ids(chat) for chat in chats]
+        prompts = renderer.batch_ids(chats)
         if (longest := max(map(len, prompts), default=0)) + request.max_tokens > self._limit:
             raise JudgeError(f"a prompt of {longest} tokens exceeds judge.max_model_len={self._limit}; raise it")
         return list(await asyncio.gather(*(self._one(engine, prompt, sampling, pieces) for prompt in prompts)))

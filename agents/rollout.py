@@ -12,39 +12,11 @@ from numpy.typing import NDArray
 from agents.networks.base import RecurrentPolicy
 from agents.networks.crops import CropMemory
 from agents.observer import EpisodeFinish, EpisodeObserver, EpisodeStart, StepRecord
+from agents.precision import products_in
+from agents.report import FinishedEpisode, RolloutReport
 from agents.trajectory import Trajectory
 from envs.captions import EMPTY_CAPTION_ID, caption_id
-from envs.vector import EnvFailure, EpisodeEnd, VectorEnv, VectorStep
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedEpisode:
-    """An episode that ended at step t of a trajectory, in the environment `end.env_index` of it."""
-
-    t: int
-    end: EpisodeEnd
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutReport:
-    """What the coordinator learns of one rollout call, apart from the trajectory itself."""
-
-    source: str
-    """Name of the rollout: its trajectories follow one another."""
-    policy_version: int
-    steps: int
-    """Environment steps taken (T x B)."""
-    new_captions: tuple[tuple[int, str], ...]
-    """Captions that this rollout had never brought before, with their text: a caption travels once."""
-    episodes: tuple[FinishedEpisode, ...]
-    failures: tuple[EnvFailure, ...]
-    trajectory_bytes: int
-    env_s: float
-    """Seconds spent stepping environments."""
-    inference_s: float
-    """Seconds spent in the policy."""
-    other_s: float
-    """Seconds spent on everything else (captions, counts, copying)."""
+from envs.vector import EnvFailure, VectorEnv, VectorStep
 
 
 class CaptionCounter:
@@ -103,10 +75,13 @@ class Rollout:
         seed: int,
         name: str = "actor-0",
         observer: EpisodeObserver | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.envs = envs
         self.policy = policy.eval()
         self.length = length
+        self.dtype = dtype
+        """Of the policy's matrix products."""
         self.name = name
         self.policy_version = 0
         self._generator = torch.Generator().manual_seed(seed)
@@ -185,7 +160,8 @@ class Rollout:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
         """Samples one action for each environment; also its log-probability and the value estimate."""
         tensors = {k: torch.from_numpy(v).unsqueeze(0) for k, v in observation.items()}
-        output = self.policy(tensors, torch.from_numpy(self._start).unsqueeze(0), self._state, self._memory)
+        with products_in(self.dtype, torch.device("cpu")):
+            output = self.policy(tensors, torch.from_numpy(self._start).unsqueeze(0), self._state, self._memory)
         self._state = output.state[0]
         log_probs = torch.log_softmax(output.logits[0], dim=-1)
         action = torch.multinomial(log_probs.exp(), 1, generator=self._generator)

@@ -16,7 +16,10 @@ class ActorSettings:
     """How many act, and how much each brings with one call."""
 
     count: int = 1
-    """Rollout actors; each takes one CPU core."""
+    """Rollout actors, each a process."""
+    cpus: float = 1.0
+    """CPU cores that one actor reserves; 0.5 lets two of them share the core that one would keep busy, and the rest of the
+    learner's."""
     envs: int = 64
     """Environments that one actor steps with one batched inference."""
     rollout_length: int = 32

@@ -1,19 +1,25 @@
-"""`python -m benchmarks [demo|throughput|judge] [--folder DIR]`; all of them without a name."""
+"""`python -m benchmarks [NAME] [--folder DIR] [options of the benchmark]`; without a name, those that `make bench` runs."""
 
 import argparse
+import importlib
 import tempfile
 from pathlib import Path
 
-from benchmarks import demo, throughput
-
-BENCHMARKS = {"throughput": throughput.main, "demo": demo.main}
+ROUTINE = ("limit", "versus", "throughput", "judge_cost", "labels", "alfworld", "text_envs", "demo")
+"""What `make bench` runs, one after the other: about an hour and a half."""
+LONG = ("memory", "growth")
+"""Half an hour of training; a thousand processes. Only by name."""
+WITH_OPTIONS = ("growth", "judge_cost", "labels", "limit", "memory", "text_envs", "versus")
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)
+    parser.add_argument("name", nargs="?", choices=sorted((*ROUTINE, *LONG)))
     parser.add_argument("--folder", type=Path, default=None, help="where runs and JSON go")
-    arguments = parser.parse_args()
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="yendor-bench-"))
-    for name in [arguments.name] if arguments.name else list(BENCHMARKS):
-        BENCHMARKS[name](folder)
+    arguments, options = parser.parse_known_args()
+    if options and arguments.name not in WITH_OPTIONS:
+        parser.error(f"unrecognised arguments: {' '.join(options)}; with options: {', '.join(WITH_OPTIONS)}")
+    folder: Path = arguments.folder or Path(tempfile.mkdtemp(prefix="yendor-bench-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in [arguments.name] if arguments.name else ROUTINE:
+        importlib.import_module(f"benchmarks.{name}").main(folder, *options)
     print(f"all figures: {folder}")

@@ -1,10 +1,10 @@
 """The learner: trajectories in, weights out. One optimisation step for each full batch (one epoch, as in ONI)."""
 
 import copy
+import functools
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.networks.base import PolicyOutput, RecurrentPolicy
+from agents.precision import products_in
 from agents.trajectory import Arrays, Trajectory, concatenate, trajectory_from_state, trajectory_state
 from learner.fusion import FusedReward, fuse
 from learner.objective import Loss, appo_loss, normalise
+from learner.precision import resolve_precision
 from learner.settings import LearnerSettings, RewardSettings
+from learner.update import Update
 from learner.vtrace import VTrace, vtrace
 
 Weights = dict[str, NDArray[Any]]
@@ -35,23 +38,6 @@ class NoIntrinsicReward:
         return np.zeros(ids.shape, dtype=np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What one optimisation step did."""
-
-    version: int
-    """The policy's version after it."""
-    samples: int
-    metrics: dict[str, float]
-    lag_mean: float
-    """Versions between the policy that acted and the one that was updated, mean over the samples."""
-    lag_max: int
-    reward_s: float
-    """Seconds spent on intrinsic rewards and fusion."""
-    train_s: float
-    """Seconds spent on the rest of the update."""
-
-
 class Learner:
     """Owns the policy, its optimiser and the queue of trajectories that do not fill a batch yet."""
 
@@ -66,13 +52,19 @@ class Learner:
         self.reward = reward
         self.intrinsic = intrinsic
         self.device = resolve_device(settings.device)
+        self.dtype = resolve_precision(settings.precision, self.device)
         self.policy = policy.to(self.device).train()
         self.version = 0
         self.dropped_samples = 0
         """Samples of policies older than `max_lag` versions, never trained on."""
         self.trained_samples = 0
         self._queue: deque[Trajectory] = deque()
-        self.optimizer = torch.optim.Adam(
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Adam:
+        """Made when it is first needed: torch loads its compiler with it, and actors wait for the first weights."""
+        settings = self.settings
+        return torch.optim.Adam(
             self.policy.parameters(),
             lr=settings.learning_rate,
             betas=(settings.adam_beta1, settings.adam_beta2),
@@ -164,11 +156,12 @@ class Learner:
         observation of the same episode, not the first of the next.
         """
         start = self._tensor(batch.start)
-        output = self.policy(self._observation(batch.observation), start, self._tensor(batch.initial_state))
+        with products_in(self.dtype, self.device):
+            output = self.policy(self._observation(batch.observation), start, self._tensor(batch.initial_state))
         final_value = torch.zeros(batch.steps, batch.batch, device=self.device)
         if len(batch.final_index):
             index = self._tensor(batch.final_index).to(torch.int64)
-            with torch.no_grad():
+            with torch.no_grad(), products_in(self.dtype, self.device):
                 final = {k: v.unsqueeze(0) for k, v in self._observation(batch.final_observation).items()}
                 state = output.state[index[:, 0], index[:, 1]]
                 fresh = torch.zeros(1, state.shape[0], dtype=torch.bool, device=self.device)

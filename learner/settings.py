@@ -10,6 +10,8 @@ class LearnerSettings:
     algorithm: str = "appo"
     device: str = "auto"
     """`auto` (cuda where there is one), `cpu`, `cuda`."""
+    precision: str = "auto"
+    """Of matrix products, for learner and actors: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it)."""
     threads: int = 1
     """CPU threads of one learner."""
     batch_size: int = 2048

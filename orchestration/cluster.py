@@ -37,6 +37,8 @@ def _init(config: Config) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Workers inherit it: every process of a run bounds its threads, or they would fight for the cores.
         os.environ.setdefault("OMP_NUM_THREADS", str(config.learner.threads))
+        # Ray's default of 15 leaves no room below for the judge and the reward server, which yield to acting and learning.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             num_cpus=max(int(available_cpus()), 1),
             include_dashboard=False,

@@ -82,7 +82,7 @@ def _obstacle(preset: str, missing: list[str]) -> str | None:
         return f"missing: {', '.join(missing)}"
     needed, there = required_cpus(config), available_cpus()
     if there < needed:
-        return f"needs {needed} CPUs, {there} there; runtime=serial needs one"
+        return f"needs {needed:g} CPUs, {there} there; runtime=serial needs one"
     if uses_judge(config) and config.judge.engine == "vllm" and not _has_vllm():
         return "vLLM is not installed; judge.engine=transformers works without it"
     return None

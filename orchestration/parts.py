@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,12 @@ from envs import make
 from envs.vector import VectorEnv
 from learner.checkpoint import save_checkpoint
 from learner.fusion import fuse
-from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Update, Weights
+from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights
+from learner.precision import resolve_precision
 from learner.returns import EpisodeSums
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic
+from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed
 from orchestration.summary import CaptionScore
@@ -62,12 +63,8 @@ def build_rollout(config: Config, index: int, *, incarnation: int = 0, observer:
         seed=derive_seed(seed, "actions", index, incarnation),
         name=name,
         observer=observer,
+        dtype=resolve_precision(config.learner.precision, torch.device("cpu")),
     )
-
-
-def actor_name(index: int, incarnation: int = 0) -> str:
-    """Such as `actor-03`, or `actor-03.1` for the one that took its place."""
-    return f"actor-{index:02d}" + (f".{incarnation}" if incarnation else "")
 
 
 def build_observer(config: Config, traces: Path, index: int, incarnation: int = 0) -> EpisodeObserver | None:
@@ -101,22 +98,6 @@ def build_reward_server(config: Config, rundir: RunDir, judge: Judge) -> RewardS
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FeedResult:
-    """What came of one trajectory."""
-
-    updates: tuple[Update, ...]
-    intrinsic_returns: Mapping[tuple[int, int], float]
-    """Sum of r_int / N^β of each episode that ended in the trajectory, by (t, environment)."""
-    policy_version: int
-    reward_model_version: int
-    samples_dropped: int
-    liked: tuple[CaptionScore, ...]
-    disliked: tuple[CaptionScore, ...]
-    waited_s: float
-    """Seconds since the call before: what the learner waited for trajectories."""
-
-
 class LearnerPart:
     """The learner, the scorer of captions that gives it intrinsic rewards, and their checkpoints."""
 
@@ -148,14 +129,16 @@ class LearnerPart:
     ) -> tuple[FeedResult, Weights | None]:
         """Learns from one trajectory; the weights are None where no batch was full."""
         waited = time.perf_counter() - self._idle_since
+        began = time.perf_counter()
         if self.scorer is not None:
             self.scorer.observe(new_captions)
             self.scorer.count(trajectory.caption_id)
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
-        updates = self.learner.feed(trajectory)
         self._refresh_shown()
+        rewarded = time.perf_counter()
+        updates = self.learner.feed(trajectory)
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,
@@ -164,6 +147,7 @@ class LearnerPart:
             samples_dropped=self.learner.dropped_samples,
             liked=self._shown[0],
             disliked=self._shown[1],
+            reward_s=rewarded - began,
             waited_s=waited,
         )
         weights = self.learner.weights() if updates else None

@@ -34,11 +34,11 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
         warn(f"only {gibibytes(free)} of disk are free in {config.run.dir}")
 
 
-def required_cpus(config: Config) -> int:
+def required_cpus(config: Config) -> float:
     """Processors that the parts with a processor of their own need. Judge and annotator share what is there."""
     if config.runtime == "serial":
         return 1
-    return config.actors.count + config.learner.threads
+    return config.actors.count * config.actors.cpus + config.learner.threads
 
 
 def check_cpus(config: Config, there: float, where: str) -> None:
@@ -46,11 +46,11 @@ def check_cpus(config: Config, there: float, where: str) -> None:
     needed = required_cpus(config)
     if there >= needed:
         return
-    fits = int(there) - config.learner.threads
+    fits = int((there - config.learner.threads) / config.actors.cpus)
     advice = f"actors.count={fits} fits" if fits >= 1 else "runtime=serial needs only one"
     raise ResourceError(
         f"too few CPUs: actors.count={config.actors.count} and learner.threads={config.learner.threads} need "
-        f"{needed}, {where} has {there:g}; {advice}"
+        f"{needed:g}, {where} has {there:g}; {advice}"
     )
 
 

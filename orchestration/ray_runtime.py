@@ -7,28 +7,38 @@ more trajectories are on their way than there are tokens) and the death of an ac
 
 import contextlib
 import os
+import queue
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from agents.rollout import RolloutReport
+from agents.report import RolloutReport
 from orchestration.config import Config
 from orchestration.configuration import uses_judge
 from orchestration.errors import WorkerDiedError, death
-from orchestration.parts import FeedResult, actor_name
 from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
+from orchestration.results import FeedResult, actor_name
 from orchestration.session import Session
-from reward_server.embedded import is_built
 
 _WAIT_S = 0.25
+_REPORT_S = 0.1
 _POLL_S = 1.0
 _CLOSE_S = 10.0
 _FAILURES_IN_A_ROW = 3
 _JUDGE_APP = "judge"
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The worker classes that play and that learn. A benchmark of the runtime itself puts stand-ins in their place."""
+
+    rollout: type[Any] = RolloutWorker
+    learner: type[Any] = LearnerWorker
 
 
 @dataclass(slots=True)
@@ -37,6 +47,8 @@ class _Actor:
     incarnation: int
     handle: Any
     """Ray's handle; its methods are those of RolloutWorker with `remote`."""
+    collect: Any
+    """Its method `collect`, which answers with two objects. Kept, because to make it costs as much as a tenth of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,66 +70,87 @@ class _FeedCall:
 class RayRuntime:
     """Hosts the parts of a run as Ray actors and keeps them busy."""
 
-    def __init__(self, config: Config, session: Session, *, resumed: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, config: Config, session: Session, *, resumed: Mapping[str, Any] | None, hosts: Hosts | None = None
+    ) -> None:
+        hosts = hosts or Hosts()
         self.config = config
         self.session = session
         learner_state = None if resumed is None else resumed["learner"]
         self._reward_server_state: Any = None if resumed is None else resumed["reward_server"]
         self._actors: dict[int, _Actor] = {}
-        self._calls: dict[Any, _RolloutCall | _FeedCall] = {}
+        self._calls: dict[Future[Any], _RolloutCall | _FeedCall] = {}
+        # Answers that came, put there by Ray's thread: `ray.wait` over the references of hundreds of calls costs a millisecond.
+        self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        self._report_at = 0.0
         self._reward_server: Any = None
         """Handle of the RewardServerWorker; None before the first rollout came back, and where there is no judge."""
-        self._poll: Any = None
+        self._poll: tuple[Any, Any] | None = None
         self._poll_at = 0.0
         self._judge_started = False
         self._known_reward_model = 0
         self._failures_in_a_row = 0
         self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
         self._learner: Any = (
-            ray.remote(LearnerWorker)
+            ray.remote(hosts.learner)
             .options(
                 num_cpus=config.learner.threads,
                 num_gpus=1 if config.learner.device == "cuda" else 0,
             )
             .remote(config, learner_state)
         )
+        self._feed: Any = self._learner.feed.options(num_returns=2)
+        # Made once: Ray pickles and publishes every one that is made.
+        self._rollout_worker: Any = ray.remote(hosts.rollout).options(num_cpus=config.actors.cpus)
         for index in range(config.actors.count):
             self._spawn(index, incarnation=session.actor_restarts)
-        self._version, weights = ray.get(self._learner.begin.remote())
-        self._weights = ray.put(weights)
+        version, self._weights = self._learner.begin.options(num_returns=2).remote()
+        self._version: int = ray.get(version)
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop. Raises what ends the run."""
         for actor in self._actors.values():
             self._grant_all(actor)
         while not self.session.finished and not self.session.stop_requested:
-            began = time.perf_counter()
-            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=_WAIT_S)
-            if ready:
-                ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
-            self.session.waited("coordinator", "wait", time.perf_counter() - began)
-            for reference in ready:
+            for answer in self._wait():
                 # A failed call takes the other calls of its actor with it, so it may be gone by now.
-                call = self._calls.pop(reference, None)
+                call = self._calls.pop(answer, None)
                 if isinstance(call, _RolloutCall):
-                    self._rolled_out(reference, call)
+                    self._rolled_out(answer, call)
                 elif isinstance(call, _FeedCall):
-                    self._learned(reference, call)
-            self._look_at_reward_server()
-            self.session.report(due=self.session.metrics.due())
+                    self._learned(answer, call)
+            if time.monotonic() >= self._report_at:
+                self._report_at = time.monotonic() + _REPORT_S
+                self._look_at_reward_server()
+                self.session.report(due=self.session.metrics.due())
             if time.monotonic() >= self._checkpoint_at:
                 self.checkpoint()
         self._hear_reward_server()
 
+    # Calls.
+
+    def _expect(self, reference: Any, call: _RolloutCall | _FeedCall) -> None:
+        """Notes a call by its answer, which `_wait` gives when it is there."""
+        answer = reference.future()
+        self._calls[answer] = call
+        answer.add_done_callback(self._ended.put)
+
+    def _wait(self) -> list[Future[Any]]:
+        """The answers that came since the last time; waits for one, but not for long."""
+        began = time.perf_counter()
+        answers: list[Future[Any]] = []
+        with contextlib.suppress(queue.Empty):
+            answers.append(self._ended.get(timeout=_WAIT_S))
+        self.session.waited("coordinator", "wait", time.perf_counter() - began)
+        # Not those that come meanwhile: there may be no end of them.
+        answers.extend(self._ended.get_nowait() for _ in range(self._ended.qsize()))
+        return answers
+
     # Tokens.
 
     def _spawn(self, index: int, incarnation: int) -> _Actor:
-        handle = (
-            ray.remote(RolloutWorker)
-            .options(num_cpus=1)
-            .remote(self.config, self.session.rundir.path, index, incarnation)
-        )
-        actor = self._actors[index] = _Actor(index, incarnation, handle)
+        handle = self._rollout_worker.remote(self.config, self.session.rundir.path, index, incarnation)
+        actor = self._actors[index] = _Actor(index, incarnation, handle, handle.collect.options(num_returns=2))
         self.session.actors = len(self._actors)
         return actor
 
@@ -126,12 +159,12 @@ class RayRuntime:
             self._grant(actor)
 
     def _grant(self, actor: _Actor) -> None:
-        trajectory, report = actor.handle.collect.options(num_returns=2).remote(self._weights, self._version)
-        self._calls[report] = _RolloutCall(actor, trajectory)
+        trajectory, report = actor.collect.remote(self._weights, self._version)
+        self._expect(report, _RolloutCall(actor, trajectory))
 
-    def _rolled_out(self, reference: Any, call: _RolloutCall) -> None:
+    def _rolled_out(self, answer: Future[Any], call: _RolloutCall) -> None:
         try:
-            report, waited = ray.get(reference)
+            report, waited = answer.result()
         except RayError as error:
             self._lost(call.actor, error)
             return
@@ -142,14 +175,12 @@ class RayRuntime:
             reward_server = self._reward_server or self._start_reward_server()
             if report.new_captions:
                 reward_server.submit.remote(report.new_captions)
-        result, weights = self._learner.feed.options(num_returns=2).remote(
-            report.source, call.trajectory, report.new_captions
-        )
-        self._calls[result] = _FeedCall(call.actor, report, self.session.env_steps, weights)
+        result, weights = self._feed.remote(report.source, call.trajectory, report.new_captions)
+        self._expect(result, _FeedCall(call.actor, report, self.session.env_steps, weights))
 
-    def _learned(self, reference: Any, call: _FeedCall) -> None:
+    def _learned(self, answer: Future[Any], call: _FeedCall) -> None:
         try:
-            result: FeedResult = ray.get(reference)
+            result: FeedResult = answer.result()
         except RayActorError as error:
             raise WorkerDiedError(
                 f"the learner (LearnerWorker) died: {death(error)}; --resume goes on from the newest checkpoint"
@@ -182,6 +213,7 @@ class RayRuntime:
         """Starts reward server and judge. The first steps come before that: together they take two cores for a while."""
         self._judge_started = True
         if self.config.judge.engine != "openai":
+            from reward_server.embedded import is_built
             from reward_server.judge import deployment
 
             if self.config.judge.model == "embedded" and not is_built(self.config.judge.cache_dir):
@@ -201,22 +233,27 @@ class RayRuntime:
             return
         if self._poll is None:
             if time.monotonic() >= self._poll_at:
-                self._poll = self._reward_server.poll.remote(self._known_reward_model)
+                self._poll = self._ask_reward_server()
                 self._poll_at = time.monotonic() + _POLL_S
             return
-        ready, _ = ray.wait([self._poll], timeout=0)
+        ready, _ = ray.wait([self._poll[0]], timeout=0)
         if ready:
-            self._take_poll()
+            self._take_poll(self._poll)
+
+    def _ask_reward_server(self) -> tuple[Any, Any]:
+        """References to how it stands, and to its reward model, which never passes the coordinator."""
+        return self._reward_server.poll.options(num_returns=2).remote(self._known_reward_model)
 
     def _hear_reward_server(self) -> None:
         """The last word of the reward server, which in a short run may be its first."""
         if self._reward_server is not None:
-            self._poll = self._poll or self._reward_server.poll.remote(self._known_reward_model)
-            if ray.wait([self._poll], timeout=_CLOSE_S)[0]:
-                self._take_poll()
+            poll = self._poll or self._ask_reward_server()
+            if ray.wait([poll[0]], timeout=_CLOSE_S)[0]:
+                self._take_poll(poll)
 
-    def _take_poll(self) -> None:
-        reference, self._poll = self._poll, None
+    def _take_poll(self, poll: tuple[Any, Any]) -> None:
+        reference, reward_model = poll
+        self._poll = None
         try:
             status, version = ray.get(reference)
         except RayActorError as error:
@@ -224,9 +261,9 @@ class RayRuntime:
             self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
             return
         self.session.judged(status)
-        if version is not None:
-            self._known_reward_model = version.version
-            self._learner.adopt.remote(version)
+        if version:
+            self._known_reward_model = version
+            self._learner.adopt.remote(reward_model)
 
     # Checkpoints and the end.
 
@@ -235,13 +272,15 @@ class RayRuntime:
         if self._reward_server is not None:
             # While it is being restarted the state before stands: labels given since are in the store, and come again.
             with contextlib.suppress(RayActorError):
-                self._reward_server_state = ray.get(self._reward_server.state_dict.remote())
-        state = {"runtime": "ray", "session": self.session.state_dict(), "reward_server": self._reward_server_state}
+                taken, state = self._reward_server.state_dict.options(num_returns=2).remote()
+                ray.get(taken)
+                self._reward_server_state = state
         self.session.checkpoint = ray.get(
             self._learner.checkpoint.remote(
                 self.session.rundir.checkpoints,
                 self.session.env_steps,
-                state,
+                {"runtime": "ray", "session": self.session.state_dict()},
+                self._reward_server_state,
                 self.session.config_yaml(),
                 self.config.checkpoint.keep,
             )

@@ -5,26 +5,22 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from agents.rollout import RolloutReport
-from agents.trajectory import Trajectory
-from learner.learner import Weights
+from agents.report import RolloutReport
 from orchestration.config import Config
-from orchestration.parts import (
-    FeedResult,
-    LearnerPart,
-    action_count,
-    build_observer,
-    build_reward_server,
-    build_rollout,
-)
+from orchestration.results import FeedResult
 from orchestration.rundir import RunDir
-from reward_server.distiller import RewardModelVersion
-from reward_server.server import RewardServerStatus
+from reward_server.status import RewardServerStatus
 from reward_server.types import Judge
+
+if TYPE_CHECKING:
+    from agents.trajectory import Trajectory
+    from learner.learner import Weights
+    from reward_server.distiller import RewardModelVersion
+
+# The coordinator loads this module to start the workers. What they are made of, torch above all, is loaded where they run:
+# on two cores it would delay the first step by seconds.
 
 BACKGROUND_NICENESS = 10
 """Annotation and distillation give way to acting and learning where they share cores."""
@@ -34,13 +30,17 @@ class RolloutWorker:
     """Hosts one rollout."""
 
     def __init__(self, config: Config, rundir: Path, index: int, incarnation: int) -> None:
+        import torch
+
+        from orchestration.parts import build_observer, build_rollout
+
         torch.set_num_threads(1)
         observer = build_observer(config, RunDir(rundir).traces, index, incarnation)
         self._rollout = build_rollout(config, index, incarnation=incarnation, observer=observer)
         self._version = -1
         self._idle_since = time.perf_counter()
 
-    def collect(self, weights: Weights, version: int) -> tuple[Trajectory, tuple[RolloutReport, float]]:
+    def collect(self, weights: "Weights", version: int) -> tuple["Trajectory", tuple[RolloutReport, float]]:
         """One trajectory under the given weights; its report, and the seconds this worker waited for the call."""
         waited = time.perf_counter() - self._idle_since
         if version != self._version:
@@ -58,31 +58,42 @@ class LearnerWorker:
     """Hosts the learner."""
 
     def __init__(self, config: Config, state: Mapping[str, Any] | None) -> None:
+        import torch
+
+        from orchestration.parts import LearnerPart, action_count
+
         torch.set_num_threads(config.learner.threads)
         self._part = LearnerPart(config, action_count(config))
         if state is not None:
             self._part.load_state_dict(state)
 
-    def begin(self) -> tuple[int, Weights]:
-        """Version and weights to begin with."""
+    def begin(self) -> tuple[int, "Weights"]:
+        """Version and weights to begin with; two objects."""
         return self._part.learner.version, self._part.weights()
 
     def feed(
-        self, source: str, trajectory: Trajectory, captions: Sequence[tuple[int, str]]
-    ) -> tuple[FeedResult, Weights | None]:
+        self, source: str, trajectory: "Trajectory", captions: Sequence[tuple[int, str]]
+    ) -> tuple[FeedResult, "Weights | None"]:
         return self._part.feed(source, trajectory, captions)
 
-    def adopt(self, version: RewardModelVersion) -> None:
+    def adopt(self, version: "RewardModelVersion") -> None:
         self._part.adopt(version)
 
-    def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
-        return self._part.checkpoint(root, env_steps, rest, config_yaml, keep)
+    def checkpoint(
+        self, root: Path, env_steps: int, rest: Mapping[str, Any], reward_server: Any, config_yaml: str, keep: int
+    ) -> Path:
+        """Writes a checkpoint; `reward_server` is the state of that, which comes here without passing the coordinator."""
+        return self._part.checkpoint(root, env_steps, {**rest, "reward_server": reward_server}, config_yaml, keep)
 
 
 class RewardServerWorker:
     """Hosts the reward server; an asyncio actor, so that asking, training and answering the coordinator overlap."""
 
     def __init__(self, config: Config, rundir: Path, state: Mapping[str, Any] | None) -> None:
+        import torch
+
+        from orchestration.parts import build_reward_server
+
         torch.set_num_threads(1)
         os.nice(BACKGROUND_NICENESS)
         self._server = build_reward_server(config, RunDir(rundir), _judge(config))
@@ -93,8 +104,9 @@ class RewardServerWorker:
     async def submit(self, captions: Sequence[tuple[int, str]]) -> None:
         self._server.submit(captions)
 
-    async def poll(self, known: int) -> tuple[RewardServerStatus, RewardModelVersion | None]:
-        """How it stands, and the reward model where it is newer than version `known`.
+    async def poll(self, known: int) -> tuple[tuple[RewardServerStatus, int], "RewardModelVersion | None"]:
+        """Two objects: how it stands, with the version of the reward model or 0; and the reward model itself, for the
+        learner, where it is newer than version `known`.
 
         Raises what ended annotation or distillation, if anything did.
         """
@@ -102,10 +114,12 @@ class RewardServerWorker:
             self._serving = asyncio.ensure_future(self._server.serve())
         if self._serving.done():
             self._serving.result()
-        return self._server.status(), self._server.newest(known)
+        newest = self._server.newest(known)
+        return (self._server.status(), 0 if newest is None else newest.version), newest
 
-    async def state_dict(self) -> dict[str, Any]:
-        return await asyncio.to_thread(self._server.state_dict)
+    async def state_dict(self) -> tuple[bool, dict[str, Any]]:
+        """Two objects: True once it is taken, and the state itself, for the learner's checkpoint."""
+        return True, await asyncio.to_thread(self._server.state_dict)
 
     async def close(self) -> None:
         """Ends annotation; answers on their way are awaited for a few seconds and kept."""

@@ -9,17 +9,17 @@ from typing import Any
 
 import psutil
 
-from agents.rollout import RolloutReport
-from learner.learner import Update
+from agents.report import RolloutReport
+from learner.update import Update
 from orchestration.config import Config
 from orchestration.configuration import to_yaml, uses_judge
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
-from orchestration.parts import FeedResult
+from orchestration.results import FeedResult
 from orchestration.rundir import RunDir
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
-from reward_server.server import RewardServerStatus
+from reward_server.status import RewardServerStatus
 
 _RATE_WINDOW_S = 20.0
 
@@ -121,6 +121,7 @@ class Session:
         for update in result.updates:
             self._clock.add("learner", "train", update.train_s)
             self._clock.add("learner", "rewards", update.reward_s)
+        self._clock.add("learner", "rewards", result.reward_s)
         self._clock.add("learner", "wait", result.waited_s)
 
     def judged(self, status: RewardServerStatus) -> None:

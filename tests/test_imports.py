@@ -1,6 +1,8 @@
 """The picture of the house holds: imports run one way, and Ray lives in two places."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,9 @@ def test_ray_lives_in_orchestration_and_the_judges_deployment():
     }
     outside = {path for path in users if not path.startswith("orchestration/")}
     assert outside == {"reward_server/judge/deployment.py"}
+
+
+def test_the_coordinator_loads_no_torch() -> None:
+    """It would delay the first step: workers load theirs on the same cores at the same time."""
+    code = "import sys, orchestration.ray_runtime; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

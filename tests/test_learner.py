@@ -1,12 +1,17 @@
 """The learner: what it evaluates, how it forms batches, and that it resumes bit for bit."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from agents.networks import build_policy
+from agents.networks import NETWORKS, build_policy
+from agents.rollout import Rollout
 from agents.trajectory import Trajectory
+from envs import VectorEnv, make
 from learner.learner import Learner, NoIntrinsicReward
+from learner.precision import resolve_precision
 from learner.returns import EpisodeSums
 from learner.settings import LearnerSettings, RewardSettings
 from tests.test_rollout import make_rollout
@@ -122,3 +127,30 @@ def test_episode_sums_over_pieces():
                     expected[b].append(running[b])
                     running[b] = 0.0
     assert total == expected and all(len(v) == 4 for v in expected.values())
+
+
+@pytest.mark.parametrize("network", ["fast", "oni"])
+def test_bf16_learns_in_the_direction_of_fp32(network):
+    envs = VectorEnv(lambda: make("nethack/Score", NETWORKS[network].view), 3, lambda env, episode: env)
+    torch.manual_seed(0)
+    policy = build_policy(network, len(envs.env_spec.action_names))
+    trajectory, _ = Rollout(envs, copy.deepcopy(policy), length=6, seed=0).collect()
+    envs.close()
+    gradients, losses = [], []
+    for precision in ("fp32", "bf16"):
+        settings = LearnerSettings(device="cpu", batch_size=18, precision=precision)
+        learner = Learner(copy.deepcopy(policy), settings, RewardSettings(), NoIntrinsicReward())
+        losses.append(learner.update([trajectory]).metrics["loss/total"])
+        gradients.append(torch.cat([p.grad.flatten() for p in learner.policy.parameters()]))
+        assert all(p.dtype == torch.float32 for p in learner.policy.parameters())
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert not torch.equal(*gradients)  # or the products would not be in bf16
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+def test_the_precision_is_what_the_hardware_multiplies(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("learner.precision.cpu_has_bfloat16", lambda: True)
+    assert resolve_precision("auto", cpu) == torch.bfloat16 and resolve_precision("fp32", cpu) == torch.float32
+    monkeypatch.setattr("learner.precision.cpu_has_bfloat16", lambda: False)
+    assert resolve_precision("auto", cpu) == torch.float32 and resolve_precision("bf16", cpu) == torch.bfloat16

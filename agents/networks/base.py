@@ -62,7 +62,7 @@ class RecurrentPolicy(nn.Module):
 
     def heads(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [..., A] and values [...] of recurrent states [..., H]."""
-        return self.actor(state), self.critic(state).squeeze(-1)
+        return self.actor(state).float(), self.critic(state).squeeze(-1).float()
 
     def forward(
         self, observation: TensorObservation, start_TB: Tensor, state_BH: Tensor, memory: CropMemory | None = None

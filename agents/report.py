@@ -1,0 +1,35 @@
+"""What is told of a rollout call. Apart from the rollout, so that a reader need not load torch."""
+
+from dataclasses import dataclass
+
+from envs.vector import EnvFailure, EpisodeEnd
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedEpisode:
+    """An episode that ended at step t of a trajectory, in the environment `end.env_index` of it."""
+
+    t: int
+    end: EpisodeEnd
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutReport:
+    """What the coordinator learns of one rollout call, apart from the trajectory itself."""
+
+    source: str
+    """Name of the rollout: its trajectories follow one another."""
+    policy_version: int
+    steps: int
+    """Environment steps taken (T x B)."""
+    new_captions: tuple[tuple[int, str], ...]
+    """Captions that this rollout had never brought before, with their text: a caption travels once."""
+    episodes: tuple[FinishedEpisode, ...]
+    failures: tuple[EnvFailure, ...]
+    trajectory_bytes: int
+    env_s: float
+    """Seconds spent stepping environments."""
+    inference_s: float
+    """Seconds spent in the policy."""
+    other_s: float
+    """Seconds spent on everything else (captions, counts, copying)."""

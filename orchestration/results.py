@@ -1,0 +1,30 @@
+"""What the parts of a run tell each other. Apart from the parts, so that the coordinator need not load torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from learner.update import Update
+from orchestration.summary import CaptionScore
+
+
+def actor_name(index: int, incarnation: int = 0) -> str:
+    """Such as `actor-03`, or `actor-03.1` for the one that took its place."""
+    return f"actor-{index:02d}" + (f".{incarnation}" if incarnation else "")
+
+
+@dataclass(frozen=True, slots=True)
+class FeedResult:
+    """What came of one trajectory."""
+
+    updates: tuple[Update, ...]
+    intrinsic_returns: Mapping[tuple[int, int], float]
+    """Sum of r_int / N^β of each episode that ended in the trajectory, by (t, environment)."""
+    policy_version: int
+    reward_model_version: int
+    samples_dropped: int
+    liked: tuple[CaptionScore, ...]
+    disliked: tuple[CaptionScore, ...]
+    reward_s: float
+    """Seconds spent scoring captions and adding up their rewards, apart from the updates' own share."""
+    waited_s: float
+    """Seconds since the call before: what the learner waited for trajectories."""

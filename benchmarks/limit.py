@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.versus import KEYS, NETWORKS, START_S, WARM_UP_S, Progress, rate
+from benchmarks.versus import KEYS, LAYOUT, NETWORKS, START_S, WARM_UP_S, Progress, rate
 from orchestration.configuration.loader import load_config
 
 _CALLS = 12
@@ -73,7 +73,7 @@ def measure(folder: Path, network: str, seconds: float, repeats: int, calls: int
     from benchmarks import runs
 
     cores = len(os.sched_getaffinity(0))
-    keys = (f"agent.network={network}", *KEYS)
+    keys = (f"agent.network={network}", *KEYS, *LAYOUT[network])
     parts: list[Parts] = []
     reached: list[float] = []
     run = None
@@ -104,7 +104,7 @@ def measure_parts(network: str, calls: int) -> Parts:
     from learner.learner import Learner, NoIntrinsicReward
     from orchestration.parts import build_rollout
 
-    config = load_config("nethack_score", (f"agent.network={network}", "runtime=serial", *KEYS))
+    config = load_config("nethack_score", (f"agent.network={network}", *KEYS, *LAYOUT[network]))
     rollout = build_rollout(config, 0, observer=None)
     learner = Learner(
         build_policy(network, len(rollout.envs.env_spec.action_names)),

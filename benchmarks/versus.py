@@ -23,6 +23,12 @@ from orchestration.configuration.loader import load_config
 NETWORKS = ("oni", "fast")
 KEYS = ("learner.batch_size=2048", "reward.model=none", "log.interval_s=0.5")
 """Of every run, beside the preset `nethack_score`."""
+LAYOUT: dict[str, tuple[str, ...]] = {
+    "oni": (),
+    # Acting takes more of a step's time than learning: a second actor has the rest of the learner's core.
+    "fast": ("actors.count=2", "actors.envs=32", "actors.cpus=0.5"),
+}
+"""How ours spreads the 64 games over two cores."""
 CANDIDATES = (
     Setting("asynchronous", workers=2, splits=2),
     Setting("asynchronous", workers=2, splits=1),
@@ -84,13 +90,21 @@ def main(folder: Path, *options: str) -> None:
     parser.add_argument("--seconds", type=float, default=45.0, help="measured of each run (default 45)")
     parser.add_argument("--search-seconds", type=float, default=15.0, help="measured of each candidate (default 15)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each system (default 3)")
+    parser.add_argument("--candidates", type=int, default=len(CANDIDATES), help="so many settings are tried, in order")
     given = parser.parse_args(options)
     if given.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {given.repeats}")
     environment.python()  # made now, so that no run waits for it
     found: dict[str, object] = {}
     for network in given.network or NETWORKS:
-        comparison = compare(folder / network, network, given.seconds, given.repeats, given.search_seconds)
+        comparison = compare(
+            folder / network,
+            network,
+            given.seconds,
+            given.repeats,
+            given.search_seconds,
+            CANDIDATES[: given.candidates],
+        )
         print(table(comparison), flush=True)
         found[network] = as_json(comparison)
         (folder / "versus.json").write_text(json.dumps(found, indent=2))
@@ -135,7 +149,7 @@ def variants() -> dict[str, tuple[str, ...]]:
 def measure_ours(folder: Path, name: str, network: str, keys: Sequence[str], seconds: float) -> Rates:
     """Steps/s of one run of ours."""
     limit = START_S + WARM_UP_S + seconds
-    given = (f"agent.network={network}", *KEYS, *keys)
+    given = (f"agent.network={network}", *KEYS, *LAYOUT[network], *keys)
     run = runs.train(folder, name, "nethack_score", *given, f"train.max_wall_s={limit}")
     progress = [Progress(line["time"]["wall_s"], line["env_steps"]) for line in run.lines]
     found = rate(progress, WARM_UP_S, seconds)

@@ -30,6 +30,9 @@ def root() -> None:
 def build(
     cache_dir: Annotated[Path | None, typer.Option("--cache-dir", help="Default: that of the configuration.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of corpus and training.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads of the training; more than are free make it slower.")
+    ] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make the embedded judge (once: it is kept), and say how far it agrees with its rules."""
@@ -37,11 +40,13 @@ def build(
 
     from orchestration.cli.output import console, print_json
     from orchestration.config import Config
+    from orchestration.machine import available_cpus
     from reward_server import embedded
 
     folder = embedded.build(
         cache_dir or Config().judge.cache_dir,
         seed=seed,
+        threads=min(threads, max(int(available_cpus()), 1)),
         progress=lambda line: print(line, file=sys.stderr),  # noqa: T201  (standard output is for the result)
     )
     report = embedded.report(folder)

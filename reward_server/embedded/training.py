@@ -22,10 +22,10 @@ MAX_SUFFIX_TOKENS = 160
 class TrainingSettings:
     """What the training does; part of the digest of a build."""
 
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 112
     learning_rate: float = 3e-3
-    warmup: int = 40
+    warmup: int = 30
     weight_decay: float = 0.05
     hidden_size: int = 192
     layers: int = 3

@@ -13,6 +13,7 @@ from agents.networks.base import RecurrentPolicy
 from agents.networks.crops import CropMemory
 from agents.observer import EpisodeFinish, EpisodeObserver, EpisodeStart, StepRecord
 from agents.precision import products_in
+from agents.recall import EpisodeMemory
 from agents.report import FinishedEpisode, RolloutReport
 from agents.trajectory import Trajectory
 from envs.captions import EMPTY_CAPTION_ID, caption_id
@@ -91,6 +92,7 @@ class Rollout:
         self._start = np.ones(envs.count, dtype=np.bool_)
         self._observer = observer
         self._followed: dict[int, int] = {}  # environment index → steps recorded
+        self._remembered = None if observer is None else EpisodeMemory(envs.env_spec)
         self._begun = False
 
     def set_weights(self, weights: Mapping[str, NDArray[Any]], version: int) -> None:
@@ -108,8 +110,10 @@ class Rollout:
             self.envs.reset()
             self._begun = True
             for index in range(self.envs.count):
-                self._follow(index)
+                self._follow(index, None)
         buffers = _Buffers.empty(self.envs, self.length)
+        if self._remembered is not None:
+            self._remembered.add(self.policy_version, buffers.action, buffers.log_prob, buffers.value)
         initial_state = self._state.numpy().copy()
         # Afresh in every call, so that what is computed never depends on where a run was interrupted.
         self._memory.forget()
@@ -129,12 +133,12 @@ class Rollout:
             self._captions.count(step.captions, buffers.caption_id[t], buffers.caption_count[t])
             buffers.write(t, action, log_prob, value, step)
             if self._followed:
-                self._record(t, buffers, step)
+                self._record(t, buffers, step, t2 - t1)
             np.logical_or(step.terminated, step.truncated, out=self._start)
             for index in np.flatnonzero(self._start):
                 self._captions.end_episode(int(index))
             if self._observer is not None:
-                self._finish(step)
+                self._finish(t, step)
             episodes.extend(FinishedEpisode(t, end) for end in step.episodes)
             failures.extend(step.failures)
             observation = step.observation
@@ -170,12 +174,16 @@ class Rollout:
 
     # What an observer is told. All of it is skipped while nobody follows an episode.
 
-    def _episode_id(self, index: int) -> str:
-        return f"{self.name}-env{index:03d}-ep{self.envs.episode_index(index):06d}"
+    def _episode_id(self, index: int, episode_index: int) -> str:
+        return f"{self.name}-env{index:03d}-ep{episode_index:06d}"
 
-    def _follow(self, index: int) -> None:
-        episode_id = self._episode_id(index)
-        if self._observer is None or not self._observer.wants(episode_id):
+    def _follow(self, index: int, t: int | None) -> None:
+        """The next episode begins, with step `t` of the running call; None: with the first step of all."""
+        if self._observer is None or self._remembered is None:
+            return
+        episode_id = self._episode_id(index, self.envs.episode_index(index))
+        self._remembered.begin(index, episode_id, self.envs.seeds(index), t)
+        if not self._observer.wants(episode_id):
             return
         spec = self.envs.env_spec
         self._followed[index] = 0
@@ -188,17 +196,19 @@ class Rollout:
                 action_names=spec.action_names,
                 seeds=self.envs.seeds(index),
                 policy_version=self.policy_version,
-                observation={k: v[index].copy() for k, v in self.envs.observation.items()},
+                observation={k: v[index] for k, v in self.envs.observation.items()},
                 screen=self.envs.screen(index),
             ),
         )
 
-    def _record(self, t: int, buffers: "_Buffers", step: VectorStep) -> None:
+    def _record(self, t: int, buffers: "_Buffers", step: VectorStep, env_s: float) -> None:
         assert self._observer is not None
         for index, number in self._followed.items():
             ended = bool(step.terminated[index] or step.truncated[index])
-            final = step.final_observation.get(index)
-            shown = final if ended and final is not None else {k: v[index] for k, v in step.observation.items()}
+            # Where an episode ended, the arrays already show the next one.
+            shown = (
+                step.final_observation.get(index, {}) if ended else {k: v[index] for k, v in step.observation.items()}
+            )
             self._observer.step(
                 index,
                 StepRecord(
@@ -212,44 +222,32 @@ class Rollout:
                     caption_count=int(buffers.caption_count[t, index]),
                     grounded=bool(step.grounded[index]),
                     policy_version=self.policy_version,
-                    observation={k: v.copy() for k, v in shown.items()},
+                    observation=shown,
                     screen="" if ended else self.envs.screen(index),
+                    duration_s=env_s,
                 ),
             )
             self._followed[index] = number + 1
 
-    def _finish(self, step: VectorStep) -> None:
-        assert self._observer is not None
+    def _finish(self, t: int, step: VectorStep) -> None:
         for end in step.episodes:
-            if end.env_index in self._followed:
-                del self._followed[end.env_index]
-                self._observer.finish(
-                    end.env_index,
-                    EpisodeFinish(
-                        episode_return=end.episode_return,
-                        length=end.length,
-                        terminated=end.terminated,
-                        success=end.success,
-                        metrics=end.metrics,
-                        error=None,
-                    ),
-                )
-            self._follow(end.env_index)
+            finish = EpisodeFinish(end.episode_return, end.length, end.terminated, end.success, end.metrics, None)
+            self._ended(t, end.env_index, end.episode_index, finish)
         for failure in step.failures:
-            steps = self._followed.pop(failure.env_index, None)
-            if steps is not None:
-                self._observer.finish(
-                    failure.env_index,
-                    EpisodeFinish(
-                        episode_return=0.0,
-                        length=steps,
-                        terminated=False,
-                        success=None,
-                        metrics={},
-                        error=failure.error,
-                    ),
-                )
-            self._follow(failure.env_index)
+            length = self._followed.get(failure.env_index, 0)
+            finish = EpisodeFinish(0.0, length, False, None, {}, failure.error)
+            self._ended(t, failure.env_index, failure.episode_index, finish)
+
+    def _ended(self, t: int, index: int, episode_index: int, finish: EpisodeFinish) -> None:
+        assert self._observer is not None and self._remembered is not None
+        episode_id = self._episode_id(index, episode_index)
+        if self._followed.pop(index, None) is not None:
+            self._observer.finish(index, finish)
+        elif self._observer.wants_back(episode_id, finish):
+            episode = self._remembered.recall(index, episode_id, t)
+            if episode is not None:
+                self._observer.recall(index, episode, finish)
+        self._follow(index, t + 1)
 
     def close(self) -> None:
         """Gives up running episodes and closes the environments."""
@@ -280,6 +278,8 @@ class Rollout:
         self._generator.set_state(state["generator"])
         self.policy_version = state["policy_version"]
         self._followed = {}
+        if self._remembered is not None:
+            self._remembered = EpisodeMemory(self.envs.env_spec)
 
 
 @dataclass(slots=True)

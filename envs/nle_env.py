@@ -10,6 +10,7 @@ from nle import nethack
 from numpy.typing import NDArray
 
 from envs.base import ArraySpec, EnvSpec, Observation, StepInfo, View
+from envs.clock import PINNED, birth_of, pin_birth
 from envs.direct import DirectEnv
 from envs.messages import text_of
 from envs.nle_constants import (
@@ -188,6 +189,9 @@ class NleEnv(DirectEnv):
         self._seeds = {"seed": str(seed), "core": str(core), "disp": str(disp)}
         self._ear.listen()
         self._run_reset(game, core)
+        birth = birth_of(core)
+        if pin_birth(game.nethack.dlpath, birth):
+            self._seeds[PINNED] = str(birth)
         self._now = self._blstats.tolist()
         self._tally = Tally()
         self._tally.add(self._now, self._chars.tobytes())

@@ -24,6 +24,7 @@ from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed
 from orchestration.summary import CaptionScore
+from orchestration.traces.again import player
 from orchestration.traces.recorder import TraceRecorder, TraceRun
 from reward_server.distiller import Distiller, RewardModelVersion
 from reward_server.models.base import reward_model_kind
@@ -76,8 +77,17 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
         seed=config.run.seed,
         code_revision=code_revision(),
         count_exponent=config.reward.count_exponent,
+        policy=config.agent.network,
     )
-    return TraceRecorder(traces, config.trace.rate, run, agent=actor_name(index, incarnation))
+    view = NETWORKS[config.agent.network].view
+    return TraceRecorder(
+        traces,
+        config.trace.rate,
+        run,
+        agent=actor_name(index, incarnation),
+        player=player(lambda: make(config.env.id, view, **config.env.options)),
+        aside=True,
+    )
 
 
 def build_reward_server(config: Config, rundir: RunDir, judge: Judge) -> RewardServer:

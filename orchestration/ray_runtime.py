@@ -152,6 +152,7 @@ class RayRuntime:
         handle = self._rollout_worker.remote(self.config, self.session.rundir.path, index, incarnation)
         actor = self._actors[index] = _Actor(index, incarnation, handle, handle.collect.options(num_returns=2))
         self.session.actors = len(self._actors)
+        self.session.spawned(actor_name(index, incarnation))
         return actor
 
     def _grant_all(self, actor: _Actor) -> None:
@@ -201,6 +202,7 @@ class RayRuntime:
         if self._failures_in_a_row >= _FAILURES_IN_A_ROW * len(self._actors):
             raise error
         ray.kill(actor.handle)
+        self.session.lost(actor_name(actor.index, actor.incarnation), reason)
         self.session.actor_restarts += 1
         self.session.view.event(
             f"{actor_name(actor.index, actor.incarnation)} died and is replaced: {reason}", warning=True

@@ -44,6 +44,8 @@ class SerialRuntime:
         if resumed is not None:
             self._load(resumed)
         session.actors = len(self.rollouts)
+        for rollout in self.rollouts:
+            session.spawned(rollout.name)
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop; always ends between two rounds."""

@@ -13,12 +13,15 @@ from agents.report import RolloutReport
 from learner.update import Update
 from orchestration.config import Config
 from orchestration.configuration import to_yaml, uses_judge
+from orchestration.errors import TraceError
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.results import FeedResult
-from orchestration.rundir import RunDir
+from orchestration.rundir import RunDir, code_revision
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
+from orchestration.traces.late import copy_labels
+from orchestration.traces.run_trace import REWARD_SERVER, RunTrace
 from reward_server.status import RewardServerStatus
 
 _RATE_WINDOW_S = 20.0
@@ -62,7 +65,7 @@ class Session:
         self.reward_model_accuracy: float | None = None
         self.samples_dropped = 0
         self.policy_version = 0
-        self.checkpoint: Path | None = None
+        self._checkpoint: Path | None = None
         self._liked: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
         self._captions: set[int] = set()
         self._updates: deque[Update] = deque(maxlen=64)
@@ -75,6 +78,7 @@ class Session:
         self._rate: deque[tuple[float, int]] = deque()
         if resumed is not None:
             self.load_state_dict(resumed)
+        self.trace = _run_trace(config, rundir)
         self._began = time.monotonic()
         self._started = time.time()
         self.metrics = MetricsWriter(
@@ -114,6 +118,9 @@ class Session:
             )
         self._updates.extend(result.updates)
         self._unlogged.extend(result.updates)
+        if self.trace is not None:
+            self.trace.weights(result.policy_version)
+            self.trace.reward_model(result.reward_model_version)
         self.policy_version = result.policy_version
         self.samples_dropped = result.samples_dropped
         self.reward_model_version = result.reward_model_version
@@ -128,12 +135,45 @@ class Session:
         """Notes how the reward server stands, and says so where the judge went away or came back."""
         before = self.reward_status
         self.reward_status = status
+        self._trace_judge(before, status)
         if before is not None and before.annotator.judge_status != status.annotator.judge_status:
             reason = f": {status.annotator.last_error}" if status.annotator.last_error else ""
             self.view.event(
                 f"judge is {status.annotator.judge_status}{reason}", warning=status.annotator.judge_status == "down"
             )
         self.reward_model_accuracy = status.accuracy
+
+    def _trace_judge(self, before: RewardServerStatus | None, status: RewardServerStatus) -> None:
+        if self.trace is None:
+            return
+        now = status.annotator
+        if before is None:
+            self.trace.spawned(REWARD_SERVER, "reward server")
+        elif before.annotator.judge_status != now.judge_status:
+            self.trace.judge_changed(str(now.judge_status), now.last_error)
+        self.trace.judged(now.requests, self.config.judge.model, now.latency_mean_s, now.labelled_this_run)
+
+    def spawned(self, actor: str) -> None:
+        """Notes that a rollout actor is there."""
+        if self.trace is not None:
+            self.trace.spawned(actor, "actor")
+
+    def lost(self, actor: str, reason: str) -> None:
+        """Notes that a rollout actor died."""
+        if self.trace is not None:
+            self.trace.lost(actor, reason)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest one that this process wrote."""
+        return self._checkpoint
+
+    @checkpoint.setter
+    def checkpoint(self, path: Path) -> None:
+        self._checkpoint = path
+        if self.trace is not None:
+            self._copy_labels()
+            self.trace.checkpoint(path.name, self.env_steps)
 
     def waited(self, part: str, what: str, seconds: float) -> None:
         """Counts time that a part of the system spent waiting."""
@@ -166,7 +206,26 @@ class Session:
         summary = replace(self.summary(status), error=error)
         write_summary(self.rundir.summary, summary, durable=True)
         self.metrics.close()
+        self._end_trace(status, error)
         return summary
+
+    def _end_trace(self, status: Status, error: str | None) -> None:
+        """Ends the run's trace. Trouble with it is told, but takes no other end's place."""
+        trace, self.trace = self.trace, None
+        if trace is None:
+            return
+        self._copy_labels()
+        try:
+            trace.end(str(status), self.env_steps, error)
+        except TraceError as trouble:
+            self.view.event(str(trouble), warning=True)
+
+    def _copy_labels(self) -> None:
+        """Copies new labels beside the traces. They are safe in the store, so another time will do."""
+        try:
+            copy_labels(self.rundir.annotations, self.rundir.traces)
+        except TraceError as trouble:
+            self.view.event(f"labels are not beside the traces yet: {trouble}", warning=True)
 
     def summary(self, status: Status) -> Summary:
         recent, tenths = self.episodes.recent(), self.episodes.tenths(self.env_steps)
@@ -298,3 +357,20 @@ class Session:
     def config_yaml(self) -> str:
         """The resolved configuration, kept with each checkpoint."""
         return to_yaml(self.config)
+
+
+def _run_trace(config: Config, rundir: RunDir) -> RunTrace | None:
+    """The trace of the run itself; None where nothing is traced."""
+    if config.trace.rate <= 0.0:
+        return None
+    return RunTrace(
+        rundir.traces,
+        run=config.run.name,
+        env_id=config.env.id,
+        env_options=config.env.options,
+        seed=config.run.seed,
+        policy=config.agent.network,
+        policy_version=0,
+        code_revision=code_revision(),
+        count_exponent=config.reward.count_exponent,
+    )

@@ -18,10 +18,20 @@ from hypothesis import strategies as st
 from agents.observer import EpisodeFinish
 from envs.captions import caption_id
 from orchestration.errors import TraceError
-from orchestration.traces.reader import Trace, read_outline, read_trace, trace_files
+from orchestration.traces.reader import Trace, read_lines, read_outline, read_trace, records_of, trace_files
 from orchestration.traces.recorder import is_sampled, observation_hash
-from orchestration.traces.schema import EnvStep, Reward, WeightsUpdate, decode, encode
-from orchestration.traces.validate import validate_file
+from orchestration.traces.schema import (
+    EnvStep,
+    LlmCall,
+    Message,
+    Reward,
+    ToolCall,
+    ToolResult,
+    WeightsUpdate,
+    decode,
+    encode,
+)
+from orchestration.traces.validate import RULES, validate_file
 from tests.trace_support import ACTIONS, CAPTIONS, Played, observation, record, recorder
 
 
@@ -51,6 +61,7 @@ def check_same(trace: Trace, played: Played, steps: int) -> None:
         assert step.observation_hash == observation_hash(observation(at + 1))
         assert (step.screen, step.grounded, step.log_prob) == (f"@ {at}\n.", at % 2 == 0, -0.5 * at)
         assert step.value == (None if at == 3 else 0.25)
+        assert step.id == trace.events[step.seq].id
 
 
 # Whole traces.
@@ -127,7 +138,7 @@ def test_a_killed_process_leaves_a_readable_part(tmp_path: Path) -> None:
     assert (trace.end, trace.cut) == (None, None)
     assert validate_file(path) == []
     path = path.rename(tmp_path / "e1.jsonl.zst")
-    assert validate_file(path) == ["has no end record"]
+    assert validate_file(path) == ["has no end record [end]"]
 
 
 def test_damage_in_the_middle_ends_the_reading_there(tmp_path: Path) -> None:
@@ -221,16 +232,15 @@ def test_the_observation_hash_sees_every_part() -> None:
     hashes = [observation_hash(each) for each in [base, *others]]
     assert len(set(hashes)) == len(hashes)
     assert observation_hash({"b": base["b"], "a": np.asfortranarray(base["a"])}) == hashes[0]
-    assert len(hashes[0]) == 32
+    assert len(hashes[0]) == 12
 
 
 # Faults that validation finds.
 
 
 def rewrite(path: Path, change: Any) -> None:
-    """Applies `change` to the list of records of a trace, as JSON objects."""
-    text = zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
-    records = change([orjson.loads(line) for line in text.splitlines()])
+    """Applies `change` to the list of complete records of a trace, as JSON objects."""
+    records = change([orjson.loads(encode(each)) for _, each in records_of(path, read_lines(path).lines)])
     lines = b"".join(orjson.dumps(each) + b"\n" for each in records)
     path.write_bytes(zstandard.ZstdCompressor().compress(lines))
 
@@ -243,41 +253,120 @@ def at(index: int, **fields: Any) -> Any:
     return change
 
 
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        (at(0, schema="yendor-trace/99"), "written as yendor-trace/99, this version reads"),
-        (at(0, surprise=1), "missing or unknown fields: surprise"),
-        (at(2, seq=7), "seq 7 at position 1"),
-        (at(2, id="e0"), "used twice"),
-        (at(2, parents=["e9"]), "parents e9 are not before it"),
-        (at(2, parents=[]), "has no parent"),
-        (at(2, t=-1.0), "time goes back"),
-        (at(2, step=1), "step 1 where 0 is due"),
-        (at(2, step="0"), "is not of its type"),
-        (at(2, action=1), "action 1 is not called north"),
-        (at(2, caption_count=2), "caption count 2, counted"),
-        (at(2, policy_version=9), "acted with v9 while v3"),
-        (at(2, reward=2.0), "do not match the rewards of the steps"),
-        (at(-1, episode_return=9.0), "tells of a return of 9, the rewards sum to 1"),
-        (at(-1, length=9), "counts 9 steps, there are 3"),
-        (at(-1, events=9), "counts 9 events"),
-        (at(-1, truncated=True), "both by termination and by truncation"),
-        (lambda records: records[:-1], "has no end record"),
-        (lambda records: [*records, records[-1]], "a record of kind 'end' where none can be"),
-        (lambda records: records[1:], "begins with a record of kind 'event'"),
-        (lambda records: [each for each in records if each["record"] != "caption"], "is missing"),
-        (lambda records: [each for each in records if each.get("type") != "env_reset"], "does not begin with"),
-        (lambda records: [{"record": "what"}, *records], "unknown record 'what'"),
-    ],
-)
-def test_validation_finds_what_is_wrong(tmp_path: Path, change: Any, fault: str) -> None:
+# Records of the trace that is planted with faults: 0 header, 1 reset, 2 step 0, 3 caption, 4 step 1, 5 its reward,
+# 6 weights, 7 step 2, 8 tool call, 9 its result, 10 message, 11 llm call, 12 to 14 rewards' parts and total, 15 end.
+PLANTED = [
+    ("form", at(0, schema="yendor-trace/99"), "written as yendor-trace/99, this version reads"),
+    ("form", at(0, surprise=1), "missing or unknown fields: surprise"),
+    ("header", at(0, scope="galaxy"), "scope 'galaxy'"),
+    ("seq", at(2, seq=7), "line 3: event e1: seq 7 at position 1"),
+    ("id", at(2, id="e0"), "line 3: event e0: the id is used twice"),
+    ("acyclic", at(2, parents=["e9"]), "line 3: event e1: parents e9 are not before it"),
+    ("acyclic", at(2, parents=["e1"]), "parents e1 are not before it"),
+    ("acyclic", at(2, parents=[]), "has no parent"),
+    ("time", at(2, t=-1.0), "time goes back"),
+    ("time", at(2, duration=-1.0), "took -1.0 s"),
+    ("time", at(-1, t=0.0), "the end is at 0.0"),
+    ("step", at(2, step=1), "step 1 where 0 is due"),
+    ("form", at(2, step="0"), "line 3: EnvStep.step: '0' is not of its type"),
+    ("step", at(2, action=1), "action 1 is not called north"),
+    ("step", at(2, action=77), "action 77 is not called north"),
+    ("count", at(4, caption_count=2), "caption count 2, counted 1"),
+    ("version", at(2, policy_version=9), "acted with v9 while v3"),
+    ("version", at(6, from_version=9), "the policy was v3, not v9"),
+    ("reward", at(2, reward=2.0), "do not match the rewards of the steps"),
+    ("reward", at(5, value=2.0), "do not match the rewards of the steps"),
+    ("reward", at(5, targets=["e77"]), "the target e77 is not before it"),
+    ("reward", at(5, targets=[]), "names no event"),
+    ("reward", at(5, family="luck"), "family 'luck' is none of"),
+    ("reward", at(5, unit="galaxy"), "unit 'galaxy' is none of"),
+    ("reward", at(5, part="half"), "part 'half' is none of"),
+    ("pair", at(9, call="e77"), "its tool_call e77 is not before it"),
+    ("pair", at(9, call="e1"), "its tool_call e1 is a env_step"),
+    ("pair", lambda records: [each for each in records if each.get("type") != "tool_result"], "has no result"),
+    ("text", at(10, content_ref="0" * 16), "of content_ref is missing"),
+    ("cost", at(11, prompt_tokens=4), "3 in prompt, counted 4"),
+    ("cost", at(11, calls=0), "cannot be"),
+    ("cost", at(-1, costs={"tokens": 9, "llm_calls": 1, "tool_calls": 1, "messages": 1}), "tells of 9 tokens"),
+    ("cost", at(-1, costs={"tokens": 5, "llm_calls": 1, "messages": 1}), "tells of 0 tool_calls"),
+    ("components", at(12, value=0.7), "sum to 0.95, the total is 0.75"),
+    ("components", at(14, value=9.0), "the total is 9"),
+    ("components", at(-1, components={"environment": 0.5}), "tells of 0 of reward_model"),
+    ("totals", at(-1, episode_return=9.0), "tells of a return of 9, the rewards sum to 1"),
+    ("totals", at(-1, length=9), "counts 9 steps, there are 3"),
+    ("totals", at(-1, events=9), "counts 9 events"),
+    ("totals", at(-1, truncated=True), "both by termination and by truncation"),
+    ("end", lambda records: records[:-1], "has no end record"),
+    ("end", lambda records: [*records, records[-1]], "a record of kind 'end' after the end"),
+    ("form", lambda records: [*records, records[2]], "a record of kind 'event' after the end"),
+    ("header", lambda records: records[1:], "begins with a record of kind 'event'"),
+    ("header", lambda records: [records[0], *records], "a record of kind 'header' where none can be"),
+    ("text", lambda records: [each for each in records if each["record"] != "caption"], "is missing"),
+    ("reset", lambda records: [each for each in records if each.get("type") != "env_reset"], "does not begin with"),
+    ("reset", lambda records: [*records[:2], records[1], *records[2:]], "more than one env_reset"),
+    ("form", lambda records: [records[0], {"record": "what"}, *records[1:]], "line 2: unknown record 'what'"),
+]
+
+
+def plant(path: Path) -> None:
+    """Adds to a recorded trace of three steps what only other kinds of episodes have."""
+
+    def add(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        *rest, end = records
+        seq = end["events"]
+        base: dict[str, Any] = {"t": end["t"], "agent": "a"}
+        call = ToolCall(**base, id="c", seq=seq, parents=("e1",), tool="map")
+        result = ToolResult(**base, id="r", seq=seq + 1, parents=("c",), call="c", tool="map")
+        message = Message(**base, id="m", seq=seq + 2, parents=("r",), to="b")
+        llm = LlmCall(
+            **base, id="l", seq=seq + 3, parents=("m",), model="x", prompt=(1, 2, 3), output=(4, 5), prompt_tokens=3,
+            output_tokens=2, log_probs=(-1.0, -2.0), latency_s=0.1,
+        )  # fmt: skip
+        parts = [
+            Reward(
+                **base, id=f"p{n}", seq=seq + 4 + n, parents=("e1",), family="hybrid", value=value, source=source,
+                version=None, targets=("e1",), part=part,
+            )
+            for n, (value, source, part) in enumerate(
+                [(0.5, "environment", "component"), (0.25, "reward_model", "component"), (0.75, "fusion", "total")]
+            )
+        ]  # fmt: skip
+        end |= {"events": seq + 7, "components": {"environment": 0.5, "reward_model": 0.25}}
+        end["costs"] = {"tokens": 5, "llm_calls": 1, "tool_calls": 1, "messages": 1}
+        return [*rest, *(orjson.loads(encode(each)) for each in (call, result, message, llm, *parts)), end]
+
+    rewrite(path, add)
+
+
+@pytest.mark.parametrize(("rule", "change", "fault"), PLANTED)
+def test_validation_finds_what_is_wrong(tmp_path: Path, rule: str, change: Any, fault: str) -> None:
     record(recorder(tmp_path), Played("e1", [0, 1, 2], ["", CAPTIONS[1], CAPTIONS[1]], [0.0, 1.0, 0.0], [3, 3, 4]))
     path = tmp_path / "e1.jsonl.zst"
+    plant(path)
     assert validate_file(path) == []
     rewrite(path, change)
     faults = validate_file(path)
-    assert any(fault in each for each in faults), faults
+    assert any(fault in each and each.endswith(f"[{rule}]") for each in faults), faults
+
+
+def test_every_rule_is_planted() -> None:
+    elsewhere = {"cut", "name", "finite"}
+    assert {rule for rule, _, _ in PLANTED} | elsewhere == set(RULES)
+
+
+def test_validation_finds_numbers_that_are_none(tmp_path: Path) -> None:
+    record(recorder(tmp_path), Played("e1", [0], [""], [0.0], [3]))
+    path = tmp_path / "e1.jsonl.zst"
+    lines = read_lines(path).lines
+    lines[1] = lines[1].replace(b'"t":', b'"skew":1e999,"t":')
+    path.write_bytes(zstandard.compress(b"\n".join(lines) + b"\n"))
+    assert any("skew" in fault or "not JSON" in fault for fault in validate_file(path))
+
+
+def test_validation_finds_a_file_with_another_name(tmp_path: Path) -> None:
+    record(recorder(tmp_path), Played("e1", [0], [""], [0.0], [3]))
+    path = (tmp_path / "e1.jsonl.zst").rename(tmp_path / "e2.jsonl.zst")
+    assert validate_file(path) == ["line 1: the file is called e2, its episode e1 [name]"]
 
 
 def test_a_file_that_is_something_else(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
 """`yendor trace`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from orchestration.errors import TraceError
-
-if TYPE_CHECKING:
-    from orchestration.traces.reader import Outline
 
 app = typer.Typer(help="Episodes that were recorded.", no_args_is_help=True)
 
@@ -24,65 +22,66 @@ def root() -> None:
 
 @app.command("ls")
 def ls(
-    where: Annotated[str, typer.Argument(metavar="RUN|DIR", help="Name or folder of a run, or a folder of traces.")],
+    run: Annotated[str, typer.Argument(metavar="RUN|DIR", help="Name or folder of a run, or a folder of traces.")],
     root: Root = Path("runs"),
+    where: Annotated[str | None, typer.Option("--where", help='Only these, such as "success and length < 50".')] = None,
+    sort: Annotated[str | None, typer.Option("--sort", help="Column to sort by, such as return or -length.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most rows that the table shows.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List the traces of a run."""
-    from orchestration.cli.output import console, number, print_json, table
-    from orchestration.traces.reader import read_outline
+    """List the traced episodes of a run: which, in what order.
 
-    outlines = [read_outline(path) for path in _files(where, root)]
+    Columns are those of --json; return, policy and steps are short for episode_return, policy_version and length.
+    """
+    from orchestration.cli.output import console, number, print_json, table
+    from orchestration.traces.index import load_index
+
+    folder = _folder(run, root)
+    index = load_index(folder)
+    descending = sort is not None and sort.startswith("-")
+    chosen = index.select(where, sort.removeprefix("-") if sort else None, descending=descending)
     if as_json:
-        print_json([_outline(outline) for outline in outlines])
+        print_json([{**row, "file": str(folder / row["file"])} for row in index.rows(chosen)])
         return
     rows = [
         (
-            outline.header.episode_id,
-            f"v{outline.header.policy_version}",
-            f"{outline.end.length:,}" if outline.end else "-",
-            number(outline.end.episode_return if outline.end else None),
-            _ending(outline),
-            f"{outline.bytes:,}",
+            row["episode_id"],
+            f"v{row['policy_version']}",
+            f"{row['length']:,}" if row["complete"] else "-",
+            number(row["episode_return"]),
+            _ending(row),
+            row["kept"] or "-",
+            f"{row['bytes']:,}",
         )
-        for outline in outlines
+        for row in index.rows(chosen[:limit])
     ]
-    columns = ("episode", "policy", "steps", "return", "end", "bytes")
+    columns = ("episode", "policy", "steps", "return", "end", "kept", "bytes")
     console().print(table(columns, rows, right=("policy", "steps", "return", "bytes")))
-    if outlines:
-        console().print(f"\n{len(rows):,} in {outlines[0].path.parent}; `yendor trace show FILE` opens one")
+    shown = f"{len(rows):,} of " if len(rows) < len(chosen) else ""
+    console().print(f"\n{shown}{len(chosen):,} in {folder}; `yendor trace show FILE` opens one")
 
 
-def _files(where: str, root: Path) -> list[Path]:
+def _folder(run: str, root: Path) -> Path:
     from orchestration.rundir import find_run
-    from orchestration.traces.reader import trace_files
 
-    folder = Path(where)
-    return trace_files(folder if folder.is_dir() else find_run(where, root).traces)
+    folder = Path(run)
+    if not folder.is_dir():
+        folder = find_run(run, root).traces
+    return folder / "traces" if (folder / "traces").is_dir() else folder
 
 
-def _ending(outline: "Outline") -> str:
-    end = outline.end
-    if end is None:
+def _files(run: str, root: Path) -> list[Path]:
+    from orchestration.traces.reader import run_traces, trace_files
+
+    folder = _folder(run, root)
+    return [*trace_files(folder), *run_traces(folder)]
+
+
+def _ending(row: Mapping[str, Any]) -> str:
+    if not row["complete"]:
         return "unfinished"
-    how = "error" if end.error else "terminated" if end.terminated else "truncated"
-    return how if end.success is None else f"{how}, {'success' if end.success else 'no success'}"
-
-
-def _outline(outline: "Outline") -> dict[str, object]:
-    header, end = outline.header, outline.end
-    return {
-        "file": str(outline.path),
-        "episode_id": header.episode_id,
-        "env_id": header.env_id,
-        "policy_version": header.policy_version,
-        "complete": end is not None,
-        "length": end.length if end else None,
-        "episode_return": end.episode_return if end else None,
-        "success": end.success if end else None,
-        "error": end.error if end else None,
-        "bytes": outline.bytes,
-    }
+    how = "error" if row["error"] else "terminated" if row["terminated"] else "truncated"
+    return how if row["success"] is None else f"{how}, {'success' if row['success'] else 'no success'}"
 
 
 @app.command("show")
@@ -161,3 +160,98 @@ def validate(
     if not as_json:
         unfinished = sum(path.suffix == ".part" for path in files)
         console().print(f"{len(files):,} traces, all valid" + (f" ({unfinished:,} unfinished)" if unfinished else ""))
+
+
+@app.command("cat")
+def cat(file: File) -> None:
+    """Print all records of a trace as JSON lines, complete: also what the file leaves out because it follows."""
+    import sys
+
+    from orchestration.traces.reader import read_lines, records_of
+    from orchestration.traces.schema import encode
+
+    for _, record in records_of(file, read_lines(file).lines):
+        sys.stdout.buffer.write(encode(record))
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of a line of a trace; `docs/trace.schema.json` is what this prints."""
+    import sys
+
+    from orchestration.traces.json_schema import schema_text
+
+    sys.stdout.write(schema_text())
+
+
+@app.command("replay")
+def replay(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Traces.")],
+    start: Annotated[int | None, typer.Option("--from", min=0, help="The step to fork at.")] = None,
+    fork: Annotated[bool, typer.Option("--fork", help="Go on from there with another policy.")] = False,
+    policy: Annotated[str | None, typer.Option("--policy", help="Who goes on: a checkpoint, or random.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of that policy's choices (0).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the fork's trace; default: beside its parent.")
+    ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option("--reward-model", help="Compute the rewards again under this version or checkpoint.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Execute episodes again from their seeds and compare everything. Exit code: 0 all match, 1 diverged, 3 cannot be."""
+    from orchestration.traces.replay.command import run_replay
+
+    raise typer.Exit(
+        run_replay(
+            files, start=start, fork=fork, policy=policy, seed=seed, out=out, reward_model=reward_model, as_json=as_json
+        )
+    )
+
+
+@app.command("view")
+def view(
+    targets: Annotated[list[str], typer.Argument(metavar="RUN|DIR|FILE...", help="What to show.")],
+    root: Root = Path("runs"),
+    out: Annotated[Path | None, typer.Option("--out", help="The page; default: trace.html in the run.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show episodes as they finish.")] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Write traces as one HTML page that opens from disk: screens, rewards, the judge's answers."""
+    from orchestration.traces.view.command import run_view
+
+    run_view(targets, root=root, out=out, following=follow, open_it=open_it)
+
+
+@app.command("export")
+def export(
+    where: Annotated[str, typer.Argument(metavar="RUN|DIR|FILE", help="What to export.")],
+    form: Annotated[
+        str, typer.Option("--format", help="survey, perfetto, chrome, otel, asciicast, parquet or datasets.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File or folder to write.")],
+    root: Root = Path("runs"),
+    pace: Annotated[
+        float | None, typer.Option("--pace", help="asciicast: frames a second; default: as it was.")
+    ] = None,
+) -> None:
+    """Write traces in another form."""
+    from orchestration.cli.output import console
+    from orchestration.traces.export import export as write
+
+    paths = [Path(where)] if Path(where).is_file() else _files(where, root)
+    done = write(paths, form, out, pace=pace)
+    console().print(f"{done.out}: {done.episodes:,} traces as {done.format}", markup=False, soft_wrap=True)
+    for line in done.unfinished:
+        console().print(f"unfinished: {line}", markup=False, soft_wrap=True)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A trace in the survey's schema (JSON).")],
+    out: Annotated[Path, typer.Option("--out", help="The trace to write (.jsonl.zst).")],
+) -> None:
+    """Read a trace of the orchestration-trace survey, to view it."""
+    from orchestration.traces.export import import_survey
+
+    import_survey(source, out)

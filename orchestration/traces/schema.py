@@ -1,12 +1,14 @@
 """The records of a trace file: JSON objects, one a line.
 
-A file is one `Header`, then `Caption` and event records, then one `End`. A `Caption` stands before the first event that
-refers to it. Events form a graph: `id`, explicit `parents`, time `t` since the episode began, the acting `agent`, and a
-`type` out of the vocabulary of the orchestration-trace schema, extended with `env_reset`, `env_step`, `reward` and
-`weights_update`. 64-bit ids and seeds are decimal strings, as numbers in JSON are not exact beyond 2^53.
+A file is one `Header`, then `Caption`, `Text` and event records, then one `End`. A text stands before the first event
+that refers to it. Events form a graph: `id`, explicit `parents`, time `t` since the trace began, the acting `agent`, and
+a `type` out of the vocabulary of the orchestration-trace schema, extended with `env_reset`, `env_step`, `llm_call`,
+`annotation`, `reward`, `weights_update`, `delegate`, `stop` and `error`. 64-bit ids and seeds are decimal strings, as
+numbers in JSON are not exact beyond 2^53. A field that has its default is left out of the line.
 """
 
 import dataclasses
+import hashlib
 import types
 from collections.abc import Mapping
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -15,21 +17,36 @@ import orjson
 
 from orchestration.errors import TraceError
 
-SCHEMA = "yendor-trace/1"
-"""Name and version: a reader knows the number, whatever the version of the package."""
+SCHEMA = "yendor-trace/2"
+"""Name and version: a reader knows the number, whatever the version of the package. See `migrations` for older ones."""
 
 SUFFIX = ".jsonl.zst"
 """Of a finished trace; one that is written now, or whose writer died, has `.part` after it."""
 
+EPISODE, RUN = "episode", "run"
+"""What a trace is of (`Header.scope`)."""
+
+FAMILIES = (
+    "outcome", "shared_outcome", "individual", "role", "process", "tool", "verifier", "orchestration", "hybrid"
+)  # fmt: skip
+"""Reward families of the orchestration-trace schema's survey; `outcome` for what the environment pays."""
+
+UNITS = ("team", "orchestrator", "role", "agent", "turn", "message", "tool_call", "token")
+"""Units that bear credit, of the same survey; an environment step is a `turn`."""
+
+RAW, COMPONENT, TOTAL = "raw", "component", "total"
+"""`Reward.part`."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
-    """What an episode was and what is needed to run it again."""
+    """What an episode (or run) was and what is needed to run it again."""
 
     record: ClassVar[str] = "header"
 
     schema: str
     episode_id: str
+    """Name of the file before its suffix; of a run's own trace too."""
     run: str
     env_id: str
     env_options: Mapping[str, Any]
@@ -42,11 +59,24 @@ class Header:
     code_revision: str | None
     """Git revision of the project; null outside a checkout."""
     clock: str
-    """`unpinned`: the environment could read the time of day (NetHack's `ubirthday`), so a replay may differ rarely."""
+    """`unpinned`: the environment could read the time of day (NetHack's `ubirthday`), so a replay may differ rarely.
+    `pinned:SECONDS` where it read SECONDS since the epoch throughout."""
     recorded_at: float
-    """Seconds since the epoch when the episode began."""
+    """Seconds since the epoch when the trace began (t = 0)."""
     count_exponent: float | None
     """The exponent that the run divides intrinsic rewards' counts by; null where it has none."""
+    scope: str = EPISODE
+    """`episode` or `run`."""
+    reward_model_version: int | None = None
+    """Version of the reward model at the first step; null where whoever recorded it did not know it."""
+    policy: str | None = None
+    """Name of the network or of the language model that acts."""
+    natives: Mapping[str, str | None] = dataclasses.field(default_factory=dict[str, str | None])
+    """Native libraries that a replay depends on, by name: version, or digest of the file."""
+    forked_from: str | None = None
+    """Episode that this one is a branch of."""
+    forked_at: int | None = None
+    """First step that is not its parent's."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,6 +86,17 @@ class Caption:
     record: ClassVar[str] = "caption"
 
     caption_id: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Text:
+    """A large or repeated text (prompt, answer, message, traceback), once for each file; events name it by `ref`."""
+
+    record: ClassVar[str] = "text"
+
+    ref: str
+    """See `text_ref`."""
     text: str
 
 
@@ -70,9 +111,13 @@ class Event:
     seq: int
     """Position in the file among the events, from 0."""
     t: float
-    """Seconds since the episode began (monotonic)."""
+    """Seconds since the trace began, when the event had happened (monotonic)."""
     agent: str
     parents: tuple[str, ...]
+    duration: float = 0.0
+    """Seconds that it took; it began at `t - duration`."""
+    skew: float = 0.0
+    """Wall time of the event less `recorded_at + t`, seconds: not 0 where the wall clock was set meanwhile."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +128,10 @@ class EnvReset(Event):
 
     observation_hash: str
     screen: str
+    colors: str = ""
+    """As `EnvStep.colors`."""
+    caption_id: str = "0"
+    """Of what the opening said."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,103 +149,354 @@ class EnvStep(Event):
     """The behaviour policy's estimate before the action."""
     reward: float
     """Extrinsic, unscaled."""
-    caption_id: str
+    caption_id: str = "0"
     """`0` where nothing was said."""
-    caption_count: int
-    grounded: bool
+    caption_count: int = 0
+    grounded: bool = True
     policy_version: int
     observation_hash: str
+    """Empty where the last observation of an episode was not kept."""
     screen: str
+    """Lines of text. Empty where the last screen of an episode was not kept."""
+    colors: str = ""
+    """A hexadecimal digit (the terminal's 16 colours) for each character of `screen`, in the same lines; lines may be
+    shorter: 7 from there on. Empty where colours are not known."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LlmCall(Event):
+    """One call of a language model. Of prompt and output there are token ids, references to texts, or both."""
+
+    type: ClassVar[str] = "llm_call"
+
+    model: str
+    version: int | None = None
+    """Of the weights, where they are trained."""
+    prompt: tuple[int, ...] | None = None
+    """Token ids."""
+    output: tuple[int, ...] | None = None
+    """Token ids."""
+    prompt_ref: str | None = None
+    output_ref: str | None = None
+    prompt_tokens: int
+    output_tokens: int
+    log_probs: tuple[float, ...] | None = None
+    """Of each output token, under the sampling that drew it."""
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    latency_s: float
+    finish_reason: str | None = None
+    calls: int = 1
+    """Requests that the event stands for (a batch of the judge)."""
+    step: int | None = None
+    """The environment step whose action it chose."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation(Event):
+    """What a judge said of a caption or of an event."""
+
+    type: ClassVar[str] = "annotation"
+
+    caption_id: str = "0"
+    targets: tuple[str, ...] = ()
+    """Ids of the events that it is about; none for a caption wherever it comes."""
+    question_ref: str | None = None
+    """The prompt, or what names it (template and goal)."""
+    answer_ref: str | None = None
+    """The raw answer."""
+    label: int | None
+    """null: the answer could not be read. It is missing, not 0."""
+    probability: float | None
+    judge: str
+    """Model."""
+    prompt_version: str | None = None
+    latency_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reward(Event):
-    """A reward that was given while the episode ran. Those that are judged later are not in the file."""
+    """A reward. Those that are judged after the episode are not in the file but in the run's sidecar."""
 
     type: ClassVar[str] = "reward"
 
     family: str
-    """Reward family, as in the orchestration-trace schema: `outcome` for what the environment pays."""
+    """One of `FAMILIES`."""
+    unit: str = "turn"
+    """One of `UNITS`: what the credit falls on."""
     value: float
     source: str
+    """`environment`, `reward_model`, `progress`, `grounding`, `judge`, ...; `fusion` for a total."""
     version: int | None
     """Of a learned reward model; null for the environment."""
-    target: str
-    """Id of the event that earned it."""
+    targets: tuple[str, ...]
+    """Ids of the events that earned it."""
+    part: str = RAW
+    """`raw`: as its source gave it; `component`: what it adds to the reward that is learned from; `total`: that reward,
+    the sum of the components with the same targets."""
+
+    @property
+    def target(self) -> str:
+        """The first event that earned it."""
+        return self.targets[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsUpdate(Event):
-    """The policy that acts from here on has other weights."""
+    """The model that is used from here on has other weights."""
 
     type: ClassVar[str] = "weights_update"
 
     from_version: int
     to_version: int
+    what: str = "policy"
+    """`policy` or `reward_model`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Spawn(Event):
+    """An agent or process begins to exist."""
+
+    type: ClassVar[str] = "spawn"
+
+    child: str
+    """Name of the agent that is there now; the `agent` of its events."""
+    role: str | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Delegate(Event):
+    """A task is handed to another agent, which answers with a `return`."""
+
+    type: ClassVar[str] = "delegate"
+
+    to: str
+    task_ref: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Message(Event):
+    """An agent says something to another."""
+
+    type: ClassVar[str] = "message"
+
+    to: str
+    content_ref: str | None = None
+    trusted: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall(Event):
+    """A tool is called."""
+
+    type: ClassVar[str] = "tool_call"
+
+    tool: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ToolResult(Event):
+    """What a tool gave back."""
+
+    type: ClassVar[str] = "tool_result"
+
+    call: str
+    """Id of the `tool_call`."""
+    tool: str
+    ok: bool = True
+    content_ref: str | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Return(Event):
+    """An agent answers a `delegate`."""
+
+    type: ClassVar[str] = "return"
+
+    call: str
+    """Id of the `delegate`."""
+    to: str
+    content_ref: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregate(Event):
+    """Several results become one; the parents are what went in."""
+
+    type: ClassVar[str] = "aggregate"
+
+    method: str
+    content_ref: str | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stop(Event):
+    """Somebody decides that an agent (or all) ends."""
+
+    type: ClassVar[str] = "stop"
+
+    target: str
+    """Name of the agent that ends."""
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Error(Event):
+    """Something failed."""
+
+    type: ClassVar[str] = "error"
+
+    message: str
+    """One line that names the root cause."""
+    source: str
+    """What failed: the agent or part."""
+    fatal: bool = False
+    """Whether it ended the episode or run."""
+    traceback_ref: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class End:
-    """How the episode ended. A file without it was cut."""
+    """How the episode (or run) ended. A file without it was cut."""
 
     record: ClassVar[str] = "end"
 
     t: float
     events: int
     length: int
+    """Environment steps."""
     episode_return: float
+    """Sum of the extrinsic rewards."""
     terminated: bool
     truncated: bool
     success: bool | None
     metrics: Mapping[str, float]
     error: str | None
     """Set where the environment raised."""
+    kept: str = "rate"
+    """Why the trace was kept: `rate`, `asked`, `best`, `worst`, `failed`, or `run`."""
+    components: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """Sums of the rewards whose `part` is `component`, by source."""
+    costs: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """`tokens`, `llm_calls`, `tool_calls`, `messages`: as the events add up; `wall_clock_s`; left out where nothing."""
 
 
-Record = Header | Caption | EnvReset | EnvStep | Reward | WeightsUpdate | End
+AnyEvent = (
+    EnvReset
+    | EnvStep
+    | LlmCall
+    | Annotation
+    | Reward
+    | WeightsUpdate
+    | Spawn
+    | Delegate
+    | Message
+    | ToolCall
+    | ToolResult
+    | Return
+    | Aggregate
+    | Stop
+    | Error
+)
+Record = Header | Caption | Text | AnyEvent | End
 
-_EVENTS: Mapping[str, type[Event]] = {kind.type: kind for kind in (EnvReset, EnvStep, Reward, WeightsUpdate)}
-_OTHERS: Mapping[str, type[Header | Caption | End]] = {kind.record: kind for kind in (Header, Caption, End)}
+EVENTS: Mapping[str, type[Event]] = {kind.type: kind for kind in get_args(AnyEvent)}
+"""Event classes by `type`."""
+OTHERS: Mapping[str, type[Any]] = {kind.record: kind for kind in (Header, Caption, Text, End)}
+"""Classes of the records that are no events, by `record`."""
+
+
+def text_ref(text: str) -> str:
+    """The name of a text: blake2b (64 bits) of its UTF-8, 16 hexadecimal digits."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def clean(text: str) -> str:
+    """`text` as JSON can carry it: what is no Unicode (bytes that were no UTF-8) becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def tree_of(record: Record) -> dict[str, Any]:
+    """The JSON object of a record: tags first, fields that have their default left out."""
+    kind = type(record)
+    tree: dict[str, Any] = {"record": record.record}
+    if isinstance(record, Event):
+        tree["type"] = record.type
+    for name, default in _DEFAULTS[kind]:
+        value = getattr(record, name)
+        if default is _REQUIRED or value != default or type(value) is not type(default):
+            tree[name] = value
+    return tree
 
 
 def encode(record: Record) -> bytes:
     """One line of JSON with its line feed. Numpy scalars are written as the numbers that they are."""
-    tags = {"record": record.record}
-    if isinstance(record, Event):
-        tags["type"] = record.type
-    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return orjson.dumps({**tags, **fields}, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(tree_of(record), option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
 
-def decode(line: bytes) -> Record:
-    """The record in a line. Raises `TraceError` for one that is not of this schema."""
+def parse(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line. Raises `TraceError` for anything else."""
     try:
         tree = orjson.loads(line)
     except ValueError as error:
         raise TraceError(f"not JSON: {error}") from error
     if not isinstance(tree, dict):
         raise TraceError("not a JSON object")
+    return tree
+
+
+def decode(line: bytes) -> Record:
+    """The record in a line. Raises `TraceError` for one that is not of this schema."""
+    return build(parse(line))
+
+
+def build(tree: dict[str, Any]) -> Record:
+    """The record of a JSON object, which is consumed. Raises `TraceError` for one that is not of this schema."""
     name = tree.pop("record", None)
-    kind = _EVENTS.get(tree.pop("type", "")) if name == "event" else _OTHERS.get(str(name))
+    kind_name = tree.pop("type", None) if name == "event" else name
+    kind = (EVENTS if name == "event" else OTHERS).get(str(kind_name))
     if kind is None:
-        raise TraceError(f"unknown record {name!r}")
+        raise TraceError(f"unknown record {name!r}" + (f" of type {kind_name!r}" if name == "event" else ""))
     return _build(kind, tree)
 
 
 def _build(kind: type[Any], tree: dict[str, Any]) -> Any:
-    types_of = _FIELDS[kind]
-    if tree.keys() != types_of.keys():
-        odd = sorted(tree.keys() ^ types_of.keys())
+    types_of, required = _FIELDS[kind], _REQUIRED_FIELDS[kind]
+    if not (required <= tree.keys() <= types_of.keys()):
+        odd = sorted((required - tree.keys()) | (tree.keys() - types_of.keys()))
         raise TraceError(f"{kind.__name__}: missing or unknown fields: {', '.join(odd)}")
-    for name, accepted in types_of.items():
-        value = tree[name]
-        if float in accepted and type(value) is int:
+    for name, value in tree.items():
+        accepted = types_of[name]
+        if type(value) is int and float in accepted and int not in accepted:
             value = tree[name] = float(value)
         if type(value) not in accepted:
             raise TraceError(f"{kind.__name__}.{name}: {value!r} is not of its type")
         if isinstance(value, list):
-            tree[name] = tuple(value)
+            tree[name] = _tuple(kind, name, value)
     return kind(**tree)
+
+
+def _tuple(kind: type[Any], name: str, values: list[Any]) -> tuple[Any, ...]:
+    element = _ELEMENTS[kind, name]
+    if element is float:
+        values = [float(value) if type(value) is int else value for value in values]
+    if any(type(value) is not element for value in values):
+        raise TraceError(f"{kind.__name__}.{name}: not all of it are of type {element.__name__}")
+    return tuple(values)
+
+
+def hints_of(kind: type[Any]) -> Mapping[str, Any]:
+    """The declared types of a record's fields."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def defaults_of(kind: type[Any]) -> Mapping[str, bool]:
+    """Field: whether it has no default, and so must be in every line."""
+    return {name: default is _REQUIRED for name, default in _DEFAULTS[kind]}
 
 
 def _accepted(hint: Any) -> frozenset[type]:
@@ -207,9 +507,22 @@ def _accepted(hint: Any) -> frozenset[type]:
     return frozenset({dict if origin is Mapping else list if origin is tuple else origin})
 
 
-def _field_types(kind: type[Any]) -> Mapping[str, frozenset[type]]:
-    hints = get_type_hints(kind)
-    return {field.name: _accepted(hints[field.name]) for field in dataclasses.fields(kind)}
+def _element(hint: Any) -> Any:
+    """The element type of a tuple, also of an optional one; None for anything else."""
+    if get_origin(hint) is tuple:
+        return get_args(hint)[0]
+    return next((found for part in get_args(hint) if (found := _element(part)) is not None), None)
 
 
-_FIELDS = {kind: _field_types(kind) for kind in (*_EVENTS.values(), *_OTHERS.values())}
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return _REQUIRED if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+_REQUIRED = object()
+_KINDS: tuple[type[Any], ...] = (*EVENTS.values(), *OTHERS.values())
+_DEFAULTS = {kind: tuple((f.name, _default(f)) for f in dataclasses.fields(kind)) for kind in _KINDS}
+_FIELDS = {kind: {name: _accepted(hint) for name, hint in hints_of(kind).items()} for kind in _KINDS}
+_REQUIRED_FIELDS = {kind: {name for name, default in _DEFAULTS[kind] if default is _REQUIRED} for kind in _KINDS}
+_ELEMENTS = {(kind, name): _element(hint) for kind in _KINDS for name, hint in hints_of(kind).items()}

@@ -1,0 +1,211 @@
+"""The index of a run: one row for every traced episode, as Parquet beside the traces (`traces/index.parquet`).
+
+It is made from the traces, never the other way round: traces that are not in it yet are read when it is asked
+for, and a damaged index is made anew.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestration.errors import TraceError
+from orchestration.files import write_atomically
+from orchestration.traces.reader import RUN_PREFIX, Outline, read_outline
+from orchestration.traces.schema import SUFFIX
+from orchestration.traces.where import column_named, parse_where
+
+FILE = "index.parquet"
+
+COLUMNS: Mapping[str, str] = {
+    "episode_id": "string",
+    "run": "string",
+    "env_id": "string",
+    "recorded_at": "float64",
+    "seconds": "float64",
+    "complete": "bool_",
+    "length": "int64",
+    "episode_return": "float64",
+    "success": "bool_",
+    "terminated": "bool_",
+    "truncated": "bool_",
+    "error": "string",
+    "kept": "string",
+    "policy_version": "int64",
+    "reward_model_version": "int64",
+    "events": "int64",
+    "forked_from": "string",
+    "bytes": "int64",
+    "file": "string",
+}
+"""Name and Arrow type of the columns that every index has; `component_NAME`, `metric_NAME` and `cost_NAME` (double) are
+there as far as episodes have them."""
+
+ALIASES: Mapping[str, str] = {"return": "episode_return", "policy": "policy_version", "steps": "length"}
+"""What a question may call a column besides."""
+
+
+def row_of(outline: Outline) -> dict[str, Any]:
+    """The row of one episode."""
+    header, end = outline.header, outline.end
+    row: dict[str, Any] = {
+        "episode_id": header.episode_id,
+        "run": header.run,
+        "env_id": header.env_id,
+        "recorded_at": header.recorded_at,
+        "complete": end is not None,
+        "policy_version": header.policy_version,
+        "reward_model_version": header.reward_model_version,
+        "forked_from": header.forked_from,
+        "bytes": outline.bytes,
+        "file": outline.path.name,
+    }
+    if end is None:
+        return row
+    row |= {name: getattr(end, name) for name in ("length", "episode_return", "success", "terminated", "truncated")}
+    row |= {"error": end.error, "kept": end.kept, "events": end.events, "seconds": end.t}
+    for kind, values in (("component", end.components), ("metric", end.metrics), ("cost", end.costs)):
+        row |= {f"{kind}_{name}": float(value) for name, value in values.items()}
+    return row
+
+
+@dataclass(slots=True)
+class _At:
+    """One row of an index, which looks up what it is asked for."""
+
+    index: "Index"
+    at: int = 0
+
+    def __getitem__(self, name: str, /) -> Any:
+        return self.index.column(name)[self.at]
+
+
+class Index:
+    """The rows of an index. Columns become Python values when they are asked for: a question needs two of thirty."""
+
+    def __init__(self, table: Any) -> None:
+        """`table`: of Arrow, with at least `COLUMNS`."""
+        self.table = table
+        self._columns: dict[str, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns."""
+        return self.table.column_names
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column, None where one is missing. Raises `KeyError` for a name that there is not."""
+        found = self._columns.get(name)
+        if found is None:
+            found = self._columns[name] = self.table.column(name).to_pylist()
+        return found
+
+    def select(self, where: str | None = None, sort: str | None = None, *, descending: bool = False) -> list[int]:
+        """Numbers of the rows that fit to `where`, in the order of the column `sort`; missing values come last.
+
+        Raises `UsageError` for a question or a column that cannot be understood.
+        """
+        chosen = list(range(len(self)))
+        if where is not None:
+            question, row = parse_where(where, self.names, ALIASES), _At(self)
+            chosen = []
+            for row.at in range(len(self)):
+                if question(row):
+                    chosen.append(row.at)
+        if sort is not None:
+            values = self.column(column_named(sort, self.names, ALIASES))
+            missing = [at for at in chosen if values[at] is None]
+            chosen = sorted((at for at in chosen if values[at] is not None), key=values.__getitem__, reverse=descending)
+            chosen += missing
+        return chosen
+
+    def rows(self, chosen: Sequence[int]) -> list[dict[str, Any]]:
+        """These rows, as they are."""
+        return [] if not chosen else self.table.take(list(chosen)).to_pylist()
+
+
+def load_index(folder: Path, *, write: bool = True) -> Index:
+    """The index of the traces in `folder` (or in its `traces/`), brought up to date, by episode id.
+
+    Only traces that are not in it yet are read: a finished one never changes. `write`: the index is written where it
+    changed. Raises `TraceError` for a folder or a trace that cannot be read.
+    """
+    if (folder / "traces").is_dir():
+        folder = folder / "traces"
+    known = _read(folder / FILE)
+    where = {name: at for at, name in enumerate(known.column("file"))}
+    present = set(_names(folder))
+    kept = [at for name, at in where.items() if name in present and not name.endswith(".part")]
+    paths = [folder / name for name in sorted(present - where.keys() | {n for n in present if n.endswith(".part")})]
+    fresh = [row_of(outline) for outline in map(_outline, paths) if outline is not None]
+    if not fresh and len(kept) == len(where):
+        return known
+    index = Index(table_of([*known.rows(kept), *fresh]))
+    if write:
+        write_index(folder / FILE, index)
+    return index
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of the traces of episodes in `folder`."""
+    try:
+        entries = os.listdir(folder)  # noqa: PTH208 - a hundred thousand paths would take a second to make
+    except OSError as error:
+        raise TraceError(f"{folder}: cannot be read: {error.strerror}") from error
+    endings = (SUFFIX, f"{SUFFIX}.part")
+    return [name for name in entries if name.endswith(endings) and not name.startswith(RUN_PREFIX)]
+
+
+def _outline(path: Path) -> Outline | None:
+    """None for a file that has nothing in it yet, or that was finished (renamed) meanwhile."""
+    try:
+        return read_outline(path)
+    except TraceError:
+        if path.suffix == ".part" or not path.exists():
+            return None
+        raise
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The Arrow table of rows, by episode id."""
+    pa, _ = _arrow()
+    extra = sorted({name for row in rows for name in row} - COLUMNS.keys())
+    ordered = sorted(rows, key=lambda row: str(row["episode_id"]))
+    kinds = {**COLUMNS, **dict.fromkeys(extra, "float64")}
+    return pa.table(
+        {name: pa.array([row.get(name) for row in ordered], getattr(pa, kind)()) for name, kind in kinds.items()}
+    )
+
+
+def write_index(path: Path, index: Index) -> None:
+    """Writes an index, whole or not at all."""
+    pa, pq = _arrow()
+    sink = pa.BufferOutputStream()
+    pq.write_table(index.table, sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes(), durable=False)
+
+
+def _read(path: Path) -> Index:
+    """What the file has; no rows where there is none or it cannot be read (it is then made anew)."""
+    pa, pq = _arrow()
+    if path.is_file():
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError):
+            return Index(table_of([]))
+        if COLUMNS.keys() <= set(table.column_names):
+            return Index(table)
+    return Index(table_of([]))
+
+
+def _arrow() -> tuple[Any, Any]:
+    """pyarrow and its Parquet, loaded when an index is asked for; they bring no types."""
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError as error:
+        raise TraceError("the index of traces needs pyarrow: pip install pyarrow") from error

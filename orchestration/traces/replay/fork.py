@@ -1,0 +1,121 @@
+"""Goes on from a step of a recorded episode with another policy (level L4)."""
+
+import dataclasses
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestration.errors import TraceError, UsageError
+from orchestration.rundir import code_revision
+from orchestration.traces.reader import Trace
+from orchestration.traces.replay.play import follow, replay_trace, stepped
+from orchestration.traces.replay.policies import Choice, ForkPolicy, build_fork_policy
+from orchestration.traces.replay.verdict import Outcome, UnreplayableError, Verdict
+from orchestration.traces.replay.worlds import Seen, World, clock_text, open_world, reset_of
+from orchestration.traces.replay.writer import EpisodeWriter
+from orchestration.traces.schema import SCHEMA, SUFFIX, Header
+from orchestration.traces.versions import native_versions, package_versions
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A branch of an episode."""
+
+    verdict: Verdict
+    """On the steps before the fork, which were played again."""
+    at: int
+    """The first step that is not the parent's."""
+    policy: str
+    path: Path | None
+    """The trace of the branch, which begins with its parent's steps; None where those did not come out as recorded."""
+    length: int = 0
+    """Steps of the branch, its parent's included."""
+    episode_return: float = 0.0
+    success: bool | None = None
+
+
+def fork(trace: Trace, at: int, policy: str, *, seed: int = 0, folder: Path | None = None) -> Forked:
+    """Plays the first `at` steps of `trace` again, then goes on to the end with `policy`, and records the branch.
+
+    `policy` is `random`, or the folder of a checkpoint or run; what it draws follows from `seed`. The branch is written to
+    `folder`, or else beside its parent, as `PARENT-forkAT-POLICY-sSEED`. Raises `UsageError` for a step that the episode
+    does not have or a policy that cannot play its world, and `TraceError` where the branch is there already.
+    """
+    _check_step(trace, at)
+    chosen = build_fork_policy(policy, trace.header, seed)
+    episode_id = f"{trace.header.episode_id}-fork{at}-{_label(chosen)}-s{seed}"
+    folder = trace.path.parent if folder is None else folder
+    if (folder / f"{episode_id}{SUFFIX}").exists():
+        raise TraceError(f"{folder / episode_id}{SUFFIX}: this fork is there already; give another --seed or --out")
+    verdict = replay_trace(trace, until=at)
+    if verdict.outcome is not Outcome.MATCH:
+        return Forked(verdict, at, chosen.name, None)
+    world = open_world(trace.header, reset_of(trace).observation_hash, chosen.view)
+    try:
+        writer, last = _branch(trace, at, chosen, world, folder, episode_id)
+    finally:
+        world.close()
+    path = writer.finish()
+    return Forked(verdict, at, chosen.name, path, writer.steps, writer.episode_return, last.success)
+
+
+def _check_step(trace: Trace, at: int) -> None:
+    steps = len(trace.steps)
+    limit = steps - (trace.end is not None)
+    if not 0 <= at <= limit:
+        raise UsageError(
+            f"--from {at}: {trace.path.name} has {steps:,} steps and can be forked at 0 to {max(limit, 0):,}"
+        )
+
+
+def _label(policy: ForkPolicy) -> str:
+    name = re.sub(r"[^A-Za-z0-9_]", "_", policy.name)
+    return f"{name}-v{policy.version}" if policy.view is not None else name
+
+
+def _branch(
+    trace: Trace, at: int, policy: ForkPolicy, world: World, folder: Path, episode_id: str
+) -> tuple[EpisodeWriter, Seen]:
+    """Plays and records: first the parent's actions, of which `policy` reads what they brought, then its own."""
+    seen: list[Seen] = []
+    divergence = follow(trace, world, until=at, watch=seen.append, observations=policy.view is None)
+    if divergence is not None:
+        first = divergence.differences[0]
+        raise UnreplayableError(f"the {first.key} differs at step {divergence.step} when it is played once more")
+    opening, *prefix = seen
+    header = _header(trace.header, at, policy, world, episode_id)
+    writer = EpisodeWriter(folder, header, opening, agent=f"fork/{policy.name}")
+    try:
+        policy.read(opening)
+        for step, brought in zip(trace.steps, prefix, strict=False):
+            writer.step(Choice(step.action, step.action_name, step.log_prob, step.value), brought, step.policy_version)
+            policy.read(brought)
+        last = seen[-1]
+        while not last.ended:
+            choice = policy.choose()
+            last = stepped(world, choice.action, choice.name, last)
+            writer.step(choice, last, policy.version)
+            policy.read(last)
+    except BaseException:
+        writer.abandon()
+        raise
+    return writer, last
+
+
+def _header(parent: Header, at: int, policy: ForkPolicy, world: World, episode_id: str) -> Header:
+    return dataclasses.replace(
+        parent,
+        schema=SCHEMA,
+        episode_id=episode_id,
+        seeds=dict(world.seeds),
+        policy=parent.policy if policy.view is None else policy.name,
+        versions=package_versions(),
+        natives=native_versions(),
+        code_revision=code_revision(),
+        clock=clock_text(world.seeds),
+        recorded_at=time.time(),
+        reward_model_version=None,
+        forked_from=parent.episode_id,
+        forked_at=at,
+    )

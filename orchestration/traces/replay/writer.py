@@ -1,0 +1,142 @@
+"""Writes the trace of an episode that is played here, step by step: a fork, or an episode of a text world."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from envs.captions import EMPTY_CAPTION_ID, caption_id
+from orchestration.traces.files import TraceFile
+from orchestration.traces.replay.policies import Choice
+from orchestration.traces.replay.worlds import Seen
+from orchestration.traces.schema import (
+    Caption,
+    End,
+    EnvReset,
+    EnvStep,
+    Header,
+    Reward,
+    WeightsUpdate,
+    clean,
+)
+
+
+class EpisodeWriter:
+    """Records one episode in `folder/EPISODE.jsonl.zst`, as `TraceRecorder` does, from what is seen alone."""
+
+    def __init__(
+        self,
+        folder: Path,
+        header: Header,
+        opening: Seen,
+        *,
+        agent: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._header = header
+        self._agent = agent
+        self._clock = clock
+        self._began = clock()
+        self._seq = 0
+        self._counts: dict[int, int] = {}
+        self._known: set[int] = set()
+        self._version = header.policy_version
+        self.steps = 0
+        self.episode_return = 0.0
+        self._file = TraceFile(folder, header.episode_id, clock=clock)
+        self._file.write(header)
+        opened = self._name(opening.caption)
+        reset = EnvReset(
+            **self._event(()),
+            observation_hash=opening.observation_hash,
+            screen=clean(opening.screen),
+            caption_id=opened,
+        )
+        self._last = reset.id
+        self._seen = opening
+        self._file.write(reset)
+
+    def step(self, choice: Choice, seen: Seen, policy_version: int) -> None:
+        """One action and what came of it."""
+        if policy_version != self._version:
+            update = WeightsUpdate(**self._event((self._last,)), from_version=self._version, to_version=policy_version)
+            self._version, self._last = policy_version, update.id
+            self._file.write(update)
+        name = self._name(seen.caption)
+        number = int(name)
+        self._counts[number] = self._counts.get(number, 0) + (number != EMPTY_CAPTION_ID)
+        step = EnvStep(
+            **self._event((self._last,)),
+            step=self.steps,
+            action=choice.action,
+            action_name=clean(choice.name),
+            log_prob=choice.log_prob,
+            value=choice.value,
+            reward=seen.reward,
+            caption_id=name,
+            caption_count=self._counts[number],
+            grounded=seen.grounded,
+            policy_version=policy_version,
+            observation_hash=seen.observation_hash,
+            screen=clean(seen.screen),
+        )
+        self._last, self._seen = step.id, seen
+        self.steps += 1
+        self.episode_return += seen.reward
+        self._file.write(step)
+        if seen.reward != 0:
+            self._file.write(
+                Reward(
+                    **self._event((step.id,)),
+                    family="outcome",
+                    value=seen.reward,
+                    source="environment",
+                    version=None,
+                    targets=(step.id,),
+                )
+            )
+
+    def finish(self) -> Path:
+        """Gives the file its final name. Raises ValueError where the episode has not ended."""
+        seen = self._seen
+        if not seen.ended:
+            raise ValueError(f"{self._header.episode_id} has not ended after {self.steps} steps")
+        elapsed = self._elapsed()
+        self._file.write(
+            End(
+                t=elapsed,
+                events=self._seq,
+                length=self.steps,
+                episode_return=self.episode_return,
+                terminated=seen.terminated,
+                truncated=seen.truncated and not seen.terminated,
+                success=seen.success,
+                metrics=dict(seen.metrics),
+                error=None if seen.error is None else clean(seen.error),
+                kept="asked",
+                costs={"wall_clock_s": elapsed},
+            )
+        )
+        self._file.flush()
+        self._file.complete()
+        return self._file.final
+
+    def abandon(self) -> None:
+        """Leaves what was recorded as `.part`."""
+        self._file.abandon()
+
+    def _name(self, caption: str) -> str:
+        """The id of a caption, whose text is written when it first comes."""
+        number = caption_id(caption)
+        if number != EMPTY_CAPTION_ID and number not in self._known:
+            self._known.add(number)
+            self._file.write(Caption(caption_id=str(number), text=clean(caption)))
+        return str(number)
+
+    def _event(self, parents: tuple[str, ...]) -> dict[str, Any]:
+        seq = self._seq
+        self._seq += 1
+        return {"id": f"e{seq}", "seq": seq, "t": self._elapsed(), "agent": self._agent, "parents": parents}
+
+    def _elapsed(self) -> float:
+        return round(self._clock() - self._began, 6)

@@ -1,0 +1,201 @@
+"""The trace of a run itself: actors that came and went, weights that were published, judge's batches, checkpoints.
+
+It has the schema of episodes (`Header.scope` is `run`), so whatever shows or exports a trace shows what the cluster did.
+Each time that a run is started or resumed it writes a file of its own, `run-TIME.jsonl.zst`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestration.traces.files import TraceFile
+from orchestration.traces.reader import RUN_PREFIX
+from orchestration.traces.schema import (
+    RUN,
+    SCHEMA,
+    SUFFIX,
+    AnyEvent,
+    End,
+    Error,
+    Header,
+    LlmCall,
+    Spawn,
+    Stop,
+    ToolCall,
+    ToolResult,
+    WeightsUpdate,
+    clean,
+)
+from orchestration.traces.versions import native_versions, package_versions
+
+COORDINATOR, LEARNER, REWARD_SERVER = "coordinator", "learner", "reward-server"
+
+
+class RunTrace:
+    """Writes the trace of one run. Its calls come from one thread; the file is there after `kill -9` up to a few seconds."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        run: str,
+        env_id: str,
+        env_options: Mapping[str, Any],
+        seed: int,
+        policy: str,
+        policy_version: int,
+        code_revision: str | None,
+        count_exponent: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._began = clock()
+        name = _free_name(folder)
+        self._file = TraceFile(folder, name, frame_s=2.0, clock=clock)
+        self._seq = 0
+        self._newest: dict[str, str] = {}
+        self._root = ""
+        self._policy_version = policy_version
+        self._reward_model_version = 0
+        self._requests = 0
+        self._tools = 0
+        self._calls = 0
+        header = Header(
+            schema=SCHEMA,
+            episode_id=name,
+            run=run,
+            env_id=env_id,
+            env_options=dict(env_options),
+            action_names=(),
+            seeds={"run": str(seed)},
+            policy_version=policy_version,
+            versions=package_versions(),
+            code_revision=code_revision,
+            clock="unpinned",
+            recorded_at=time.time(),
+            count_exponent=count_exponent,
+            scope=RUN,
+            policy=policy,
+            natives=native_versions(),
+        )
+        self._file.write(header)
+        self.spawned(LEARNER, "learner")
+
+    @property
+    def path(self) -> Path:
+        """Where the finished file will be."""
+        return self._file.final
+
+    def spawned(self, child: str, role: str, **details: Any) -> None:
+        """A part of the system is there."""
+        event = Spawn(**self._event(COORDINATOR), child=child, role=role, details=details)
+        self._write(event)
+        self._newest[child] = event.id
+
+    def lost(self, child: str, reason: str) -> None:
+        """A part of the system died."""
+        error = Error(**self._event(child), message=clean(reason), source=child)
+        self._write(error)
+        self._write(Stop(**self._event(COORDINATOR, error.id), target=child, reason="died"))
+
+    def weights(self, version: int) -> None:
+        """The learner published weights."""
+        if version != self._policy_version:
+            self._write(WeightsUpdate(**self._event(LEARNER), from_version=self._policy_version, to_version=version))
+            self._policy_version = version
+
+    def reward_model(self, version: int) -> None:
+        """The learner adopted a reward model."""
+        before = self._reward_model_version
+        if version != before:
+            self._write(
+                WeightsUpdate(**self._event(LEARNER), from_version=before, to_version=version, what="reward_model")
+            )
+            self._reward_model_version = version
+
+    def judged(self, requests: int, model: str, latency_s: float | None, labelled: int) -> None:
+        """The judge answered: `requests` and `labelled` count since the run began, `latency_s` is of late."""
+        new = requests - self._requests
+        if new <= 0:
+            return
+        self._requests = requests
+        self._calls += new
+        event = LlmCall(
+            **self._event(REWARD_SERVER),
+            model=model,
+            prompt_tokens=0,
+            output_tokens=0,
+            latency_s=latency_s or 0.0,
+            calls=new,
+            sampling={"labelled": labelled},
+        )
+        self._write(event)
+
+    def judge_changed(self, status: str, error: str | None) -> None:
+        """The judge went away or came back."""
+        message = f"judge is {status}" + (f": {error}" if error else "")
+        self._write(Error(**self._event(REWARD_SERVER), message=clean(message), source="judge"))
+
+    def checkpoint(self, name: str, env_steps: int) -> None:
+        """A checkpoint was written."""
+        call = ToolCall(**self._event(LEARNER), tool="checkpoint", arguments={"env_steps": env_steps})
+        self._write(call)
+        result = ToolResult(
+            **self._event(LEARNER, call.id), call=call.id, tool="checkpoint", details={"checkpoint": name}
+        )
+        self._write(result)
+        self._tools += 1
+        self._file.flush()
+
+    def end(self, status: str, env_steps: int, error: str | None) -> None:
+        """The run ended: the file gets its final name."""
+        self._write(Stop(**self._event(COORDINATOR), target="run", reason=status))
+        costs: dict[str, float] = {"wall_clock_s": self._elapsed()}
+        if self._tools:
+            costs["tool_calls"] = self._tools
+        if self._calls:
+            costs["llm_calls"] = self._calls
+        self._file.write(
+            End(
+                t=self._elapsed(),
+                events=self._seq,
+                length=env_steps,
+                episode_return=0.0,
+                terminated=status == "done",
+                truncated=status != "done" and error is None,
+                success=None,
+                metrics={},
+                error=None if error is None else clean(error),
+                kept=RUN,
+                costs=costs,
+            )
+        )
+        self._file.flush()
+        self._file.complete()
+
+    def _event(self, agent: str, *also: str) -> dict[str, Any]:
+        """What an event of `agent` has: its parents are the newest event of the agent and `also`."""
+        seq, identity = self._seq, f"e{self._seq}"
+        self._seq += 1
+        before = self._newest.get(agent, self._root)
+        parents = tuple(dict.fromkeys(parent for parent in (before, *also) if parent))
+        self._newest[agent] = identity
+        self._root = self._root or identity
+        return {"id": identity, "seq": seq, "t": self._elapsed(), "agent": agent, "parents": parents}
+
+    def _write(self, event: AnyEvent) -> None:
+        self._file.write(event)
+
+    def _elapsed(self) -> float:
+        return round(self._clock() - self._began, 6)
+
+
+def _free_name(folder: Path) -> str:
+    stem = time.strftime(f"{RUN_PREFIX}%Y%m%dT%H%M%SZ", time.gmtime())
+    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
+    return next(
+        name
+        for name in names
+        if not (folder / f"{name}{SUFFIX}").exists() and not (folder / f"{name}{SUFFIX}.part").exists()
+    )

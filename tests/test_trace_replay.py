@@ -109,7 +109,9 @@ def test_a_planted_command_or_seed_of_a_text_world_is_found(tmp_path: Path, fami
     path = record_words(tmp_path, env_id, {**options, "max_episode_steps": 12}, 1, random.Random(5), "words")
     trace = read_trace(path)
     assert replay_trace(trace).line == f"MATCH ({len(trace.steps)} steps, clock: none)"
-    for at in (0, len(trace.steps) - 1):
+    # A recorded command may have come to nothing as well, and then another that does makes no difference.
+    told = [at for at, step in enumerate(trace.steps) if "Nothing happens" not in (step.screen or "")]
+    for at in (told[0], told[-1]):
         edited = plant(trace, at, action_name="tw-cheat")
         verdict = replay_trace(edited)
         assert (verdict.outcome, place(verdict)) == (Outcome.DIVERGED, (at, "observation"))

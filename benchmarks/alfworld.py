@@ -34,8 +34,8 @@ def stock_env() -> Any:
 def main(folder: Path, steps: int = 30, rounds: int = 3) -> None:
     """Plays one game of each task type in each round, `steps` commands each; prints a table; writes `alfworld.json`."""
     cache = folder / "alfworld-cache"
-    prepare("all", "train", range(len(TASK_TYPES)), workers=2, cache=cache)
-    stock, ours = stock_env(), make_text("alfworld/all", cache=str(cache), max_episode_steps=steps + 1)
+    prepare("all", "train", range(len(TASK_TYPES)), workers=2, cache_dir=cache)
+    stock, ours = stock_env(), make_text("alfworld/all", cache_dir=str(cache), max_episode_steps=steps + 1)
     measured: dict[str, dict[str, list[float]]] = {side: {name: [] for name in FIGURES} for side in ("stock", "yendor")}
     for turn in range(rounds):
         for seed, task in enumerate(TASK_TYPES):

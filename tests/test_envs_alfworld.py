@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from envs.alfworld import cache, package
+from envs import cache
+from envs.alfworld import package
 from envs.alfworld.compiled import GameFileError, compile_game
 from envs.alfworld.data import FOLDERS, find_games
 from envs.alfworld.engine import NOTHING
@@ -281,9 +282,9 @@ def test_of_many_writers_of_a_folder_one_wins_whole(tmp_path):
 
 def test_the_cache_is_where_the_variable_says(monkeypatch, tmp_path):
     monkeypatch.setenv("YENDOR_CACHE", str(tmp_path))
-    assert cache.default_folder() == tmp_path / "alfworld"
+    assert cache.cache_folder("alfworld") == tmp_path / "alfworld"
     monkeypatch.delenv("YENDOR_CACHE")
-    assert cache.default_folder() == Path(".cache/alfworld")
+    assert cache.cache_folder("alfworld") == Path(".cache/alfworld")
 
 
 # Folders of data
@@ -332,7 +333,7 @@ def test_missing_data_says_the_command_and_the_choice(tmp_path, there):
     if there:
         path.mkdir()
     with pytest.raises(EnvironmentUnavailableError) as raised:
-        make_text(f"alfworld/{path}", cache=str(tmp_path / "cache"))
+        make_text(f"alfworld/{path}", cache_dir=str(tmp_path / "cache"))
     message = str(raised.value)
     assert f"ALFWORLD_DATA={path} alfworld-download" in message and "alfworld/all" in message and "\n" not in message
 
@@ -347,12 +348,12 @@ def test_a_corrupt_game_file_is_named(tmp_path):
     folder = lay_out(tmp_path, "train", "pick_and_place_simple-Mug-None-Desk-301")
     (folder / GAME_FILE).write_bytes(b"\x00 no json")
     with pytest.raises(EnvironmentUnavailableError, match=f"{GAME_FILE} is no ALFWorld game"):
-        make_text(f"alfworld/{tmp_path}", cache=str(tmp_path / "cache"))
+        make_text(f"alfworld/{tmp_path}", cache_dir=str(tmp_path / "cache"))
 
 
 def test_a_game_file_without_a_problem_is_named(tmp_path):
     lay_out(tmp_path, "train", "pick_and_place_simple-Mug-None-Desk-301")
-    env = make_text(f"alfworld/{tmp_path}", cache=str(tmp_path / "cache"))
+    env = make_text(f"alfworld/{tmp_path}", cache_dir=str(tmp_path / "cache"))
     with pytest.raises(EnvironmentUnavailableError, match="is no ALFWorld game: it has no 'pddl_domain'"):
         env.reset(seed=0)
 
@@ -369,7 +370,7 @@ def test_a_game_file_without_a_problem_is_named(tmp_path):
         ("all", {"tasks": "all"}, "no option 'tasks'"),
         ("./x", {"games": 3}, "no option 'games'"),
         ("all", {"split": "seen", "domain_randomization": True}, "for split=train"),
-        ("all", {"cache": ""}, "cache must be a folder"),
+        ("all", {"cache_dir": ""}, "cache_dir must be a folder"),
     ],
 )
 def test_wrong_options_are_named(name, options, message):
@@ -421,13 +422,13 @@ def kept(tmp_path_factory):
     """A cache with one small game: the first of `pick_and_place_simple` in the unseen rooms."""
     folder = tmp_path_factory.mktemp("alfworld")
     calls = []
-    prepare("pick_and_place_simple", "unseen", [0], cache=folder, progress=lambda *call: calls.append(call))
+    prepare("pick_and_place_simple", "unseen", [0], cache_dir=folder, progress=lambda *call: calls.append(call))
     assert calls == [(1, 1)]
     return folder
 
 
 def play(kept, **options):
-    return make_text("alfworld/pick_and_place_simple", split="unseen", games=1, cache=str(kept), **options)
+    return make_text("alfworld/pick_and_place_simple", split="unseen", games=1, cache_dir=str(kept), **options)
 
 
 def test_the_walkthrough_wins_and_dense_rewards_sum_to_one(kept):
@@ -456,7 +457,7 @@ def test_the_walkthrough_wins_and_dense_rewards_sum_to_one(kept):
 def test_gymnasium_makes_it_by_its_id(kept):
     import gymnasium
 
-    env = gymnasium.make("alfworld/pick_and_place_simple", split="unseen", games=1, cache=str(kept))
+    env = gymnasium.make("alfworld/pick_and_place_simple", split="unseen", games=1, cache_dir=str(kept))
     text, info = env.reset(seed=0)
     plain = play(kept)
     assert (text, info) == plain.reset(seed=0)
@@ -501,7 +502,7 @@ def test_two_environments_play_side_by_side(kept):
 def test_domain_randomization_is_seeded_and_off_by_default(kept):
     folder = next((kept / "games" / "pick_and_place_simple" / "unseen").iterdir())
     plain, shuffled = (
-        make_text(f"alfworld/{folder}", cache=str(kept), domain_randomization=flag) for flag in (False, True)
+        make_text(f"alfworld/{folder}", cache_dir=str(kept), domain_randomization=flag) for flag in (False, True)
     )
     as_it_is = {plain.reset(seed=seed)[1]["walkthrough"] and plain.reset(seed=seed)[0] for seed in range(3)}
     assert len(as_it_is) == 1

@@ -26,7 +26,7 @@ RANDOM_STEPS = 6
 def kept(tmp_path_factory):
     """A cache with one game of each task type in the unseen rooms."""
     folder = tmp_path_factory.mktemp("alfworld")
-    prepare("all", "unseen", range(len(TASK_TYPES)), workers=2, cache=folder)
+    prepare("all", "unseen", range(len(TASK_TYPES)), workers=2, cache_dir=folder)
     return folder
 
 
@@ -61,7 +61,7 @@ def assert_same(env, stock, commands, rng, extra):
 
 @pytest.mark.parametrize("task", TASK_TYPES)
 def test_it_says_what_alfworld_says_and_the_walkthrough_wins(kept, stock, task):
-    env = make_text(f"alfworld/{task}", split="unseen", games=1, cache=str(kept))
+    env = make_text(f"alfworld/{task}", split="unseen", games=1, cache_dir=str(kept))
     # `all` of six numbers made number 0 of each type.
     walkthrough = env.reset(seed=0)[1]["walkthrough"]
     half = len(walkthrough) // 2
@@ -74,7 +74,7 @@ def test_shuffled_numbers_are_those_of_alfworld(kept):
     from alfworld.agents.utils.misc import Demangler
     from textworld.generator.game import EntityInfo
 
-    env = make_text("alfworld/look_at_obj_in_light", split="unseen", games=1, cache=str(kept))
+    env = make_text("alfworld/look_at_obj_in_light", split="unseen", games=1, cache_dir=str(kept))
     env.reset(seed=0)
     objects = env._player.world.objects
     facts = [("fact", *objects)]
@@ -94,7 +94,7 @@ def test_shuffled_numbers_are_those_of_alfworld(kept):
 MAKE = """
 import sys
 from envs.alfworld.generate import prepare
-for folder in prepare("pick_cool_then_place_in_recep", "train", [5], cache=sys.argv[1]):
+for folder in prepare("pick_cool_then_place_in_recep", "train", [5], cache_dir=sys.argv[1]):
     print(folder)
 """
 
@@ -124,7 +124,7 @@ def test_splits_share_neither_rooms_nor_games(tmp_path, kept):
     made = {"unseen": kept, "train": tmp_path, "seen": tmp_path}
     plans, texts = {}, {}
     for split, cache in made.items():
-        (folder,) = prepare("look_at_obj_in_light", split, [0], cache=cache)
+        (folder,) = prepare("look_at_obj_in_light", split, [0], cache_dir=cache)
         game, traj = read_game(folder)
         plans[split], texts[split] = traj["scene"]["scene_num"], game["pddl_problem"]
     assert plans["unseen"] not in (plans["train"], plans["seen"])
@@ -136,8 +136,8 @@ def test_the_layout_of_the_download_is_played_by_the_same_class(kept, tmp_path):
     for task in TASK_TYPES:
         (folder,) = (kept / "games" / task / "unseen").iterdir()
         shutil.copytree(folder, root / "valid_unseen" / f"{task}-X-None-Y-301" / "trial_T1")
-    downloaded = make_text(f"alfworld/{tmp_path}", split="unseen", cache=str(kept))
-    made = make_text("alfworld/all", split="unseen", games=1, cache=str(kept))
+    downloaded = make_text(f"alfworld/{tmp_path}", split="unseen", cache_dir=str(kept))
+    made = make_text("alfworld/all", split="unseen", games=1, cache_dir=str(kept))
     assert type(downloaded) is type(made)
     by_path = sorted(TASK_TYPES)
     for seed, task in enumerate(TASK_TYPES):

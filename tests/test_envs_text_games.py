@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from envs.base import EnvironmentIdError
+from envs.cache import cache_folder
 from envs.textworld import GameGenerationError, games, prepare
-from envs.textworld.games import Recipe, cache_folder, digest_of, story_of
+from envs.textworld.games import Recipe, digest_of, story_of
 from envs.textworld.tasks import Task, parse
 from tests.text_worlds_support import GAMES
 
@@ -98,10 +99,10 @@ def test_the_digest_names_all_that_makes_a_game(monkeypatch: pytest.MonkeyPatch)
 
 def test_where_games_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("YENDOR_CACHE", raising=False)
-    assert cache_folder() == Path(".cache/textworld")
+    assert cache_folder("textworld") == Path(".cache/textworld")
     monkeypatch.setenv("YENDOR_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path / "textworld"
-    assert cache_folder("x") == Path("x")
+    assert cache_folder("textworld") == tmp_path / "textworld"
+    assert cache_folder("textworld", "x") == Path("x")
 
 
 def test_prepare_makes_what_is_missing_and_reports(calls: list[int], tmp_path: Path) -> None:

@@ -187,7 +187,8 @@ def test_any_text_becomes_valid_and_harmless_to_a_terminal(text: str) -> None:
 
 @given(st.recursive(st.none() | st.floats() | st.integers() | st.binary(), lambda x: st.lists(x) | st.tuples(x)))
 def test_any_value_becomes_strict_json(value: Any) -> None:
-    json.loads(json.dumps(plain({"k": value}), allow_nan=False))
+    strict = json.dumps(plain({"k": value}), allow_nan=False)
+    assert json.loads(strict) == plain({"k": value})
 
 
 def test_numbers_are_finite_or_none() -> None:

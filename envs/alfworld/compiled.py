@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from envs.alfworld import package
-from envs.alfworld.cache import digest, keep_json
 from envs.alfworld.grammar import Grammar
 from envs.alfworld.planner import Planner, PlannerError
 from envs.alfworld.problem import UNKNOWN_GOAL
+from envs.cache import digest, keep_json
 
 FORMAT = "1"
 """Of what is kept; a change makes everything be translated anew."""

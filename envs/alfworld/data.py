@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.alfworld.cache import digest, keep_json
 from envs.alfworld.compiled import GameFileError
 from envs.alfworld.generate import GAME_FILE, TRAJ_FILE
+from envs.cache import digest, keep_json
 from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
 
 FOLDERS = {"train": "train", "seen": "valid_seen", "unseen": "valid_unseen"}

@@ -1,12 +1,10 @@
 """ALFWorld as an environment of this system: one class for games that were made here and for those of the download."""
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from envs.alfworld import package
-from envs.alfworld.cache import default_folder
 from envs.alfworld.compiled import Game, GameFileError, compile_game
 from envs.alfworld.data import find_games, read_game
 from envs.alfworld.engine import Player
@@ -15,6 +13,7 @@ from envs.alfworld.grammar import GrammarError
 from envs.alfworld.ids import ALL, SPLITS, is_path, tasks_of
 from envs.alfworld.planner import PlannerError, shared_planner
 from envs.alfworld.progress import Progress
+from envs.cache import cache_folder
 from envs.captions import normalise
 from envs.registry import (
     EnvironmentOptionError,
@@ -31,7 +30,7 @@ MAX_STEPS = 50
 
 REWARDS = ("sparse", "dense")
 
-_COMMON = ("cache", "domain_randomization", "facts", "max_episode_steps", "reward", "split")
+_COMMON = ("cache_dir", "domain_randomization", "facts", "max_episode_steps", "reward", "split")
 
 
 class Source(Protocol):
@@ -85,7 +84,7 @@ def make_alfworld(name: str, **options: Any) -> TextEnv:
     """The environment `alfworld/<name>`: a task type, a `+`-joined mix, `all`, or a path to ALFWorld's data.
 
     Options: `split` (train, seen, unseen), `reward` (sparse, dense), `facts`, `max_episode_steps`,
-    `domain_randomization` (of split train), `cache`; of made games also `games`, of a path `tasks`
+    `domain_randomization` (of split train), `cache_dir`; of made games also `games`, of a path `tasks`
     (`docs/alfworld.md`). Raises `EnvironmentIdError`, `EnvironmentOptionError`, `EnvironmentUnavailableError`.
     """
     env_id = f"alfworld/{name}"
@@ -98,7 +97,7 @@ def make_alfworld(name: str, **options: Any) -> TextEnv:
     if shuffled and split not in (None, "train"):
         raise EnvironmentOptionError(f"{env_id}: domain_randomization is for split=train, not {split}")
     steps = check_count(env_id, "max_episode_steps", options.get("max_episode_steps", MAX_STEPS))
-    cache = _cache(env_id, options)
+    cache = cache_folder("alfworld", options.get("cache_dir"))
     package.versions()  # says what is missing, before anything is looked for or made
     source: Source
     if path:
@@ -110,15 +109,6 @@ def make_alfworld(name: str, **options: Any) -> TextEnv:
         source = MadeHere(tasks_of(name), split, games, Maker(cache, shared_planner()))
     spec = TextEnvSpec(id=env_id, max_episode_steps=steps, has_success=True, options=dict(options))
     return AlfworldEnv(spec, source, cache, reward=reward, facts=facts, shuffled=shuffled)
-
-
-def _cache(env_id: str, options: Mapping[str, Any]) -> Path:
-    cache = options.get("cache")
-    if cache is None:
-        return default_folder()
-    if not isinstance(cache, str | Path) or not str(cache):
-        raise EnvironmentOptionError(f"{env_id}: cache must be a folder, not {cache!r}")
-    return Path(cache).expanduser()
 
 
 def _found(env_id: str, name: str, split: str | None, tasks: tuple[str, ...], cache: Path) -> tuple[Path, ...]:

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from envs.alfworld import package
-from envs.alfworld.cache import default_folder, digest, keep_folder
 from envs.alfworld.compiled import compile_game
 from envs.alfworld.engine import Player
 from envs.alfworld.ids import SPLITS, tasks_of
 from envs.alfworld.planner import Planner, TranslationError
 from envs.alfworld.problem import as_json, game_data, pddl, traj_data
 from envs.alfworld.scenes import TREATMENTS, Scene, draw
+from envs.cache import cache_folder, digest, keep_folder
 from envs.registry import check_choice
 
 RECIPE = "1"
@@ -137,17 +137,17 @@ def prepare(
     workers: int = 1,
     *,
     games: int | None = None,
-    cache: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Makes the games that `seeds` name in `alfworld/<tasks>`, with `workers` translators side by side.
 
-    `games` and `cache` as the options of the environment. `progress(done, total)` is called after each game. Gives the
+    `games` and `cache_dir` as the options of the environment. `progress(done, total)` is called after each game. Gives the
     games' folders, in no particular order and each once. Raises `GenerationError` for the first that can't be made;
     those that were made stay. A split or task type that there is not is an error as in the environment.
     """
     check_choice(f"alfworld/{tasks}", "split", split, SPLITS)
-    mix, count, root = tasks_of(tasks), games or GAMES[split], Path(cache) if cache else default_folder()
+    mix, count, root = tasks_of(tasks), games or GAMES[split], cache_folder("alfworld", cache_dir)
     wanted = list(dict.fromkeys(game_of(mix, seed, count) for seed in seeds))
     makers: list[tuple[Maker, Planner]] = []
     mine = threading.local()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.base import EnvironmentIdError
+from envs.cache import cache_folder
 from envs.registry import check_choice, check_count, check_flag, check_options
 from envs.text import TextEnvSpec
 from envs.textworld import games
@@ -106,7 +107,7 @@ def _check(task: Task, options: dict[str, Any]) -> tuple[str | None, tuple[tuple
     if split is not None:
         check_choice(env_id, "split", split, SPLITS)
     extra = tuple((key, check_choice(env_id, key, options.get(key, _SIMPLE[key][0]), _SIMPLE[key])) for key in simple)
-    return split, extra, games.cache_folder(options.get("cache_dir"))
+    return split, extra, cache_folder("textworld", options.get("cache_dir"))
 
 
 def _of_seed(

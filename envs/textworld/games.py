@@ -11,9 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
-import shutil
-import uuid
+import tempfile
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,10 +21,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from envs.cache import keep_folder
 from envs.textworld.tasks import Setting, Task
 
-CACHE_VARIABLE = "YENDOR_CACHE"
-DEFAULT_CACHE = Path(".cache")
 _STORY, _ABOUT, _SUMS = "game.z8", "game.json", "sums.json"
 _LAYOUT = 1
 """Part of every digest; to be raised when games are made differently here."""
@@ -59,13 +56,6 @@ class Recipe:
         """40 hexadecimal digits."""
         made_of = [_LAYOUT, self.task.kind, sorted(self.settings.items()), self.seed, _textworld_version()]
         return hashlib.blake2b(json.dumps(made_of).encode(), digest_size=20).hexdigest()
-
-
-def cache_folder(given: str | Path | None = None) -> Path:
-    """Where games are kept: `given`, or `textworld` in the folder that YENDOR_CACHE names, or `.cache/textworld`."""
-    if given is not None:
-        return Path(given)
-    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE) / "textworld"
 
 
 def story_of(recipe: Recipe, folder: Path) -> Path:
@@ -156,7 +146,11 @@ def _lock(path: Path) -> Generator[None]:
 
 def digest_of(path: Path) -> str:
     """40 hexadecimal digits of the contents of a file."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=20).hexdigest()
+    return _digest_of(path.read_bytes())
+
+
+def _digest_of(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=20).hexdigest()
 
 
 def _is_whole(home: Path) -> bool:
@@ -168,17 +162,11 @@ def _is_whole(home: Path) -> bool:
 
 
 def _make(recipe: Recipe, home: Path) -> None:
-    draft = home.parent / f".{home.name}-{uuid.uuid4().hex}"
-    draft.mkdir(parents=True)
-    try:
-        _generate(recipe, draft / _STORY)
-        (draft / _SUMS).write_text(json.dumps({name: digest_of(draft / name) for name in (_STORY, _ABOUT)}))
-        if home.exists():  # damaged: out of the way by a rename too, as somebody may be reading it
-            home.rename(draft / "damaged")
-            shutil.rmtree(draft / "damaged")
-        draft.rename(home)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="yendor-game-") as draft:
+        _generate(recipe, Path(draft) / _STORY)
+        files = {name: (Path(draft) / name).read_bytes() for name in (_STORY, _ABOUT)}
+    sums = {name: _digest_of(content) for name, content in files.items()}
+    keep_folder(home, {**files, _SUMS: json.dumps(sums).encode()}, damaged=True)
 
 
 def _generate(recipe: Recipe, story: Path) -> None:

@@ -38,9 +38,10 @@ def from_text(key: str, text: str, kind: KeyType | None) -> Value:
         return int(text)
     if kind.kind in (int, float):
         try:
-            return from_yaml(key, float(text), kind)
+            number = float(text)
         except ValueError:
-            pass
+            raise _wrong_type(key, text, kind) from None
+        return from_yaml(key, number, kind)
     raise _wrong_type(key, text, kind)
 
 

@@ -1,4 +1,4 @@
-"""The folder in which games are kept that were made or translated once. Any number of processes may share it.
+"""The folders in which text worlds keep games that were made or translated once. Any number of processes may share it.
 
 Everything in it is named by what it was made from, so that nothing in it is ever out of date, and written under another
 name first, so that a reader never meets a half. It can be deleted at any time.
@@ -16,16 +16,23 @@ from typing import Any
 
 import zstandard
 
+from envs.registry import EnvironmentOptionError
+
 ENVIRONMENT_VARIABLE = "YENDOR_CACHE"
 
 
-def default_folder() -> Path:
-    """`alfworld` below the folder that YENDOR_CACHE names, or else below `.cache` here."""
-    return Path(os.environ.get(ENVIRONMENT_VARIABLE) or ".cache") / "alfworld"
+def cache_folder(family: str, given: object = None) -> Path:
+    """Where the games of a family are kept: `given` (its option `cache_dir`), or the folder with the family's name below
+    the one that YENDOR_CACHE names, or else below `.cache` here. Raises `EnvironmentOptionError` for what is no path."""
+    if given is None:
+        return Path(os.environ.get(ENVIRONMENT_VARIABLE) or ".cache") / family
+    if not isinstance(given, str | Path) or not str(given):
+        raise EnvironmentOptionError(f"{family}: cache_dir must be a folder, not {given!r}")
+    return Path(given).expanduser()
 
 
-def digest(*parts: str) -> str:
-    """A name for what was made from `parts`: 32 hexadecimal digits of blake2b."""
+def digest(*parts: object) -> str:
+    """A name for what was made from `parts`, which JSON can hold: 32 hexadecimal digits of blake2b."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -44,15 +51,19 @@ def keep_json(folder: Path, name: str, make: Callable[[], Any]) -> Any:
     return json.loads(made)
 
 
-def keep_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def keep_folder(folder: Path, files: Mapping[str, bytes], *, damaged: bool = False) -> None:
     """Makes `folder` with these files in it, all at once. Where another process was first, its files stay: they are the
-    same."""
+    same. `damaged`: what stands there is not, and makes room (under a lock of the caller's)."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
     try:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
         temporary.chmod(0o755)
+        if damaged and folder.exists():  # moved by a rename too, as somebody may be reading it
+            away = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".old-"))
+            folder.rename(away / folder.name)
+            shutil.rmtree(away)
         with contextlib.suppress(FileExistsError):
             _rename(temporary, folder)
     finally:

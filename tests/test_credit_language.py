@@ -124,9 +124,9 @@ def test_a_separate_backbone_learns_by_the_gradient_of_the_whole_batch(qwen, ada
             torch.testing.assert_close(trained[name].grad, gradient, atol=1e-6, rtol=1e-4)
     assert all(torch.equal(p, dict(estimator.named_parameters())[name]) for name, p in frozen.items())
     assert bool(frozen) == adapters
-    for _ in range(60):
+    for _ in range(25):
         last = estimator.step(batch, outcome, parts_of(batch))
-    assert last < 0.05 * told
+    assert last < 0.3 * told
 
 
 def test_leave_one_out_is_that_of_the_objective():

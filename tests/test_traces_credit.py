@@ -114,6 +114,7 @@ def test_the_command(run, tmp_path):
     shown = runner.invoke(app, ["trace", "show", str(trace.path), "--credit"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     assert "estimator" in shown.output and "ĉ" in shown.output and "Σ" in shown.output
+    assert runner.invoke(app, ["trace", "show", str(trace.path), "--limit", "3"]).exit_code == 0
     told = json.loads(
         runner.invoke(app, ["trace", "show", str(trace.path), "--credit", "--json", "--out", str(tmp_path)]).output
     )

@@ -94,7 +94,7 @@ def show(
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="With --credit: whose estimator; default: the run's newest.")
     ] = None,
-    out: Annotated[
+    copy_to: Annotated[
         Path | None, typer.Option("--out", help="With --credit: folder for a copy with these rewards, to view.")
     ] = None,
     as_json: AsJson = False,
@@ -110,9 +110,9 @@ def show(
 
         if screens:
             raise UsageError("--screens: has no effect with --credit")
-        show_credit(trace, start, limit, checkpoint=checkpoint, out=out, as_json=as_json)
+        show_credit(trace, start, limit, checkpoint=checkpoint, out=copy_to, as_json=as_json)
         return
-    for name, value in (("--checkpoint", checkpoint), ("--out", out)):
+    for name, value in (("--checkpoint", checkpoint), ("--out", copy_to)):
         if value is not None:
             raise UsageError(f"{name}: has no effect without --credit")
     steps = [step for step in trace.steps if step.step >= start][:limit]

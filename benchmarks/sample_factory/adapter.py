@@ -36,6 +36,7 @@ from sample_factory.train import make_runner
 from torch import Tensor, nn
 
 from agents.networks import NETWORKS, build_policy
+from agents.networks import crops as networks
 from agents.networks.base import RecurrentPolicy
 from envs import Observation, VectorEnv, YendorEnv, make
 
@@ -73,7 +74,7 @@ class BatchedEnv(gym.Env[Observation, Any]):
 class NetworkEncoder(Encoder):
     """The encoder module of our policy, unchanged."""
 
-    def __init__(self, encoder: nn.Module, cfg: Any, observation: gym.spaces.Dict) -> None:
+    def __init__(self, encoder: networks.Encoder, cfg: Any, observation: gym.spaces.Dict) -> None:
         super().__init__(cfg)
         self.module = encoder
         self._types = {name: torch.from_numpy(np.zeros(1, s.dtype)).dtype for name, s in observation.spaces.items()}
@@ -82,7 +83,7 @@ class NetworkEncoder(Encoder):
         return self.module(observation)
 
     def get_out_size(self) -> int:
-        return int(self.module.features)  # pyright: ignore[reportArgumentType] - all our encoders have it
+        return self.module.crop_features + self.module.rest_features
 
     def type_for_input_tensor(self, input_tensor_name: str) -> torch.dtype:
         """As the environment gives it: our encoders read bytes and integers, and nothing is converted to floats."""

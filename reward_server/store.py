@@ -211,6 +211,17 @@ class AnnotationStore:
             for row in self._query(sql, (self._find_key(key),))
         }
 
+    def records(self, key: JudgeKey) -> dict[int, LabelRecord]:
+        """All labels under the key by caption id, those set aside included."""
+        sql = (
+            "SELECT caption_id, label, probability, raw, latency_s, attempts FROM labels"
+            " WHERE key_id = ? AND state = 'labelled'"
+        )
+        return {
+            row[0]: LabelRecord(row[0], Answer(row[1], row[2], row[3], row[4]), row[5])
+            for row in self._query(sql, (self._find_key(key),))
+        }
+
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Texts of those of the captions that the store knows."""
         wanted = json.dumps([int(i) for i in ids])

@@ -29,8 +29,8 @@ CONCENTRATED = 0.5
 """... and whatever it earned before, where it alone brings this share."""
 SATURATED = 0.95
 """A task that succeeds so often is learnt: nothing more can be asked of it."""
-_Z = 1.64
-"""Success (or return) has grown where the difference is that many standard errors: 95 %, one-sided."""
+_Z = 1.0
+"""Success (or return) has grown where the difference is that many standard errors: rather a late alarm than a false one."""
 
 
 @dataclass(slots=True)
@@ -166,7 +166,7 @@ class RewardWatch:
         """Puts back what `state_dict` gave."""
         self._size, self._has_success = state["size"], state["has_success"]
         self._windows = [
-            _Window(episodes, goal, squared, {text: earned for text, earned in captions}, rest)
+            _Window(episodes, goal, squared, dict(captions), rest)
             for episodes, goal, squared, captions, rest in state["windows"]
         ]
         self._report = self._look() if len(self._windows) > 1 else RewardWatchReport()

@@ -170,7 +170,8 @@ def _summary(tree: Any) -> Summary:
     for name in ("liked", "disliked"):
         values[name] = tuple(CaptionScore(**score) for score in values.get(name, ()))
     if "reward_watch" in values:
-        watch = values["reward_watch"]
-        flags = tuple(HackingFlag(**{**flag, "reasons": tuple(flag["reasons"])}) for flag in watch["flags"])
-        values["reward_watch"] = RewardWatchReport(**{**watch, "flags": flags})
+        watch: dict[str, Any] = dict(values["reward_watch"])
+        flags: list[dict[str, Any]] = watch.pop("flags")
+        found = tuple(HackingFlag(**{**flag, "reasons": tuple(flag["reasons"])}) for flag in flags)
+        values["reward_watch"] = RewardWatchReport(**watch, flags=found)
     return Summary(**values)

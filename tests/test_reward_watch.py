@@ -14,7 +14,12 @@ KEY, DOOR = "You see here a key.", "You close the door."
 
 
 def stream(
-    watch: RewardWatch, episodes: int, success: float | None, earns: dict[str, float], seed: int = 0, extrinsic: float = 0.0
+    watch: RewardWatch,
+    episodes: int,
+    success: float | None,
+    earns: dict[str, float],
+    seed: int = 0,
+    extrinsic: float = 0.0,
 ) -> None:
     """Episodes that succeed with a probability (None: a task without success), each earning so much from captions."""
     rng = np.random.default_rng(seed)

@@ -1,5 +1,7 @@
 """Held-out seeds: no training ever plays an episode of an evaluation."""
 
+import contextlib
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,10 +39,8 @@ def test_a_rollout_plays_training_seeds_and_an_evaluation_held_out_ones(monkeypa
         lambda: build_rollout(config, 0, observer=None),
         lambda: evaluate._play(evaluate._Job(config, None, config.run.seed, 0, 64)),  # type: ignore[arg-type]
     ):
-        try:
+        with contextlib.suppress(InterruptedError):
             play()
-        except InterruptedError:
-            pass
     half = len(drawn) // 2
     assert len(set(drawn)) == len(drawn) == 2 * 64 * 3
     assert not any(map(is_held_out, drawn[:half])) and all(map(is_held_out, drawn[half:]))

@@ -202,9 +202,7 @@ def _show(out: "Console", report: "ProbeReport") -> None:
 def _as_tree(report: "ProbeReport") -> dict[str, object]:
     import dataclasses
 
-    checks = [
-        {**dataclasses.asdict(check), "ok": check.ok, "meaning": check.meaning} for check in report.checks
-    ]
+    checks = [{**dataclasses.asdict(check), "ok": check.ok, "meaning": check.meaning} for check in report.checks]
     return {**dataclasses.asdict(report), "checks": checks, "ok": report.ok}
 
 

@@ -224,9 +224,7 @@ async def _pair_checks(
     ]
 
 
-def _preferred(
-    name: str, both: Sequence[tuple[tuple[str, str], Answer, Answer]], limits: Mapping[str, float]
-) -> Check:
+def _preferred(name: str, both: Sequence[tuple[tuple[str, str], Answer, Answer]], limits: Mapping[str, float]) -> Check:
     """Pairs of a better caption and a worse one; a case is one order of one."""
     bad = [Example(pair, (one.label,)) for pair, one, _ in both if one.label == SECOND]
     bad += [Example(pair[::-1], (two.label,)) for pair, _, two in both if two.label == FIRST]

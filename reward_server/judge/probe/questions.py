@@ -1,9 +1,9 @@
 """What a judge is asked when it is probed, as data (`questions.yaml`)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -38,12 +38,20 @@ class ProbeQuestions:
         except yaml.YAMLError as error:
             raise JudgeError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
         names = [field.name for field in fields(cls)]
-        if not isinstance(tree, dict) or set(tree) != set(names):
+        if not isinstance(tree, dict) or set(cast("dict[object, object]", tree)) != set(names):
             raise JudgeError(f"{path}: must have exactly the parts {', '.join(names)}")
-        parts = {name: _part(f"{path}: {name}", tree[name], grouped=name in _GROUPED) for name in names}
-        if any("{caption}" not in text or "{label}" not in text for text in parts["injections"]):
+        parts = cast("dict[str, object]", tree)
+        found = cls(
+            helpful=_texts(path, "helpful", parts["helpful"]),
+            unhelpful=_texts(path, "unhelpful", parts["unhelpful"]),
+            paraphrases=_groups(path, "paraphrases", parts["paraphrases"]),
+            numbers=_groups(path, "numbers", parts["numbers"]),
+            fooling=_texts(path, "fooling", parts["fooling"]),
+            injections=_texts(path, "injections", parts["injections"]),
+        )
+        if any("{caption}" not in text or "{label}" not in text for text in found.injections):
             raise JudgeError(f"{path}: each of injections must have {{caption}} and {{label}}")
-        return cls(**parts)
+        return found
 
     @property
     def plain(self) -> tuple[tuple[str, int], ...]:
@@ -51,18 +59,18 @@ class ProbeQuestions:
         return (*((text, 1) for text in self.helpful), *((text, 0) for text in self.unhelpful))
 
 
-_GROUPED = ("paraphrases", "numbers")
+def _groups(path: Path | None, part: str, values: object) -> Groups:
+    return tuple(_texts(path, part, group) for group in _list(path, part, values))
 
 
-def _part(where: str, values: object, *, grouped: bool) -> "tuple[str, ...] | Groups":
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise JudgeError(f"{where}: must be a list")
-    if grouped:
-        return tuple(_texts(where, group) for group in values)
-    return _texts(where, values)
+def _texts(path: Path | None, part: str, values: object) -> tuple[str, ...]:
+    texts = _list(path, part, values)
+    if not all(isinstance(text, str) for text in texts):
+        raise JudgeError(f"{path}: {part} must hold texts")
+    return tuple(str(text) for text in texts)
 
 
-def _texts(where: str, values: object) -> tuple[str, ...]:
-    if not isinstance(values, Sequence) or not all(isinstance(value, str) for value in values):
-        raise JudgeError(f"{where}: must hold texts")
-    return tuple(str(value) for value in values)
+def _list(path: Path | None, part: str, values: object) -> list[object]:
+    if not isinstance(values, list) or not values:
+        raise JudgeError(f"{path}: {part} must be a list, and not empty")
+    return cast("list[object]", values)

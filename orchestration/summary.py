@@ -172,6 +172,6 @@ def _summary(tree: Any) -> Summary:
     if "reward_watch" in values:
         watch: dict[str, Any] = dict(values["reward_watch"])
         flags: list[dict[str, Any]] = watch.pop("flags")
-        found = tuple(HackingFlag(**{**flag, "reasons": tuple(flag["reasons"])}) for flag in flags)
+        found = tuple(HackingFlag(reasons=tuple(flag.pop("reasons")), **flag) for flag in flags)
         values["reward_watch"] = RewardWatchReport(**watch, flags=found)
     return Summary(**values)

@@ -288,9 +288,14 @@ class Ledger:
         self._drop(self._backlog.push_oldest(caption_id, text))
 
     def _drop(self, caption: Caption | None) -> None:
-        """A caption that fell out of the backlog is unseen again: it is queued anew when it turns up again."""
+        """A caption that fell out of the backlog is unseen again: it is queued anew when it turns up again. One that had
+        failed before has failed again: so the store says of it."""
         if caption is not None:
             self.dropped += 1
-            self._state.pop(caption[0], None)
+            if caption[0] in self._forgiven:
+                self._state[caption[0]] = CaptionState.FAILED
+                self._failed.add(caption[0])
+            else:
+                self._state.pop(caption[0], None)
             self._attempts.pop(caption[0], None)
             self._alone.discard(caption[0])

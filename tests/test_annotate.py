@@ -88,6 +88,7 @@ def test_a_judge_that_is_down_is_an_error_that_says_so_and_loses_nothing(
     assert len(labels(out)) == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_paid_for(tmp_path: Path) -> None:
     texts = [f"You see here {n} daggers." for n in range(400)]
     (tmp_path / "captions.txt").write_text("\n".join(texts))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from envs.captions import caption_id
@@ -492,6 +492,7 @@ def _among(store: AnnotationStore, n: int) -> int:
 
 
 @settings(max_examples=40, deadline=None)
+@example(["garbage"] * 3, [[0, 3, 4], [1, 2]], None, 3, 3)  # a caption with a second chance falls out of the backlog
 @given(
     script=st.lists(st.sampled_from(["ok", "ok", "ok", "down", "garbage", "half", "short"]), max_size=25),
     submissions=st.lists(st.lists(st.integers(0, 25), max_size=12), min_size=1, max_size=6),

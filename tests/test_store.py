@@ -287,7 +287,7 @@ def test_a_file_that_may_not_grow_further_loses_nothing_that_was_acknowledged(pa
 import resource, signal
 from reward_server.store import AnnotationStoreError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, resource.RLIM_INFINITY))
 def put(i):
     text = f'caption {i}'
     store.write(key, [LabelRecord(caption_id(text), Answer(i % 2, None, 'x' * 500, 0.0))], [(caption_id(text), text)])

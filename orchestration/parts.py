@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agents.networks import NETWORKS, build_policy
 from agents.observer import EpisodeObserver
@@ -17,12 +19,12 @@ from learner.checkpoint import save_checkpoint
 from learner.fusion import fuse
 from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights
 from learner.precision import resolve_precision
-from learner.returns import EpisodeSums
+from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
-from orchestration.seeds import derive_seed
+from orchestration.seeds import derive_seed, training_seed
 from orchestration.summary import CaptionScore
 from orchestration.traces.again import player
 from orchestration.traces.recorder import TraceRecorder, TraceRun
@@ -54,7 +56,7 @@ def build_rollout(config: Config, index: int, *, incarnation: int = 0, observer:
     envs = VectorEnv(
         lambda: make(config.env.id, view, **config.env.options),
         config.actors.envs,
-        lambda env, episode: derive_seed(seed, "env", index, incarnation, env, episode),
+        lambda env, episode: training_seed(seed, "env", index, incarnation, env, episode),
     )
     policy = build_policy(config.agent.network, len(envs.env_spec.action_names))
     return Rollout(
@@ -152,6 +154,7 @@ class LearnerPart:
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,
+            earned=self._earned(trajectory, rewards.bonus),
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
@@ -163,6 +166,13 @@ class LearnerPart:
         weights = self.learner.weights() if updates else None
         self._idle_since = time.perf_counter()
         return result, weights
+
+    def _earned(self, trajectory: Trajectory, bonus: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+        """What each caption earned in the trajectory. Few steps are rewarded, so this costs microseconds."""
+        if self.scorer is None:
+            return ()
+        sums = sums_by_id(trajectory.caption_id, bonus)
+        return tuple(zip(self.scorer.texts(sums), sums.values(), strict=True))
 
     def _refresh_shown(self) -> None:
         if self.scorer is None or time.perf_counter() - self._shown_at < _REFRESH_SHOWN_S:

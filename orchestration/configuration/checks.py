@@ -121,6 +121,8 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "judge.dtype": Choice(("auto", "float32", "bfloat16", "float16")),
     "judge.cache_dir": Text(),
     "annotator.max_labels": NOT_NEGATIVE,
+    "annotator.max_labels_per_s": POSITIVE,
+    "annotator.reuse": Text(),
     "annotator.backlog": COUNT,
     "annotator.batch": COUNT,
     "annotator.in_flight": COUNT,

@@ -58,6 +58,10 @@ RULES = (
         ("distiller.interval_s", "distiller.max_share", "log.interval_s"),
         lambda c: "runtime=serial does everything after each rollout" if c.runtime == "serial" else None,
     ),
+    Rule(
+        ("annotator.max_labels_per_s",),
+        lambda c: "runtime=serial does not look at the clock" if c.runtime == "serial" else None,
+    ),
     Rule(("distiller.holdout_after",), lambda c: "distiller.holdout=0" if c.distiller.holdout == 0 else None),
     Rule(("learner.threads",), lambda c: "learner.device=cuda" if c.learner.device == "cuda" else None),
 )

@@ -21,12 +21,12 @@ from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights
 from learner.precision import resolve_precision
 from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import learns_intrinsic
+from orchestration.configuration import is_traced, learns_intrinsic
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed, training_seed
 from orchestration.summary import CaptionScore
-from orchestration.traces.again import player
+from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
 from reward_server.distiller import Distiller, RewardModelVersion
 from reward_server.models.base import reward_model_kind
@@ -72,7 +72,7 @@ def build_rollout(config: Config, index: int, *, incarnation: int = 0, observer:
 
 def build_observer(config: Config, traces: Path, index: int, incarnation: int = 0) -> EpisodeObserver | None:
     """The trace recorder of one actor; None where nothing is traced."""
-    if config.trace.rate <= 0.0:
+    if not is_traced(config):
         return None
     run = TraceRun(
         run=config.run.name,
@@ -87,7 +87,8 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
         config.trace.rate,
         run,
         agent=actor_name(index, incarnation),
-        player=player(lambda: make(config.env.id, view, **config.env.options)),
+        asked=[name for name in config.trace.episodes.split(",") if name],
+        keeper=AsideKeeper(Recipe(config.env.id, view, config.env.options, traces, run)) if config.trace.rate else None,
         aside=True,
     )
 

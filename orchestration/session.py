@@ -12,7 +12,7 @@ import psutil
 from agents.report import RolloutReport
 from learner.update import Update
 from orchestration.config import Config
-from orchestration.configuration import to_yaml, uses_judge
+from orchestration.configuration import is_traced, learns_intrinsic, to_yaml, uses_judge
 from orchestration.errors import TraceError
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
@@ -191,6 +191,11 @@ class Session:
         """Whether the run reached `train.env_steps` or `train.max_wall_s`."""
         limit = self.config.train.max_wall_s
         return self.env_steps >= self.config.train.env_steps or (limit is not None and self.wall_s >= limit)
+
+    @property
+    def reward_model_in_force(self) -> int | None:
+        """The version that steps are rewarded under; None where no reward model is learned. Traces tell of it."""
+        return self.reward_model_version if learns_intrinsic(self.config) else None
 
     @property
     def wall_s(self) -> float:
@@ -382,7 +387,7 @@ class Session:
 
 def _run_trace(config: Config, rundir: RunDir) -> RunTrace | None:
     """The trace of the run itself; None where nothing is traced."""
-    if config.trace.rate <= 0.0:
+    if not is_traced(config):
         return None
     return RunTrace(
         rundir.traces,

@@ -147,6 +147,7 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "distiller.holdout_after": NOT_NEGATIVE,
     "distiller.caption_bytes": Range(123, 65536),
     "trace.rate": SHARE,
+    "trace.episodes": Text(r"[\w.*?,\[\]!-]*", "must be names of episodes or patterns of them, separated by commas"),
     "checkpoint.interval_s": POSITIVE,
     "checkpoint.keep": COUNT,
     "log.interval_s": POSITIVE,
@@ -216,6 +217,11 @@ def check_consistency(config: Config, given: Set[str]) -> None:
 def learns_intrinsic(config: Config) -> bool:
     """Whether intrinsic reward is part of what the agent learns from."""
     return config.reward.model != "none" and config.reward.w_int != 0
+
+
+def is_traced(config: Config) -> bool:
+    """Whether the run records episodes, and itself."""
+    return config.trace.rate > 0 or bool(config.trace.episodes)
 
 
 def uses_judge(config: Config) -> bool:

@@ -63,6 +63,7 @@ RULES = (
         lambda c: "runtime=serial does not look at the clock" if c.runtime == "serial" else None,
     ),
     Rule(("distiller.holdout_after",), lambda c: "distiller.holdout=0" if c.distiller.holdout == 0 else None),
+    Rule(("trace.episodes",), lambda c: "trace.rate=1 (every episode is traced)" if c.trace.rate == 1 else None),
     Rule(("learner.threads",), lambda c: "learner.device=cuda" if c.learner.device == "cuda" else None),
 )
 """The keys whose effect depends on others."""

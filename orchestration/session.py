@@ -70,6 +70,7 @@ class Session:
         self._checkpoint: Path | None = None
         self._liked: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
         self._captions: set[int] = set()
+        self._credit: Mapping[str, float] = {}
         self._updates: deque[Update] = deque(maxlen=64)
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
@@ -130,6 +131,7 @@ class Session:
         self.samples_dropped = result.samples_dropped
         self.reward_model_version = result.reward_model_version
         self._liked = (result.liked, result.disliked)
+        self._credit = result.credit
         for update in result.updates:
             self._clock.add("learner", "train", update.train_s)
             self._clock.add("learner", "rewards", update.reward_s)
@@ -332,6 +334,7 @@ class Session:
             "rollout/bytes_per_step": self._bytes_per_step,
             "samples_dropped": self.samples_dropped,
             "env_errors": self.env_errors,
+            **self._credit,
         }
         if updates:
             weight = sum(u.samples for u in updates)

@@ -76,7 +76,9 @@ class StepPacker:
             line["reward"] = steps.reward.astype(np.float64)
         said = np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist()
         if said:
-            line["said"] = [(at, self.captions[caption]) for at, caption in zip(said, steps.caption_id[said].tolist(), strict=True)]
+            line["said"] = [
+                (at, self.captions[caption]) for at, caption in zip(said, steps.caption_id[said].tolist(), strict=True)
+            ]
         refused = np.flatnonzero(~steps.grounded)
         if len(refused):
             line["refused"] = refused

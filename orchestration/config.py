@@ -35,7 +35,9 @@ class TrainSettings:
 @dataclass(frozen=True)
 class TraceSettings:
     rate: float = 0.01
-    """Share of episodes that are traced."""
+    """Share of episodes that are traced; 0: none but those of `episodes`."""
+    episodes: str = ""
+    """Traced in any case: names of episodes, or patterns of them with `*` and `?`, separated by commas."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agents.networks import NETWORKS, build_policy
 from agents.observer import EpisodeObserver
@@ -21,14 +23,14 @@ from learner.credit.outcomes import EpisodeOutcome
 from learner.fusion import fuse
 from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights, resolve_device
 from learner.precision import resolve_precision
-from learner.returns import EpisodeSums
+from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import attributes_credit, learns_intrinsic
+from orchestration.configuration import attributes_credit, is_traced, learns_intrinsic
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
-from orchestration.seeds import derive_seed
+from orchestration.seeds import derive_seed, training_seed
 from orchestration.summary import CaptionScore
-from orchestration.traces.again import player
+from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
 from reward_server.distiller import Distiller, RewardModelVersion
 from reward_server.models.base import reward_model_kind
@@ -58,7 +60,7 @@ def build_rollout(config: Config, index: int, *, incarnation: int = 0, observer:
     envs = VectorEnv(
         lambda: make(config.env.id, view, **config.env.options),
         config.actors.envs,
-        lambda env, episode: derive_seed(seed, "env", index, incarnation, env, episode),
+        lambda env, episode: training_seed(seed, "env", index, incarnation, env, episode),
     )
     policy = build_policy(config.agent.network, len(envs.env_spec.action_names))
     return Rollout(
@@ -74,7 +76,7 @@ def build_rollout(config: Config, index: int, *, incarnation: int = 0, observer:
 
 def build_observer(config: Config, traces: Path, index: int, incarnation: int = 0) -> EpisodeObserver | None:
     """The trace recorder of one actor; None where nothing is traced."""
-    if config.trace.rate <= 0.0:
+    if not is_traced(config):
         return None
     run = TraceRun(
         run=config.run.name,
@@ -89,7 +91,8 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
         config.trace.rate,
         run,
         agent=actor_name(index, incarnation),
-        player=player(lambda: make(config.env.id, view, **config.env.options)),
+        asked=[name for name in config.trace.episodes.split(",") if name],
+        keeper=AsideKeeper(Recipe(config.env.id, view, config.env.options, traces, run)) if config.trace.rate else None,
         aside=True,
     )
 
@@ -178,6 +181,7 @@ class LearnerPart:
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,
+            earned=self._earned(trajectory, rewards.bonus),
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
@@ -190,6 +194,13 @@ class LearnerPart:
         weights = self.learner.weights() if updates else None
         self._idle_since = time.perf_counter()
         return result, weights
+
+    def _earned(self, trajectory: Trajectory, bonus: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+        """What each caption earned in the trajectory. Few steps are rewarded, so this costs microseconds."""
+        if self.scorer is None:
+            return ()
+        sums = sums_by_id(trajectory.caption_id, bonus)
+        return tuple(zip(self.scorer.texts(sums), sums.values(), strict=True))
 
     def _refresh_shown(self) -> None:
         if self.scorer is None or time.perf_counter() - self._shown_at < _REFRESH_SHOWN_S:

@@ -161,7 +161,7 @@ class RayRuntime:
             self._grant(actor)
 
     def _grant(self, actor: _Actor) -> None:
-        trajectory, report = actor.collect.remote(self._weights, self._version)
+        trajectory, report = actor.collect.remote(self._weights, self._version, self.session.reward_model_in_force)
         self._expect(report, _RolloutCall(actor, trajectory))
 
     def _rolled_out(self, answer: Future[Any], call: _RolloutCall) -> None:

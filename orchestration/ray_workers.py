@@ -40,9 +40,12 @@ class RolloutWorker:
         self._version = -1
         self._idle_since = time.perf_counter()
 
-    def collect(self, weights: "Weights", version: int) -> tuple["Trajectory", tuple[RolloutReport, float]]:
+    def collect(
+        self, weights: "Weights", version: int, reward_model_version: int | None
+    ) -> tuple["Trajectory", tuple[RolloutReport, float]]:
         """One trajectory under the given weights; its report, and the seconds this worker waited for the call."""
         waited = time.perf_counter() - self._idle_since
+        self._rollout.reward_model_version = reward_model_version
         if version != self._version:
             self._rollout.set_weights(weights, version)
             self._version = version

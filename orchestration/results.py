@@ -19,6 +19,8 @@ class FeedResult:
     updates: tuple[Update, ...]
     intrinsic_returns: Mapping[tuple[int, int], float]
     """Sum of r_int / N^β of each episode that ended in the trajectory, by (t, environment)."""
+    earned: tuple[tuple[str, float], ...]
+    """Captions that were rewarded in the trajectory, with the sum of r_int / N^β of each."""
     policy_version: int
     reward_model_version: int
     samples_dropped: int

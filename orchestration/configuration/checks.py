@@ -146,6 +146,8 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "judge.dtype": Choice(("auto", "float32", "bfloat16", "float16")),
     "judge.cache_dir": Text(),
     "annotator.max_labels": NOT_NEGATIVE,
+    "annotator.max_labels_per_s": POSITIVE,
+    "annotator.reuse": Text(),
     "annotator.backlog": COUNT,
     "annotator.batch": COUNT,
     "annotator.in_flight": COUNT,
@@ -170,6 +172,7 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "distiller.holdout_after": NOT_NEGATIVE,
     "distiller.caption_bytes": Range(123, 65536),
     "trace.rate": SHARE,
+    "trace.episodes": Text(r"[\w.*?,\[\]!-]*", "must be names of episodes or patterns of them, separated by commas"),
     "checkpoint.interval_s": POSITIVE,
     "checkpoint.keep": COUNT,
     "log.interval_s": POSITIVE,
@@ -263,6 +266,11 @@ def learns_progress(config: Config) -> bool:
 def learns_intrinsic(config: Config) -> bool:
     """Whether intrinsic reward is part of what the agent learns from."""
     return config.reward.model != "none" and config.reward.w_int != 0
+
+
+def is_traced(config: Config) -> bool:
+    """Whether the run records episodes, and itself."""
+    return config.trace.rate > 0 or bool(config.trace.episodes)
 
 
 def uses_judge(config: Config) -> bool:

@@ -97,7 +97,12 @@ RULES = (
         ("distiller.interval_s", "distiller.max_share", "log.interval_s"),
         lambda c: "runtime=serial does everything after each rollout" if c.runtime == "serial" else None,
     ),
+    Rule(
+        ("annotator.max_labels_per_s",),
+        lambda c: "runtime=serial does not look at the clock" if c.runtime == "serial" else None,
+    ),
     Rule(("distiller.holdout_after",), lambda c: "distiller.holdout=0" if c.distiller.holdout == 0 else None),
+    Rule(("trace.episodes",), lambda c: "trace.rate=1 (every episode is traced)" if c.trace.rate == 1 else None),
     Rule(
         ("learner.normalise_advantage",),
         lambda c: "credit.advantage=separate" if attributes_credit(c) and c.credit.advantage == "separate" else None,

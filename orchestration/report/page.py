@@ -13,7 +13,16 @@ from orchestration.summary import CaptionScore, Summary
 
 _SHARE = (0.0, 1.0)
 _COMPONENTS = "reward/"
-_DIAGNOSTICS = ("loss/", "policy/entropy", "policy/kl", "policy/clipped", "policy/grad_norm", "value/", "grounded")
+_DIAGNOSTICS = (
+    "loss/",
+    "policy/entropy",
+    "policy/kl",
+    "policy/clipped",
+    "policy/grad_norm",
+    "value/",
+    "grounded",
+    "progress/",
+)
 _KNOWN_EPISODE = ("episode/return", "episode/success", "episode/intrinsic_return", "episode/length")
 
 

@@ -12,7 +12,7 @@ import psutil
 from agents.report import RolloutReport
 from learner.update import Update
 from orchestration.config import Config
-from orchestration.configuration import to_yaml, uses_judge
+from orchestration.configuration import is_traced, learns_intrinsic, to_yaml, uses_judge
 from orchestration.errors import TraceError
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
@@ -70,6 +70,7 @@ class Session:
         self._checkpoint: Path | None = None
         self._liked: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
         self._captions: set[int] = set()
+        self._credit: Mapping[str, float] = {}
         self._updates: deque[Update] = deque(maxlen=64)
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
@@ -130,6 +131,7 @@ class Session:
         self.samples_dropped = result.samples_dropped
         self.reward_model_version = result.reward_model_version
         self._liked = (result.liked, result.disliked)
+        self._credit = result.credit
         for update in result.updates:
             self._clock.add("learner", "train", update.train_s)
             self._clock.add("learner", "rewards", update.reward_s)
@@ -191,6 +193,11 @@ class Session:
         """Whether the run reached `train.env_steps` or `train.max_wall_s`."""
         limit = self.config.train.max_wall_s
         return self.env_steps >= self.config.train.env_steps or (limit is not None and self.wall_s >= limit)
+
+    @property
+    def reward_model_in_force(self) -> int | None:
+        """The version that steps are rewarded under; None where no reward model is learned. Traces tell of it."""
+        return self.reward_model_version if learns_intrinsic(self.config) else None
 
     @property
     def wall_s(self) -> float:
@@ -327,6 +334,7 @@ class Session:
             "rollout/bytes_per_step": self._bytes_per_step,
             "samples_dropped": self.samples_dropped,
             "env_errors": self.env_errors,
+            **self._credit,
         }
         if updates:
             weight = sum(u.samples for u in updates)
@@ -382,7 +390,7 @@ class Session:
 
 def _run_trace(config: Config, rundir: RunDir) -> RunTrace | None:
     """The trace of the run itself; None where nothing is traced."""
-    if config.trace.rate <= 0.0:
+    if not is_traced(config):
         return None
     return RunTrace(
         rundir.traces,

@@ -19,8 +19,6 @@ class FeedResult:
     updates: tuple[Update, ...]
     intrinsic_returns: Mapping[tuple[int, int], float]
     """Sum of r_int / N^β of each episode that ended in the trajectory, by (t, environment)."""
-    earned: tuple[tuple[str, float], ...]
-    """Captions that were rewarded in the trajectory, with the sum of r_int / N^β of each."""
     policy_version: int
     reward_model_version: int
     samples_dropped: int
@@ -32,3 +30,5 @@ class FeedResult:
     """Seconds since the call before: what the learner waited for trajectories."""
     credit: Mapping[str, float] = field(default_factory=dict[str, float])
     """How the progress estimator stands, as metrics; empty without one."""
+    earned: tuple[tuple[str, float], ...] = ()
+    """Captions that were rewarded in the trajectory, with the sum of r_int / N^β of each."""

@@ -9,6 +9,7 @@ ROUTINE = (
     "limit",
     "versus",
     "throughput",
+    "credit",
     "judge_cost",
     "labels",
     "alfworld",
@@ -20,7 +21,18 @@ ROUTINE = (
 """What `make bench` runs, one after the other: about an hour and a half."""
 LONG = ("memory", "growth")
 """Half an hour of training; a thousand processes. Only by name."""
-WITH_OPTIONS = ("growth", "judge_cost", "labels", "limit", "memory", "startup", "text_envs", "traces", "versus")
+WITH_OPTIONS = (
+    "credit",
+    "growth",
+    "judge_cost",
+    "labels",
+    "limit",
+    "memory",
+    "startup",
+    "text_envs",
+    "traces",
+    "versus",
+)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)

@@ -16,6 +16,12 @@ class JudgeSettings:
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the API key of `openai`; the key itself is never written anywhere."""
     goal: str = "default"
+    """`default`, `zero_knowledge`, `combat`, `gold`, `stairs`, or one of `goals_file`."""
+    goals_file: str | None = None
+    """YAML file with goals of your own: names and texts."""
+    pairs: str = "auto"
+    """How pairs are judged (`reward.model=ranking`): `pairwise` (the model is shown both captions), `pointwise` (derived from
+    what it says of each alone), `auto` (pointwise for the embedded judge, which knows no other question)."""
     mode: str = "direct"
     """`direct`: one constrained token; `reasoned`: bounded reasoning, then a constrained label."""
     reason_tokens: int = 256

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from reward_server.annotator_status import AnnotatorStatus, Meter
 from reward_server.backlog import Q
@@ -49,13 +49,16 @@ class _Flight(Generic[Q]):
     task: asyncio.Task[_Outcome]
 
 
-class Asked(Protocol[Q]):
+_Asked = TypeVar("_Asked", contravariant=True)
+
+
+class Asked(Protocol[_Asked]):
     """A judge, of captions or of pairs."""
 
     @property
     def key(self) -> JudgeKey: ...
 
-    async def ask(self, captions: Sequence[Q], /) -> list[Answer]: ...
+    async def ask(self, captions: Sequence[_Asked], /) -> list[Answer]: ...
 
 
 class Annotator(Generic[Q]):

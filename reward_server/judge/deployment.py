@@ -112,7 +112,8 @@ def start(
     """Deploys the judge on the Ray cluster that this process has joined, and returns while it starts.
 
     `num_gpus`: for each replica; by default 1 where the cluster has a GPU. `in_flight`: requests that one replica
-    works on at once. `pairwise`: it is asked about pairs of captions. More than one `judge.replicas` scales between 1 and that many with the load.
+    works on at once. `pairwise`: it is asked about pairs of captions. More than one `judge.replicas` scales between 1
+    and that many with the load.
     """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     gpus = float(ray.cluster_resources().get("GPU", 0) >= 1) if num_gpus is None else num_gpus

@@ -119,8 +119,9 @@ def build_judge(
 ) -> PromptedJudge:
     """A judge in this process: of captions, or with `pairwise` of pairs put to the model as pairs.
 
-    With `model=embedded` its model is built first if it is not cached (up to two minutes). `progress` gets lines of text while that happens. The vLLM engine starts with the first question. Raises
-    `JudgeError` where the engine or the model is not there.
+    With `model=embedded` its model is built first if it is not cached (up to two minutes); `progress` gets lines of text
+    while that happens. The vLLM engine starts with the first question. Raises `JudgeError` where the engine or the model
+    is not there.
     """
     prompt, key = judge_prompt(settings, pairs=pairwise), judge_key(settings, pairs=pairwise)
     engine = _engine(settings, progress)

@@ -113,11 +113,7 @@ class Prompt:
         data = self.template.data
         example = str(data["example"])
         shown = [_fill(example.replace("{label}", e["label"]), _example(e)) for e in data["examples"]]
-        text = (
-            str(data["instruction"])
-            .replace("{goal}", self.goal_text)
-            .replace("{examples}", "\n\n".join(shown))
-        )
+        text = str(data["instruction"]).replace("{goal}", self.goal_text).replace("{examples}", "\n\n".join(shown))
         before = _BLANK.split(str(data["question"]), maxsplit=1)[0]
         return (
             Message("system", str(data["system"])),

@@ -5,16 +5,18 @@ two more layers is trained to match it on what the agent meets; the reward is e(
 by a running deviation of the discounted intrinsic returns (section 2.4). Only a share of what is met is trained on.
 
 What is novel here is the caption, as bytes, which is where the judge's rewards fall too: so the two differ in what they reward and
-not in where. (In the paper it is the next screen.) The embedding of bytes takes the place of the paper's whitening.
+not in where. (In the paper it is the next screen.) The paper whitens observations, lest the target's features say little about
+them (section 2.4). Bytes cannot be whitened; the features themselves are, once, by the first captions that are met.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.captions import EMPTY_CAPTION_ID
 from reward_server.models.base import Evaluation, ExperiencedModel, RewardModelKind, RewardModelVersion
@@ -24,6 +26,8 @@ from reward_server.settings import ModelSettings, RndSettings
 FEATURES = 128
 HIDDEN = (128, 128)
 """The predictor's layers beyond the target's."""
+MIN_SCALE = 0.1
+"""Least deviation that features are divided by: where the first captions hardly differ, or there is one only."""
 
 
 class RndModel(ExperiencedModel):
@@ -36,7 +40,12 @@ class RndModel(ExperiencedModel):
             torch.manual_seed(seed)
             self.target = CharacterMLP((), FEATURES, dropout=0.0).to(device).eval()
             self.predictor = CharacterMLP(HIDDEN, FEATURES, dropout=0.0).to(device).eval()
+            for network in (self.target, self.predictor):
+                network.apply(_orthogonal)
         self.target.requires_grad_(False)
+        self.centre_F = torch.zeros(FEATURES, device=device)
+        self.scale = 0.0
+        """Mean and deviation of the target's features over the first captions; a scale of 0: there were none yet."""
         self.device = torch.device(device)
         self._settings = settings
         self._optimiser = torch.optim.Adam(self.predictor.parameters(), lr=settings.learning_rate, fused=True)
@@ -66,6 +75,8 @@ class RndModel(ExperiencedModel):
         captions = list(texts(unique[said].tolist()))
         if not captions:
             return
+        if not self.scale:
+            self._whiten(captions)
         error[said] = self.errors(captions)
         self._add_returns(source, error[inverse].reshape(ids.shape))
         drawn = self._random.random(ids.size) < self._settings.share
@@ -93,9 +104,21 @@ class RndModel(ExperiencedModel):
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         self._optimiser.step()
 
+    def _whiten(self, captions: Sequence[str]) -> None:
+        with torch.no_grad():
+            features_NF = torch.cat(
+                [self.target(self._bytes([captions[i] for i in rows])) for rows in by_length(captions)]
+            )
+        self.centre_F = features_NF.mean(0)
+        self.scale = max(float((features_NF - self.centre_F).square().mean().sqrt()), MIN_SCALE)
+
     def _errors(self, captions: Sequence[str]) -> Tensor:
-        bytes_NL = torch.tensor(encode_captions(captions, CAPTION_BYTES), device=self.device)
-        return (self.predictor(bytes_NL) - self.target(bytes_NL)).square().mean(1)
+        bytes_NL = self._bytes(captions)
+        target_NF = (self.target(bytes_NL) - self.centre_F) / (self.scale or 1.0)
+        return (self.predictor(bytes_NL) - target_NF).square().mean(1)
+
+    def _bytes(self, captions: Sequence[str]) -> Tensor:
+        return torch.tensor(encode_captions(captions, CAPTION_BYTES), device=self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Networks and normaliser: all that rewards depend on, and all that a version holds."""
@@ -105,17 +128,20 @@ class RndModel(ExperiencedModel):
             for name, net in networks.items()
             for k, v in net.state_dict().items()
         }
-        return {**state, "returns": torch.tensor(self.returns.state, dtype=torch.float64)}
+        numbers = torch.tensor([*self.returns.state, self.scale], dtype=torch.float64)
+        return {**state, "centre": self.centre_F.cpu().clone(), "numbers": numbers}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, network in (("target", self.target), ("predictor", self.predictor)):
             prefix = f"{name}."
             network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        self.returns.state = tuple(float(x) for x in state["returns"])
+        *running, self.scale = (float(x) for x in state["numbers"])
+        self.returns.state = tuple(running)
+        self.centre_F = state["centre"].to(self.device)
 
     def training_state(self) -> dict[str, Any]:
         return {
-            "optimiser": self._optimiser.state_dict(),
+            "optimiser": copy.deepcopy(self._optimiser.state_dict()),
             "random": self._random.bit_generator.state,
             "open": {source: running.tolist() for source, running in self._open.items()},
         }
@@ -124,6 +150,14 @@ class RndModel(ExperiencedModel):
         self._optimiser.load_state_dict(state["optimiser"])
         self._random.bit_generator.state = state["random"]
         self._open = {source: np.array(running) for source, running in state["open"].items()}
+
+
+def _orthogonal(module: nn.Module) -> None:
+    """The paper's initialisation. torch's own shrinks what a layer passes on, until captions hardly differ."""
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        nn.init.orthogonal_(module.weight, 2.0**0.5)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
 
 
 class RunningVariance:

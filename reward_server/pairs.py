@@ -18,6 +18,9 @@ from reward_server.types import Pair, pair_id
 CANDIDATES = 16
 """Random pairs that each informative one is chosen from."""
 
+_TRIES = 64
+"""At least half of all pairs are new wherever some are drawn at random: so many times none is found once in 2^128."""
+
 Scores = Callable[[Sequence[str]], NDArray[np.floating]]
 """Scores of captions as log-odds against one another, [N]: of the newest ranking."""
 
@@ -78,15 +81,19 @@ class PairSource:
     def _candidates(self, count: int) -> NDArray[np.int64]:
         """Up to `count` different pairs of rows that were not asked about: [M, 2]. All that are left where few are."""
         n = len(self._ids)
-        if n * (n - 1) // 2 <= 4 * count + len(self._asked):
-            a, b = np.triu_indices(n, 1)
-            rows = np.stack((a, b), axis=1)
-        else:
-            a = self._random.integers(n, size=2 * count)
-            b = (a + self._random.integers(1, n, size=2 * count)) % n
-            rows = np.unique(np.sort(np.stack((a, b), axis=1), axis=1), axis=0)
-        left = [i for i, (a, b) in enumerate(rows.tolist()) if pair_id(self._ids[a], self._ids[b]) not in self._asked]
-        return rows[self._random.permutation(np.array(left, dtype=np.int64))[:count]]
+        few = n * (n - 1) // 2 <= 4 * count + 2 * len(self._asked)
+        for _ in range(1 if few else _TRIES):
+            if few:
+                rows = np.stack(np.triu_indices(n, 1), axis=1)
+            else:
+                a = self._random.integers(n, size=2 * count)
+                b = (a + self._random.integers(1, n, size=2 * count)) % n
+                rows = np.unique(np.sort(np.stack((a, b), axis=1), axis=1), axis=0)
+            asked = [pair_id(self._ids[a], self._ids[b]) in self._asked for a, b in rows.tolist()]
+            rows = rows[~np.array(asked, dtype=np.bool_)]
+            if len(rows):
+                return self._random.permutation(rows)[:count]
+        return np.zeros((0, 2), dtype=np.int64)
 
     def _best(self, rows: NDArray[np.int64], count: int, scores: Scores | None) -> NDArray[np.int64]:
         """The `count` rows that promise most, one after the other: each changes what the next promise."""

@@ -30,7 +30,7 @@ from reward_server.models.offline import (
     train_model,
 )
 from reward_server.models.ranking import MIN_DEVIATION, RankingModel, RankingTrainer
-from reward_server.models.rnd import RndModel, RunningVariance
+from reward_server.models.rnd import MIN_SCALE, RndModel, RunningVariance
 from reward_server.pair_table import LabelledPair
 from reward_server.scorer import CaptionScorer
 from reward_server.settings import DistillerSettings, EllmSettings, ModelSettings, RndSettings
@@ -299,7 +299,7 @@ def test_rnd_rewards_are_the_predictors_error_over_the_deviation_of_returns() ->
     scorer.update(reward_model_kind("rnd").fixed(ModelSettings(rnd=RndSettings(), seed=4)))  # pyright: ignore
     encoded = torch.tensor(encode_captions(TEXTS))
     first = model.target(encoded[:3]).detach()
-    centre, scale = first.mean(0), (first - first.mean(0)).pow(2).mean().sqrt()
+    centre, scale = first.mean(0), (first - first.mean(0)).pow(2).mean().sqrt().clamp(min=MIN_SCALE)
 
     def errors() -> np.ndarray:
         target = (model.target(encoded) - centre) / scale
@@ -326,7 +326,7 @@ def test_rnd_finds_what_came_often_less_novel() -> None:
     familiar = model.errors([TEXTS[0]])[0]
     for _ in range(60):
         scorer.learn("a", often)
-    assert model.errors([TEXTS[0]])[0] < 0.05 * familiar
+    assert model.errors([TEXTS[0]])[0] < 0.1 * familiar
     assert model.errors(["The gnome king zaps a wand at you!"])[0] > 5 * model.errors([TEXTS[0]])[0]
 
 

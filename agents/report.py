@@ -33,3 +33,5 @@ class RolloutReport:
     """Seconds spent in the policy."""
     other_s: float
     """Seconds spent on everything else (captions, counts, copying)."""
+    trouble: tuple[str, ...] = ()
+    """Why episodes could not be recorded, a line each."""

@@ -93,9 +93,16 @@ class LabelRows:
 
     def aside(self, key: JudgeKey) -> dict[int, LabelRecord]:
         """Labels that were set aside, by question."""
+        return self._records(key, "aside")
+
+    def records(self, key: JudgeKey) -> dict[int, LabelRecord]:
+        """All labels under the key by question, those set aside included."""
+        return self._records(key, "state = 'labelled'")
+
+    def _records(self, key: JudgeKey, where: str) -> dict[int, LabelRecord]:
         sql = (
             f"SELECT {self._column}, label, probability, raw, latency_s, attempts FROM {self._table}"
-            " WHERE key_id = ? AND aside"
+            f" WHERE key_id = ? AND {where}"
         )
         return {
             row[0]: LabelRecord(row[0], Answer(row[1], row[2], row[3], row[4]), row[5])

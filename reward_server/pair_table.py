@@ -68,6 +68,7 @@ class PairTable:
         self.labelled_ids = self._rows.labelled_ids
         self.failed_ids = self._rows.failed_ids
         self.aside = self._rows.aside
+        self.records = self._rows.records
 
     def write(self, key: JudgeKey, records: Sequence[LabelRecord], questions: Iterable[tuple[int, Pair]] = ()) -> int:
         """Writes answers, and the pairs and captions that they are about where these may be new, in one transaction.

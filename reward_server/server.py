@@ -7,12 +7,14 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from reward_server.annotator import Annotator
 from reward_server.distiller import Distiller
 from reward_server.models.base import RewardModelVersion
 from reward_server.pairs import PairSource, Scores
+from reward_server.reuse import labels_elsewhere
 from reward_server.settings import AnnotatorSettings
 from reward_server.status import RewardServerStatus
 from reward_server.store import AnnotationStore
@@ -41,8 +43,13 @@ class RewardServer:
         self._store = store
         self._settings = settings
         table, labels = (store, (0, 1)) if pairs is None else (store.pairs, (0, 1, 2))
+        reuse = (
+            None
+            if settings.reuse is None
+            else labels_elsewhere(Path(settings.reuse), judge.key, store.path, pairs=pairs is not None)
+        )
         self._annotator: Annotator[Any] = Annotator(
-            cast(Any, judge), cast(Any, table), settings, labels=labels, seed=seed
+            cast(Any, judge), cast(Any, table), settings, labels=labels, reuse=reuse, seed=seed
         )
         self._distiller = distiller
         self._pairs = pairs

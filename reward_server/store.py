@@ -183,6 +183,10 @@ class AnnotationStore:
         """A caption's text as a checkpoint holds it."""
         return str(state)
 
+    def records(self, key: JudgeKey) -> dict[int, LabelRecord]:
+        """All labels under the key by caption id, those set aside included."""
+        return self._rows.records(key)
+
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Texts of those of the captions that the store knows."""
         wanted = json.dumps([int(i) for i in ids])
@@ -206,11 +210,9 @@ class AnnotationStore:
         captions = self.query("SELECT count(*) FROM captions", ())[0][0]
         return StoreCounts(captions, *self._rows.counts(key))
 
-    def export_jsonl(self, path: str | Path) -> int:
-        """Writes every label and failure with its caption and key, one JSON object a line; returns how many."""
+    def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Every label and failure with its caption and key, in the order of writing: names of the columns, and rows."""
         columns = ("caption_id", "text", "state", "label", "probability", "raw", "latency_s", "attempts", "created")
-        target = Path(path)
-        partial = target.with_name(target.name + ".part")
         names = (*columns, *_KEY_COLUMNS.split(", "))
         selected = ", ".join("labels.created" if name == "created" else name for name in names)
         rows = self.query(
@@ -218,10 +220,21 @@ class AnnotationStore:
             " JOIN keys ON keys.id = key_id ORDER BY seq",
             (),
         )
+        return names, rows
+
+    def export_jsonl(self, path: str | Path) -> int:
+        """Writes every label and failure with its caption and key, one JSON object a line; returns how many."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".part")
+        names, rows = self.table()
         with partial.open("w", encoding="ascii") as file:
             file.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
         partial.replace(target)
         return len(rows)
+
+    def captions(self) -> list[tuple[int, str]]:
+        """All captions (id, text), oldest first."""
+        return [(row[0], row[1]) for row in self.query("SELECT id, text FROM captions ORDER BY first_seen, rowid", ())]
 
     # -- the end ------------------------------------------------------------------------------------------------
 

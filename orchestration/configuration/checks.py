@@ -6,6 +6,7 @@ import re
 from collections.abc import Set
 from typing import Any
 
+from learner.credit.settings import ONLINE_METHODS
 from orchestration.config import Config
 from orchestration.configuration.keys import key_types, near_miss
 from orchestration.errors import ConfigError
@@ -105,9 +106,33 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "reward.offline_path": Text(),
     "reward.w_ext": Range(),
     "reward.w_int": Range(),
+    "reward.w_prog": Range(),
+    "reward.w_ground": Range(),
     "reward.scale": POSITIVE,
     "reward.clip": POSITIVE,
     "reward.count_exponent": NOT_NEGATIVE,
+    "credit.method": Choice(ONLINE_METHODS),
+    "credit.outcome": Choice(("success", "return")),
+    "credit.return_low": Range(),
+    "credit.return_high": Range(),
+    "credit.hidden": COUNT,
+    "credit.heads": COUNT,
+    "credit.constraint": Choice(("none", "bounded", "non_negative", "unit")),
+    "credit.learning_rate": POSITIVE,
+    "credit.batch_episodes": Range(2),
+    "credit.steps_per_update": COUNT,
+    "credit.publish_every": COUNT,
+    "credit.min_episodes": COUNT,
+    "credit.replay_turns": Range(2),
+    "credit.max_turns": COUNT,
+    "credit.max_age": NOT_NEGATIVE,
+    "credit.holdout": Range(0, 0.9),
+    "credit.uncertainty": POSITIVE,
+    "credit.squash": POSITIVE,
+    "credit.advantage": Choice(("joint", "separate")),
+    "credit.schedule": Choice(("online", "staged")),
+    "credit.explore_steps": COUNT,
+    "credit.estimate_steps": COUNT,
     "judge.engine": Choice(("vllm", "transformers", "openai", "none")),
     "judge.model": Text(),
     "judge.url": Text(r"https?://[^\s/]+\S*", "must be an address such as http://127.0.0.1:8000/v1"),
@@ -125,6 +150,8 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "judge.dtype": Choice(("auto", "float32", "bfloat16", "float16")),
     "judge.cache_dir": Text(),
     "annotator.max_labels": NOT_NEGATIVE,
+    "annotator.max_labels_per_s": POSITIVE,
+    "annotator.reuse": Text(),
     "annotator.backlog": COUNT,
     "annotator.batch": COUNT,
     "annotator.in_flight": COUNT,
@@ -160,6 +187,7 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "ellm.embedding": Text(),
     "ellm.threshold": Range(-1, 1),
     "trace.rate": SHARE,
+    "trace.episodes": Text(r"[\w.*?,\[\]!-]*", "must be names of episodes or patterns of them, separated by commas"),
     "checkpoint.interval_s": POSITIVE,
     "checkpoint.keep": COUNT,
     "log.interval_s": POSITIVE,
@@ -217,8 +245,9 @@ def check_consistency(config: Config, given: Set[str]) -> None:
             f"learner.batch_size={learner.batch_size}: must be a multiple of "
             f"actors.rollout_length={actors.rollout_length}"
         )
-    if reward.w_ext == 0 and not learns_intrinsic(config):
+    if reward.w_ext == 0 and not learns_intrinsic(config) and not learns_progress(config):
         raise ConfigError("reward.w_ext=0: nothing is left to learn from, as there is no intrinsic reward either")
+    _check_credit(config)
     if wants_judge(config) and judge.engine == "none":
         raise ConfigError(
             f"judge.engine=none: leaves reward.w_int={reward.w_int:g} without labels; "
@@ -250,6 +279,29 @@ def _check_judge(config: Config, given: Set[str]) -> None:
         )
 
 
+def _check_credit(config: Config) -> None:
+    credit = config.credit
+    if credit.return_high <= credit.return_low:
+        raise ConfigError(
+            f"credit.return_high={credit.return_high:g}: must be more than credit.return_low={credit.return_low:g}"
+        )
+    if learns_progress(config) and credit.uncertainty is not None and credit.heads < 2:
+        raise ConfigError(
+            f"credit.uncertainty={credit.uncertainty:g}: needs credit.heads of at least 2 that can disagree"
+        )
+
+
+def attributes_credit(config: Config) -> bool:
+    """Whether a turn's reward is anything but what it was paid."""
+    grounds = config.credit.method == "spa+grounding" and config.reward.w_ground != 0
+    return config.credit.method == "outcome" or grounds or learns_progress(config)
+
+
+def learns_progress(config: Config) -> bool:
+    """Whether a progress estimator learns, and its contributions are part of what the agent learns from."""
+    return config.credit.method in ("spa", "spa+grounding", "potential") and config.reward.w_prog != 0
+
+
 def learns_intrinsic(config: Config) -> bool:
     """Whether intrinsic reward is part of what the agent learns from."""
     return config.reward.model != "none" and config.reward.w_int != 0
@@ -258,6 +310,11 @@ def learns_intrinsic(config: Config) -> bool:
 def wants_judge(config: Config) -> bool:
     """Whether the reward model learns from a judge's labels."""
     return learns_intrinsic(config) and KINDS[config.reward.model].source.asks_judge
+
+
+def is_traced(config: Config) -> bool:
+    """Whether the run records episodes, and itself."""
+    return config.trace.rate > 0 or bool(config.trace.episodes)
 
 
 def uses_judge(config: Config) -> bool:

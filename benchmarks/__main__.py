@@ -18,9 +18,21 @@ ROUTINE = (
     "demo",
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
-LONG = ("memory", "growth")
-"""Half an hour of training; a thousand processes. Only by name."""
-WITH_OPTIONS = ("growth", "judge_cost", "labels", "limit", "memory", "startup", "text_envs", "traces", "versus")
+LONG = ("memory", "growth", "pairs", "evidence_minihack")
+"""Half an hour of training; a thousand processes; a minute; hours of training. Only by name."""
+WITH_OPTIONS = (
+    "evidence_minihack",
+    "growth",
+    "judge_cost",
+    "labels",
+    "limit",
+    "memory",
+    "pairs",
+    "startup",
+    "text_envs",
+    "traces",
+    "versus",
+)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)

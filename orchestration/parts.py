@@ -32,12 +32,14 @@ from orchestration.seeds import derive_seed, training_seed
 from orchestration.summary import CaptionScore
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
-from reward_server.distiller import Distiller, RewardModelVersion
-from reward_server.models.base import reward_model_kind
+from reward_server.distiller import Distiller
+from reward_server.kinds import KINDS, Source
+from reward_server.models.base import RewardModelVersion, reward_model_kind
+from reward_server.pairs import PairSource
 from reward_server.scorer import CaptionScorer
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
-from reward_server.types import Judge
+from reward_server.types import Judge, PairJudge
 
 _SHOWN_CAPTIONS = 5
 _REFRESH_SHOWN_S = 5.0
@@ -97,21 +99,24 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
     )
 
 
-def build_reward_server(config: Config, rundir: RunDir, judge: Judge) -> RewardServer:
-    """Annotator, store and distiller, around a judge."""
+def build_reward_server(config: Config, rundir: RunDir, judge: Judge | PairJudge) -> RewardServer:
+    """Annotator, store and distiller, around a judge: of pairs where the reward model learns from pairs."""
     store = AnnotationStore(rundir.annotations)
+    seed = config.run.seed
+    compares = KINDS[config.reward.model].source is Source.PAIRS
     return RewardServer(
         judge,
         store,
         config.annotator,
         Distiller(
-            store,
+            store.pairs if compares else store,
             judge.key,
             config.distiller,
             model=config.reward.model,
-            seed=derive_seed(config.run.seed, "distiller"),
+            seed=derive_seed(seed, "distiller"),
         ),
-        seed=derive_seed(config.run.seed, "annotator"),
+        seed=derive_seed(seed, "annotator"),
+        pairs=PairSource(config.annotator, seed=derive_seed(seed, "pairs")) if compares else None,
     )
 
 
@@ -137,9 +142,11 @@ class LearnerPart:
         self.scorer: CaptionScorer | None = None
         intrinsic: IntrinsicReward = NoIntrinsicReward()
         if learns_intrinsic(config):
-            self.scorer = intrinsic = CaptionScorer(
-                reward_model_kind(config.reward.model).model(config.distiller, "cpu")
-            )
+            kind = reward_model_kind(config.reward.model)
+            settings = config.model_settings(derive_seed(config.run.seed, "reward model"))
+            self.scorer = intrinsic = CaptionScorer(kind.model(settings, "cpu"))
+            if kind.fixed is not None:
+                self.scorer.update(kind.fixed(settings))
         policy = build_policy(config.agent.network, actions)
         credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
         self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)
@@ -178,6 +185,8 @@ class LearnerPart:
         self._refresh_shown()
         rewarded = time.perf_counter()
         updates = self.learner.feed(trajectory, _origin(source, trajectory, episodes))
+        if self.scorer is not None:
+            self.scorer.learn(source, trajectory.caption_id)
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,

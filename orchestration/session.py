@@ -343,6 +343,7 @@ class Session:
             metrics["policy/lag_mean"] = sum(u.lag_mean * u.samples for u in updates) / weight
             metrics["policy/lag_max"] = max(u.lag_max for u in updates)
         if self.reward_status is not None:
+            metrics.update(self.reward_status.quality())
             annotator = self.reward_status.annotator
             metrics["captions/labelled"] = annotator.labelled
             metrics["captions/failed"] = annotator.failed

@@ -77,7 +77,7 @@ def test_what_a_world_says_cannot_end_a_turn():
 def test_a_full_context_ends_the_episode_or_leaves_out_the_oldest_turns():
     chat = template()
     for history in ("stop", "window"):
-        talk = Conversation(chat, "s", Budget(160, 20, history))
+        talk = Conversation(chat, "s", Budget(400, 20, history))
         talk.begin("Task: find the door.\n\n", "observation number 0")
         lengths: list[int] = []
         rewritten = 0
@@ -91,7 +91,7 @@ def test_a_full_context_ends_the_episode_or_leaves_out_the_oldest_turns():
             text = chat.decode(prompt.ids.tolist())
             assert "find the door" in text and f"number {turn}" in text
             assert (LEFT_OUT in text) == ("number 0" not in text)
-        assert max(lengths) <= 140
+        assert max(lengths) <= 380
         assert (len(lengths) == 39) == (history == "window") == (rewritten > 0)
         if rewritten:
             assert rewritten < 12, "half of the budget is freed at once"

@@ -103,7 +103,10 @@ class Conversation:
             if len(ids) <= self._budget.prompt:
                 begins = ids[: len(self._ids)] == self._ids
                 return self._extend(ids[len(self._ids) :]) if begins else self._rewrite(ids)
-        return self._shorten() if self._budget.history == "window" else None
+        shorter = self._shorten() if self._budget.history == "window" else None
+        if shorter is None:
+            self._exchanges.pop()
+        return shorter
 
     def bootstrap(self, observation: str, limit: int) -> Ids:
         """[F] ids that follow the last answer, up to where the model would speak, if the whole has at most `limit`

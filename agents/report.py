@@ -33,3 +33,5 @@ class RolloutReport:
     """Seconds spent in the policy."""
     other_s: float
     """Seconds spent on everything else (captions, counts, copying)."""
+    output_tokens: int = 0
+    """Tokens that a language model sampled."""

@@ -46,8 +46,9 @@ class ActorSettings:
     """CPU cores that one actor reserves; 0.5 lets two of them share the core that one would keep busy, and the rest of the
     learner's."""
     envs: int = 64
-    """Environments that one actor steps with one batched inference."""
+    """Environments that one actor steps with one batched inference; of a language model: episodes that it plays at once."""
     rollout_length: int = 32
     """Steps T of one trajectory, and of the truncated backpropagation through time."""
     in_flight: int = 2
-    """Rollout calls that wait or run on each actor: 2 keeps it busy while the learner works."""
+    """Rollout calls that wait or run on each actor: 2 keeps it busy while the learner works. Of a language model: batches of
+    episodes that are played or wait to be trained on; with 1, playing and learning take turns."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agents.settings import ActorSettings, AgentSettings
+from learner.language.settings import LanguageSettings
 from learner.settings import LearnerSettings, RewardSettings
 from reward_server.settings import AnnotatorSettings, DistillerSettings, JudgeSettings
 
@@ -62,6 +63,7 @@ class Config:
     actors: ActorSettings = field(default_factory=ActorSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
+    language: LanguageSettings = field(default_factory=LanguageSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     annotator: AnnotatorSettings = field(default_factory=AnnotatorSettings)

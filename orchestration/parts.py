@@ -18,12 +18,12 @@ from learner.fusion import fuse
 from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights
 from learner.precision import resolve_precision
 from learner.returns import EpisodeSums
+from orchestration.captions import CaptionViews
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed
-from orchestration.summary import CaptionScore
 from orchestration.traces.again import player
 from orchestration.traces.recorder import TraceRecorder, TraceRun
 from reward_server.distiller import Distiller, RewardModelVersion
@@ -32,9 +32,6 @@ from reward_server.scorer import CaptionScorer
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge
-
-_SHOWN_CAPTIONS = 5
-_REFRESH_SHOWN_S = 5.0
 
 
 def action_count(config: Config) -> int:
@@ -123,8 +120,7 @@ class LearnerPart:
         self.learner = Learner(build_policy(config.agent.network, actions), config.learner, config.reward, intrinsic)
         self._sums = EpisodeSums()
         self._idle_since = time.perf_counter()
-        self._shown: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
-        self._shown_at = -_REFRESH_SHOWN_S
+        self._views = CaptionViews(self.scorer)
 
     def weights(self) -> Weights:
         return self.learner.weights()
@@ -146,7 +142,7 @@ class LearnerPart:
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
-        self._refresh_shown()
+        self._views.refresh()
         rewarded = time.perf_counter()
         updates = self.learner.feed(trajectory)
         result = FeedResult(
@@ -155,31 +151,14 @@ class LearnerPart:
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
-            liked=self._shown[0],
-            disliked=self._shown[1],
+            liked=self._views.liked,
+            disliked=self._views.disliked,
             reward_s=rewarded - began,
             waited_s=waited,
         )
         weights = self.learner.weights() if updates else None
         self._idle_since = time.perf_counter()
         return result, weights
-
-    def _refresh_shown(self) -> None:
-        if self.scorer is None or time.perf_counter() - self._shown_at < _REFRESH_SHOWN_S:
-            return
-        self._shown_at = time.perf_counter()
-        self._shown = self.favourites()
-
-    def favourites(self) -> tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]]:
-        """The captions that the reward model likes most and least, the frequent ones first among equals."""
-        if self.scorer is None:
-            return (), ()
-        top = self.scorer.top(_SHOWN_CAPTIONS)
-        liked, disliked = (
-            tuple(CaptionScore(caption.text, caption.probability, caption.count) for caption in captions)
-            for captions in (top.liked, top.disliked)
-        )
-        return liked, disliked
 
     def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
         """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""

@@ -71,6 +71,7 @@ class Session:
         self._updates: deque[Update] = deque(maxlen=64)
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
+        self._output_tokens = 0
         self._first_step_s: float | None = None
         self._clock = Clock()
         self._waits: dict[str, dict[str, float]] = {}
@@ -96,7 +97,8 @@ class Session:
             self._first_step_s = time.time() - psutil.Process().create_time()
         self.env_steps += report.steps
         self._captions.update(caption for caption, _ in report.new_captions)
-        self._bytes_per_step = report.trajectory_bytes / report.steps
+        self._bytes_per_step = report.trajectory_bytes / max(report.steps, 1)
+        self._output_tokens += report.output_tokens
         for failure in report.failures:
             self.env_errors += 1
             self.view.event(f"an environment of {report.source} raised and was replaced: {failure.error}", warning=True)
@@ -323,9 +325,13 @@ class Session:
             metrics["captions/dropped"] = annotator.dropped
             metrics["captions/queued"] = annotator.queued
         now = time.monotonic()
-        self._waits = self._clock.shares(now - self._window_began, {"actor": self.actors})
+        window_s = max(now - self._window_began, 1e-9)
+        self._waits = self._clock.shares(window_s, {"actor": self.actors})
         self._clock, self._window_began = Clock(), now
         timing: dict[str, float | None] = {"wall_s": self.wall_s, "steps_per_second": self._steps_per_second()}
+        if self.config.agent.model is not None:
+            timing["output_tokens_per_second"] = self._output_tokens / window_s
+            self._output_tokens = 0
         if self.reward_status is not None:
             timing["labels_per_second"] = self.reward_status.annotator.labels_per_second
         for part, shares in self._waits.items():
@@ -369,7 +375,7 @@ def _run_trace(config: Config, rundir: RunDir) -> RunTrace | None:
         env_id=config.env.id,
         env_options=config.env.options,
         seed=config.run.seed,
-        policy=config.agent.network,
+        policy=config.agent.model or config.agent.network,
         policy_version=0,
         code_revision=code_revision(),
         count_exponent=config.reward.count_exponent,

@@ -133,18 +133,20 @@ class LanguageRollout:
         *,
         seed_of: Callable[[int], int],
         sampling_seed_of: Callable[[int, int, int], int] | None = None,
+        episodes: int = 64,
         name: str = "actor-00",
         observer: LanguageObserver | None = None,
         threads: int = 0,
     ) -> None:
         """`seed_of(group)`: what the worlds of a group are reset with. `sampling_seed_of(group, member, turn)`: seeds an
-        answer; None: the engine's own. `threads`: in which worlds step; 0: in none."""
+        answer; None: the engine's own. `episodes` are played at once at most. `threads`: in which worlds step; 0: in none."""
         self.name = name
         self._make_env = make_env
         self._setup = _Setup(
             generator, template, settings, seed_of, sampling_seed_of, observer, _Captions(), _Hands(threads, name)
         )
         self._idle: list[TextEnv] = []
+        self._room = asyncio.Semaphore(episodes)
         self._failures_in_a_row = 0
 
     @property
@@ -156,13 +158,17 @@ class LanguageRollout:
         task that cannot be made, worlds that raise again and again."""
         began = time.perf_counter()
         failures: list[WorldFailure] = []
-        members = [self._attempts(group, member, failures) for member in range(self._setup.settings.group_size)]
+        members = [self._in_turn(group, member, failures) for member in range(self._setup.settings.group_size)]
         played = await asyncio.gather(*members)
         episodes = tuple(episode for episode in played if episode is not None)
         captions = self._setup.captions.take_new()
         return GroupResult(group, episodes, tuple(failures), captions, time.perf_counter() - began)
 
-    async def _attempts(self, group: int, member: int, failures: list[WorldFailure]) -> LanguageEpisode | None:
+    async def _in_turn(self, group: int, member: int, failures: list[WorldFailure]) -> LanguageEpisode | None:
+        async with self._room:
+            return await self._play(group, member, failures)
+
+    async def _play(self, group: int, member: int, failures: list[WorldFailure]) -> LanguageEpisode | None:
         for attempt in range(ATTEMPTS):
             episode_id = f"{self.name}-g{group:06d}-m{member:02d}" + (f"-try{attempt + 1}" if attempt else "")
             env = self._idle.pop() if self._idle else await self._setup.hands.do(self._make_env)

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestration.config import Config
 from orchestration.configuration.keys import key_types, near_miss
+from orchestration.configuration.objectives import COMPARING, OBJECTIVES, objective_settings
 from orchestration.errors import ConfigError
 
 
@@ -68,6 +69,9 @@ SHARE = Range(0, 1)
 COUNT = Range(1)
 NOT_NEGATIVE = Range(0)
 
+NETWORK_ALGORITHM = "appo"
+"""Of recurrent networks."""
+
 CHECKS: dict[str, Range | Choice | Text] = {
     "runtime": Choice(("ray", "serial")),
     "run.name": Text(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*", "must be letters, digits and _ . = - (the first: no . = -)"),
@@ -82,7 +86,34 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "actors.rollout_length": COUNT,
     "actors.in_flight": Range(1, 16),
     "agent.network": Choice(("fast", "oni")),
-    "learner.algorithm": Choice(("appo",)),
+    "agent.model": Text(),
+    "agent.engine": Choice(("vllm", "transformers")),
+    "agent.answer": Choice(("thought", "command")),
+    "agent.template": Choice(("append", "exact")),
+    "agent.context": Range(64),
+    "agent.history": Choice(("stop", "window")),
+    "agent.max_new_tokens": COUNT,
+    "agent.temperature": Range(0, 2, above=True),
+    "agent.failure_penalty": NOT_NEGATIVE,
+    "agent.group_size": COUNT,
+    "agent.dtype": Choice(("auto", "float32", "bfloat16", "float16")),
+    "learner.algorithm": Choice((NETWORK_ALGORITHM, *OBJECTIVES)),
+    "language.batch_episodes": COUNT,
+    "language.epochs": COUNT,
+    "language.minibatches": COUNT,
+    "language.micro_batch_tokens": COUNT,
+    "language.learning_rate": POSITIVE,
+    "language.critic_learning_rate": POSITIVE,
+    "language.critic_warmup": NOT_NEGATIVE,
+    "language.warmup": NOT_NEGATIVE,
+    "language.weight_decay": NOT_NEGATIVE,
+    "language.adam_beta1": Range(0, 1, below=True),
+    "language.adam_beta2": Range(0, 1, below=True),
+    "language.adam_eps": POSITIVE,
+    "language.max_grad_norm": POSITIVE,
+    "language.lora_rank": NOT_NEGATIVE,
+    "language.lora_alpha": POSITIVE,
+    "language.lora_targets": Text(),
     "learner.device": Choice(("auto", "cpu", "cuda")),
     "learner.precision": Choice(("auto", "fp32", "bf16")),
     "learner.threads": COUNT,
@@ -184,7 +215,7 @@ def _check_env(config: Config) -> None:
     import envs
 
     try:
-        envs.validate_id(config.env.id)
+        envs.validate_id(config.env.id, player="language" if config.agent.model else "network")
     except envs.EnvironmentIdError as error:
         raise ConfigError(f"env.id={config.env.id}: {error}") from error
 
@@ -192,7 +223,14 @@ def _check_env(config: Config) -> None:
 def check_consistency(config: Config, given: Set[str]) -> None:
     """Raises `ConfigError` for keys that contradict each other. `given` are the keys that somebody set."""
     learner, actors, reward, judge = config.learner, config.actors, config.reward, config.judge
-    if learner.batch_size % actors.rollout_length:
+    if config.agent.model is not None:
+        _check_language(config)
+    elif learner.algorithm != NETWORK_ALGORITHM:
+        raise ConfigError(
+            f"learner.algorithm={learner.algorithm}: is for language models; name one with agent.model, or take "
+            f"learner.algorithm={NETWORK_ALGORITHM}"
+        )
+    elif learner.batch_size % actors.rollout_length:
         raise ConfigError(
             f"learner.batch_size={learner.batch_size}: must be a multiple of "
             f"actors.rollout_length={actors.rollout_length}"
@@ -209,6 +247,25 @@ def check_consistency(config: Config, given: Set[str]) -> None:
             raise ConfigError("judge.url: judge.engine=openai needs the address of the server")
         if "judge.model" not in given:
             raise ConfigError("judge.model: judge.engine=openai needs the name that the server has for its model")
+
+
+def _check_language(config: Config) -> None:
+    """What must fit together where a language model acts."""
+    agent, algorithm = config.agent, config.learner.algorithm
+    if algorithm not in OBJECTIVES:
+        raise ConfigError(
+            f"learner.algorithm={algorithm}: is for networks; with agent.model choose one of {', '.join(OBJECTIVES)}"
+        )
+    objective_settings(algorithm, config.language.objective)
+    if algorithm in COMPARING and agent.group_size < 2:
+        raise ConfigError(
+            f"agent.group_size={agent.group_size}: learner.algorithm={algorithm} compares episodes of the same task, so a "
+            "group needs at least 2"
+        )
+    if agent.max_new_tokens >= agent.context:
+        raise ConfigError(
+            f"agent.max_new_tokens={agent.max_new_tokens}: leaves no room for a prompt in agent.context={agent.context}"
+        )
 
 
 def learns_intrinsic(config: Config) -> bool:

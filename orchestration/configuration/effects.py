@@ -41,7 +41,37 @@ def _remote_judge(config: Config) -> str | None:
     return "judge.engine=openai (the server decides that)" if config.judge.engine == "openai" else None
 
 
+def _network_acts(config: Config) -> str | None:
+    return None if config.agent.model else "a network acts (agent.model is not set)"
+
+
+def _model_acts(config: Config) -> str | None:
+    return "a language model acts (agent.model)" if config.agent.model else None
+
+
+def _no_critic(config: Config) -> str | None:
+    return None if config.learner.algorithm == "ppo" else f"learner.algorithm={config.learner.algorithm} has no critic"
+
+
+def _one_engine(config: Config) -> str | None:
+    alone = config.agent.model and config.runtime == "serial" and config.actors.count != 1
+    return "runtime=serial has one engine" if alone else None
+
+
 RULES = (
+    Rule(("agent.", "language."), _network_acts, unless=("agent.network", "agent.model")),
+    Rule(("agent.network", "actors.rollout_length"), _model_acts),
+    Rule(
+        ("learner.",),
+        _model_acts,
+        unless=("learner.algorithm", "learner.device", "learner.precision", "learner.threads"),
+    ),
+    Rule(("language.critic_learning_rate", "language.critic_warmup"), _no_critic),
+    Rule(
+        ("language.lora_alpha", "language.lora_targets"),
+        lambda c: "language.lora_rank=0" if c.language.lora_rank == 0 else None,
+    ),
+    Rule(("actors.count",), _one_engine),
     Rule(("judge.", "annotator.", "distiller."), _no_judge, unless=("judge.engine",)),
     Rule(("judge.engine",), lambda c: _no_judge(c) if c.judge.engine != "none" else None),
     Rule(("reward.w_int",), lambda c: "reward.model=none" if c.reward.model == "none" and c.reward.w_int else None),

@@ -49,6 +49,33 @@ class LanguageSettings:
 
 
 @dataclass(frozen=True)
+class SFTSettings:
+    """Supervised fine-tuning before RL (`yendor sft`)."""
+
+    demonstrations: int = 100
+    """Episodes to learn from: the world's walkthroughs of so many seeds, or the first so many traces."""
+    demonstration_cost: float = 10.0
+    """What one is worth in episodes of RL, when a budget is split (arXiv 2510.01132, section 5)."""
+    traces: str | None = None
+    """A run whose successful traced episodes are the demonstrations; null: walkthroughs."""
+    env_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options of the world that differ from `env.options` for demonstrations, such as `split=sft`."""
+    holdout: float = 0.0
+    """Share of the demonstrations that is not trained on; its loss is reported."""
+    epochs: float = 3.0
+    batch_episodes: int = 16
+    learning_rate: float = 2e-5
+    """The highest; it rises over `warmup` and falls by a cosine to a tenth."""
+    warmup: float = 0.03
+    """Share of the steps."""
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 16384
+    """Tokens of one forward and backward pass: what bounds the memory."""
+
+
+@dataclass(frozen=True)
 class PolicySettings:
     """The policy's loss, which all algorithms share. An algorithm's own settings extend these."""
 

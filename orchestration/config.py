@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agents.settings import ActorSettings, AgentSettings
-from learner.language.settings import LanguageSettings
+from learner.language.settings import LanguageSettings, SFTSettings
 from learner.settings import LearnerSettings, RewardSettings
 from reward_server.settings import AnnotatorSettings, DistillerSettings, JudgeSettings
 
@@ -64,6 +64,7 @@ class Config:
     agent: AgentSettings = field(default_factory=AgentSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     language: LanguageSettings = field(default_factory=LanguageSettings)
+    sft: SFTSettings = field(default_factory=SFTSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     annotator: AnnotatorSettings = field(default_factory=AnnotatorSettings)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestration.cli import config, diagnose, judge, runs, trace, train
+from orchestration.cli import config, diagnose, judge, runs, sft, trace, train
 from orchestration.errors import UsageError, YendorError, first_line, is_ours, root_cause
 
 INTERRUPTED = 130
@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 train.add_to(app)
+sft.add_to(app)
 runs.add_to(app)
 app.add_typer(trace.app, name="trace")
 app.add_typer(judge.app, name="judge")

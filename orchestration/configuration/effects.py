@@ -59,7 +59,7 @@ def _one_engine(config: Config) -> str | None:
 
 
 RULES = (
-    Rule(("agent.", "language."), _network_acts, unless=("agent.network", "agent.model")),
+    Rule(("agent.", "language.", "sft."), _network_acts, unless=("agent.network", "agent.model")),
     Rule(("agent.network", "actors.rollout_length"), _model_acts),
     Rule(
         ("learner.",),
@@ -71,7 +71,10 @@ RULES = (
         ("language.lora_alpha", "language.lora_targets"),
         lambda c: "language.lora_rank=0" if c.language.lora_rank == 0 else None,
     ),
+    Rule(("sft.env_options",), lambda c: "sft.traces has the worlds' options" if c.sft.traces else None),
     Rule(("actors.count",), _one_engine),
+    Rule(("actors.gpus",), _network_acts),
+    Rule(("actors.gpus",), lambda c: "runtime=serial has one process" if c.runtime == "serial" else None),
     Rule(("judge.", "annotator.", "distiller."), _no_judge, unless=("judge.engine",)),
     Rule(("judge.engine",), lambda c: _no_judge(c) if c.judge.engine != "none" else None),
     Rule(("reward.w_int",), lambda c: "reward.model=none" if c.reward.model == "none" and c.reward.w_int else None),

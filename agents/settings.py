@@ -45,6 +45,8 @@ class ActorSettings:
     cpus: float = 1.0
     """CPU cores that one actor reserves; 0.5 lets two of them share the core that one would keep busy, and the rest of the
     learner's."""
+    gpus: float = 0.0
+    """GPUs that one actor reserves, for the engine of a language model; a fraction leaves the rest of one to the learner."""
     envs: int = 64
     """Environments that one actor steps with one batched inference; of a language model: episodes that it plays at once."""
     rollout_length: int = 32

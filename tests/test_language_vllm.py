@@ -38,7 +38,7 @@ def test_after_an_update_tokens_and_log_probabilities_are_the_new_weights(tmp_pa
 
     async def run() -> None:
         # No stop ids that are ever sampled: answers have their full length.
-        engine = VllmGenerator(str(one), stop_ids=(0,), context=700, sequences=8, version=5)
+        engine = VllmGenerator(str(one), stop_ids=(), context=700, sequences=8, version=5)
         await engine.start()
         greedy = {}
         for version, folder in ((5, one), (6, two)):

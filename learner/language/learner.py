@@ -75,6 +75,11 @@ class LanguageLearner:
 
     # Episodes in.
 
+    @property
+    def waiting_groups(self) -> tuple[int, ...]:
+        """Numbers of the groups that wait for a full batch."""
+        return tuple(group[0].group for group in self._queue)
+
     def feed(self, group: Sequence[LanguageEpisode]) -> list[Update]:
         """Queues the finished episodes of one group and makes an update for each batch that is full then.
 

@@ -37,10 +37,10 @@ from reward_server.scorer import CaptionScorer
 if TYPE_CHECKING:
     from reward_server.distiller import RewardModelVersion
 
+_MOST_OF_A_GPU, _HALF_A_GPU = 0.9, 0.45
+"""Share of its memory that vLLM takes of a GPU of its own, and of one that the learner has too (`runtime=serial`)."""
 _THREADS = 16
 """In which the worlds of one actor step, at most: a slow world blocks one of them."""
-_KEPT_WEIGHTS = 2
-"""Versions of published weights that stay on disk: an engine may still be reading the one before the newest."""
 
 
 def build_template(model: str) -> ChatTemplate:
@@ -50,6 +50,7 @@ def build_template(model: str) -> ChatTemplate:
 
 def build_generator(config: Config, model: str, template: ChatTemplate, index: int, version: int) -> Generator:
     """The engine of one actor, with the weights of a folder, which have this version."""
+    share = min(config.actors.gpus, _MOST_OF_A_GPU) if config.runtime == "ray" else _HALF_A_GPU
     return build_engine(
         config.agent,
         model,
@@ -57,6 +58,7 @@ def build_generator(config: Config, model: str, template: ChatTemplate, index: i
         sequences=config.actors.envs,
         seed=derive_seed(config.run.seed, "engine", index) % 2**31,
         version=version,
+        gpu_memory=share,
     )
 
 
@@ -123,16 +125,18 @@ class LanguageLearnerPart:
         self._views = CaptionViews(self.scorer)
         self._idle_since = time.perf_counter()
 
-    def publish(self) -> tuple[int, Path]:
-        """Writes the weights where engines read them; version and folder. The newest two stay."""
+    def publish(self, needed: int | None = None) -> tuple[int, Path]:
+        """Writes the weights where engines read them; version and folder. Older ones than `needed` are removed (None: all
+        older ones)."""
         version = self.learner.version
         final, part = self._folder / f"{version:08d}", self._folder / f".{version:08d}.part"
         if not final.exists():
             shutil.rmtree(part, ignore_errors=True)
             self.learner.save(part)
             part.rename(final)
-        for old in sorted(self._folder.iterdir())[:-_KEPT_WEIGHTS]:
-            shutil.rmtree(old)
+        for old in self._folder.iterdir():
+            if int(old.name) < (version if needed is None else min(needed, version)):
+                shutil.rmtree(old)
         return version, final
 
     def adopt(self, version: "RewardModelVersion") -> None:

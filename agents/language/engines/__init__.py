@@ -10,11 +10,19 @@ ENGINES = ("vllm", "transformers")
 
 
 def build_engine(
-    settings: AgentSettings, model: str, *, stop_ids: tuple[int, ...], sequences: int, seed: int, version: int = 0
+    settings: AgentSettings,
+    model: str,
+    *,
+    stop_ids: tuple[int, ...],
+    sequences: int,
+    seed: int,
+    version: int = 0,
+    gpu_memory: float = 0.9,
 ) -> Generator:
     """The engine that `settings` names, with the weights `model` (folder or Hugging Face id), which have `version`.
 
-    sequences: how many run at once. Raises `LanguageModelError` where it cannot run here.
+    sequences: how many run at once. gpu_memory: share of a GPU's memory that vLLM takes, if it has one.
+    Raises `LanguageModelError` where it cannot run here.
     """
     check_engine(settings.engine)
     if settings.engine == "vllm":
@@ -28,6 +36,7 @@ def build_engine(
             sequences=sequences,
             seed=seed,
             version=version,
+            gpu_memory=gpu_memory,
         )
     from agents.language.engines.transformers_engine import TransformersGenerator
 

@@ -34,7 +34,7 @@ class VllmGenerator:
         sequences: int = 64,
         seed: int = 0,
         version: int = 0,
-        gpu_memory: float = 0.5,
+        gpu_memory: float = 0.9,
     ) -> None:
         """`model`: folder or Hugging Face id; nothing is loaded yet. `sequences`: answers in one batch at most.
         `gpu_memory`: share of a GPU's memory that the engine takes."""

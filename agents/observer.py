@@ -1,11 +1,28 @@
 """What the rollout loop tells about the episodes that somebody wants to follow (a trace recorder, a viewer)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """L screens of a terminal."""
+
+    chars: NDArray[np.uint8]
+    """[L, rows, columns], latin-1."""
+    colors: NDArray[np.int8]
+    """[L, rows, columns], the terminal's 16 colours; of a blank cell any."""
+
+    def __len__(self) -> int:
+        return len(self.chars)
+
+
+Screens = Cells | Sequence[str]
+"""What a person would have seen, screen after screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,42 +35,47 @@ class EpisodeStart:
     action_names: tuple[str, ...]
     seeds: Mapping[str, str]
     policy_version: int
+    reward_model_version: int | None
+    """Of the newest reward model when the episode began; None where there is none."""
     observation: Mapping[str, NDArray[Any]]
     """The rollout's own arrays: valid during the call."""
-    screen: str
-    colors: str = ""
-    """Hexadecimal digits, as `screen` has characters; empty where colours are not known."""
+    screen: Screens
+    """One."""
+    at: float
+    """When it began, on the clock of `time.monotonic`."""
 
 
-@dataclass(slots=True)
-class StepRecord:
-    """One step: the action and what came of it. `observation` is what the policy reads next (the final one at an end).
+@dataclass(frozen=True, slots=True)
+class EpisodeSteps:
+    """L steps of one episode that follow one another, under one version of the policy: what became of each action."""
 
-    Not frozen, as making a frozen one costs a tenth of recording a step; nobody changes it.
-    """
-
-    step: int
-    """0 for the first action of the episode."""
-    action: int
-    log_prob: float
-    """Of the behaviour policy."""
-    value: float
-    """The behaviour policy's estimate before the action."""
-    reward: float
-    """Extrinsic, unscaled."""
-    caption: str
-    caption_id: int
-    caption_count: int
-    """How often the caption came in this episode, this time included; 0 for the empty caption."""
-    grounded: bool
     policy_version: int
+    reward_model_version: int | None
+    action: NDArray[np.int64]
+    """[L]"""
+    log_prob: NDArray[np.float32]
+    """[L], of the behaviour policy."""
+    value: NDArray[np.float32]
+    """[L], the behaviour policy's estimate before the action."""
+    reward: NDArray[np.float32]
+    """[L], extrinsic, unscaled."""
+    captions: Sequence[str]
+    """L texts; empty where nothing was said."""
+    caption_id: NDArray[np.int64]
+    """[L]"""
+    grounded: NDArray[np.bool_]
+    """[L]"""
+    at: NDArray[np.float64]
+    """[L], when the step had been taken, on the clock of `time.monotonic`."""
+    duration: NDArray[np.float64]
+    """[L], seconds that the environments took for the step (all those of the batch together)."""
     observation: Mapping[str, NDArray[Any]]
-    """The rollout's own arrays: valid during the call. Empty where the last one of an episode was not kept."""
-    screen: str
-    colors: str = ""
-    """As in `EpisodeStart`."""
-    duration_s: float = 0.0
-    """Seconds that the environments took for the step (all those of the batch together)."""
+    """Each [L, ...], after the action; one less where the last step raised."""
+    screens: Screens
+    """As many as observations."""
+
+    def __len__(self) -> int:
+        return len(self.action)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +111,8 @@ class Recalled:
     """[L]"""
     policy_versions: NDArray[np.int64]
     """[L]"""
+    reward_model_versions: NDArray[np.int64]
+    """[L]; -1 where there is no reward model."""
 
 
 class EpisodeObserver(Protocol):
@@ -100,7 +124,10 @@ class EpisodeObserver(Protocol):
 
     def start(self, env_index: int, start: EpisodeStart) -> None: ...
 
-    def step(self, env_index: int, record: StepRecord) -> None: ...
+    def steps(self, env_index: int, steps: EpisodeSteps) -> None:
+        """The next steps of an episode: told once for each rollout call, and before it finishes. The arrays are only
+        read, and stay as they are."""
+        ...
 
     def finish(self, env_index: int, finish: EpisodeFinish) -> None: ...
 
@@ -110,6 +137,10 @@ class EpisodeObserver(Protocol):
 
     def recall(self, env_index: int, episode: Recalled, finish: EpisodeFinish) -> None:
         """Records an episode that `wants_back` asked for, where the rollout still remembers it."""
+        ...
+
+    def take_trouble(self) -> tuple[str, ...]:
+        """Why episodes could not be followed, a line each; since the last call. It is no reason to end the rollout."""
         ...
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ class _Chunk:
     first: int
     """Number of its first step, counted since the rollout began."""
     version: int
+    reward_model_version: int
     action: NDArray[np.int64]
     log_prob: NDArray[np.float32]
     value: NDArray[np.float32]
@@ -51,10 +52,15 @@ class EpisodeMemory:
         self._calls = 0
 
     def add(
-        self, version: int, action: NDArray[np.int64], log_prob: NDArray[np.float32], value: NDArray[np.float32]
+        self,
+        version: int,
+        reward_model_version: int,
+        action: NDArray[np.int64],
+        log_prob: NDArray[np.float32],
+        value: NDArray[np.float32],
     ) -> None:
-        """A call begins, which fills these arrays [T, B] under weights of this version."""
-        chunk = _Chunk(self._calls, version, action, log_prob, value)
+        """A call begins, which fills these arrays [T, B] under these versions of policy and reward model (-1: none)."""
+        chunk = _Chunk(self._calls, version, reward_model_version, action, log_prob, value)
         self._calls += len(action)
         self._chunks.append(chunk)
         self._bytes += chunk.nbytes
@@ -88,6 +94,9 @@ class EpisodeMemory:
             log_probs=_joined([chunk.log_prob[low:high, index] for chunk, low, high in parts], np.float32),
             values=_joined([chunk.value[low:high, index] for chunk, low, high in parts], np.float32),
             policy_versions=_joined([np.full(high - low, chunk.version) for chunk, low, high in parts], np.int64),
+            reward_model_versions=_joined(
+                [np.full(high - low, chunk.reward_model_version) for chunk, low, high in parts], np.int64
+            ),
         )
 
 

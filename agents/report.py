@@ -35,3 +35,5 @@ class RolloutReport:
     """Seconds spent on everything else (captions, counts, copying)."""
     output_tokens: int = 0
     """Tokens that a language model sampled."""
+    trouble: tuple[str, ...] = ()
+    """Why episodes could not be recorded, a line each."""

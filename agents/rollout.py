@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.following import Follower
 from agents.networks.base import RecurrentPolicy
 from agents.networks.crops import CropMemory
-from agents.observer import EpisodeFinish, EpisodeObserver, EpisodeStart, StepRecord
+from agents.observer import EpisodeObserver
 from agents.precision import products_in
-from agents.recall import EpisodeMemory
 from agents.report import FinishedEpisode, RolloutReport
 from agents.trajectory import Trajectory
 from envs.captions import EMPTY_CAPTION_ID, caption_id
@@ -85,14 +85,14 @@ class Rollout:
         """Of the policy's matrix products."""
         self.name = name
         self.policy_version = 0
+        self.reward_model_version: int | None = None
+        """Of the newest reward model that this rollout was told of; None where there is none. Traces tell of it."""
         self._generator = torch.Generator().manual_seed(seed)
         self._captions = CaptionCounter(envs.count)
         self._state = policy.initial_state(envs.count)
         self._memory = CropMemory()
         self._start = np.ones(envs.count, dtype=np.bool_)
-        self._observer = observer
-        self._followed: dict[int, int] = {}  # environment index → steps recorded
-        self._remembered = None if observer is None else EpisodeMemory(envs.env_spec)
+        self._follower = None if observer is None else Follower(observer, envs, name, length)
         self._begun = False
 
     def set_weights(self, weights: Mapping[str, NDArray[Any]], version: int) -> None:
@@ -109,11 +109,11 @@ class Rollout:
         if not self._begun:
             self.envs.reset()
             self._begun = True
-            for index in range(self.envs.count):
-                self._follow(index, None)
+            if self._follower is not None:
+                self._follower.begin(self.policy_version, self.reward_model_version)
         buffers = _Buffers.empty(self.envs, self.length)
-        if self._remembered is not None:
-            self._remembered.add(self.policy_version, buffers.action, buffers.log_prob, buffers.value)
+        if self._follower is not None:
+            self._follower.call(buffers, self.policy_version, self.reward_model_version)
         initial_state = self._state.numpy().copy()
         # Afresh in every call, so that what is computed never depends on where a run was interrupted.
         self._memory.forget()
@@ -132,17 +132,17 @@ class Rollout:
             env_s += t2 - t1
             self._captions.count(step.captions, buffers.caption_id[t], buffers.caption_count[t])
             buffers.write(t, action, log_prob, value, step)
-            if self._followed:
-                self._record(t, buffers, step, t2 - t1)
             np.logical_or(step.terminated, step.truncated, out=self._start)
             for index in np.flatnonzero(self._start):
                 self._captions.end_episode(int(index))
-            if self._observer is not None:
-                self._finish(t, step)
+            if self._follower is not None:
+                self._follower.stepped(t, step, t2 - t1)
             episodes.extend(FinishedEpisode(t, end) for end in step.episodes)
             failures.extend(step.failures)
             observation = step.observation
         buffers.read(self.length, observation, self._start)
+        if self._follower is not None:
+            self._follower.called()
         trajectory = buffers.trajectory(self.policy_version, initial_state)
         spent = time.perf_counter() - began
         return trajectory, RolloutReport(
@@ -156,6 +156,7 @@ class Rollout:
             env_s=env_s,
             inference_s=inference_s,
             other_s=spent - env_s - inference_s,
+            trouble=() if self._follower is None else self._follower.take_trouble(),
         )
 
     @torch.inference_mode()
@@ -172,87 +173,10 @@ class Rollout:
         chosen = log_probs.gather(1, action).squeeze(1)
         return action.squeeze(1).numpy(), chosen.numpy(), output.value[0].numpy()
 
-    # What an observer is told. All of it is skipped while nobody follows an episode.
-
-    def _episode_id(self, index: int, episode_index: int) -> str:
-        return f"{self.name}-env{index:03d}-ep{episode_index:06d}"
-
-    def _follow(self, index: int, t: int | None) -> None:
-        """The next episode begins, with step `t` of the running call; None: with the first step of all."""
-        if self._observer is None or self._remembered is None:
-            return
-        episode_id = self._episode_id(index, self.envs.episode_index(index))
-        self._remembered.begin(index, episode_id, self.envs.seeds(index), t)
-        if not self._observer.wants(episode_id):
-            return
-        spec = self.envs.env_spec
-        self._followed[index] = 0
-        self._observer.start(
-            index,
-            EpisodeStart(
-                episode_id=episode_id,
-                env_id=spec.id,
-                env_options=spec.options,
-                action_names=spec.action_names,
-                seeds=self.envs.seeds(index),
-                policy_version=self.policy_version,
-                observation={k: v[index] for k, v in self.envs.observation.items()},
-                screen=self.envs.screen(index),
-            ),
-        )
-
-    def _record(self, t: int, buffers: "_Buffers", step: VectorStep, env_s: float) -> None:
-        assert self._observer is not None
-        for index, number in self._followed.items():
-            ended = bool(step.terminated[index] or step.truncated[index])
-            # Where an episode ended, the arrays already show the next one.
-            shown = (
-                step.final_observation.get(index, {}) if ended else {k: v[index] for k, v in step.observation.items()}
-            )
-            self._observer.step(
-                index,
-                StepRecord(
-                    step=number,
-                    action=int(buffers.action[t, index]),
-                    log_prob=float(buffers.log_prob[t, index]),
-                    value=float(buffers.value[t, index]),
-                    reward=float(step.reward[index]),
-                    caption=step.captions[index],
-                    caption_id=int(buffers.caption_id[t, index]),
-                    caption_count=int(buffers.caption_count[t, index]),
-                    grounded=bool(step.grounded[index]),
-                    policy_version=self.policy_version,
-                    observation=shown,
-                    screen="" if ended else self.envs.screen(index),
-                    duration_s=env_s,
-                ),
-            )
-            self._followed[index] = number + 1
-
-    def _finish(self, t: int, step: VectorStep) -> None:
-        for end in step.episodes:
-            finish = EpisodeFinish(end.episode_return, end.length, end.terminated, end.success, end.metrics, None)
-            self._ended(t, end.env_index, end.episode_index, finish)
-        for failure in step.failures:
-            length = self._followed.get(failure.env_index, 0)
-            finish = EpisodeFinish(0.0, length, False, None, {}, failure.error)
-            self._ended(t, failure.env_index, failure.episode_index, finish)
-
-    def _ended(self, t: int, index: int, episode_index: int, finish: EpisodeFinish) -> None:
-        assert self._observer is not None and self._remembered is not None
-        episode_id = self._episode_id(index, episode_index)
-        if self._followed.pop(index, None) is not None:
-            self._observer.finish(index, finish)
-        elif self._observer.wants_back(episode_id, finish):
-            episode = self._remembered.recall(index, episode_id, t)
-            if episode is not None:
-                self._observer.recall(index, episode, finish)
-        self._follow(index, t + 1)
-
     def close(self) -> None:
         """Gives up running episodes and closes the environments."""
-        if self._observer is not None:
-            self._observer.close()
+        if self._follower is not None:
+            self._follower.close()
         self.envs.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -277,9 +201,8 @@ class Rollout:
         self._start = state["start"].numpy().copy()
         self._generator.set_state(state["generator"])
         self.policy_version = state["policy_version"]
-        self._followed = {}
-        if self._remembered is not None:
-            self._remembered = EpisodeMemory(self.envs.env_spec)
+        if self._follower is not None:
+            self._follower.forget()
 
 
 @dataclass(slots=True)

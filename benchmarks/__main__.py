@@ -15,6 +15,7 @@ ROUTINE = (
     "text_envs",
     "language_learner",
     "traces",
+    "startup",
     "demo",
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
@@ -27,6 +28,7 @@ WITH_OPTIONS = (
     "language_learner",
     "limit",
     "memory",
+    "startup",
     "text_envs",
     "traces",
     "versus",

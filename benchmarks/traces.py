@@ -23,9 +23,9 @@ from envs.base import YendorEnv
 from orchestration.config import Config
 from orchestration.configuration import load_config
 from orchestration.parts import LearnerPart, action_count, build_observer, build_rollout
-from orchestration.traces.again import player
+from orchestration.traces.again import Player, Recipe
 from orchestration.traces.reader import read_trace
-from orchestration.traces.recorder import TraceRecorder, TraceRun
+from orchestration.traces.recorder import Again, TraceRun
 
 RATES = (0.0, 0.01, 1.0)
 MOVES = frozenset({"N", "E", "S", "W", "NE", "NW", "SE", "SW", "SEARCH"})
@@ -116,6 +116,17 @@ def _system(folder: Path, rate: float, envs: int) -> tuple[Rollout, LearnerPart]
     return rollout, learner
 
 
+class _Clock:
+    """Steps of about 13 ms, as training with many environments has them."""
+
+    def __init__(self) -> None:
+        self._draw, self._now = random.Random(0), 0.0
+
+    def __call__(self) -> float:
+        self._now += self._draw.gauss(0.013, 0.002)
+        return self._now
+
+
 def episode_size(folder: Path, seeds: int) -> Size:
     """Bytes of the trace of a NetHack episode of 2,000 steps, or of the longest one of `seeds` games."""
     view = NETWORKS["fast"].view
@@ -151,11 +162,13 @@ def episode_size(folder: Path, seeds: int) -> Size:
         log_probs=draw.normal(-2.0, 1.0, length).astype(np.float32),
         values=draw.normal(0.0, 1.0, length).astype(np.float32),
         policy_versions=np.repeat(np.arange(length // 64 + 1), 64)[:length],
+        reward_model_versions=np.full(length, -1),
     )
     env.close()
-    recorder = TraceRecorder(folder, 0.0, TraceRun("benchmark", 0), player=player(make_env), frame_s=5.0)
-    recorder.recall(0, recalled, EpisodeFinish(0.0, length, False, None, {}, None))
-    recorder.close()
+    recipe = Recipe("nethack/Score", view, {"max_episode_steps": EPISODE_STEPS}, folder, TraceRun("benchmark", 0))
+    Player(recipe, clock=_Clock()).record(
+        Again(recalled, EpisodeFinish(0.0, length, False, None, {}, None), "actor/0", "best")
+    )
     path = folder / "long.jsonl.zst"
     trace = read_trace(path)
     assert len(trace.steps) == length

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import gymnasium as gym
+import numpy as np
 from numpy.typing import NDArray
 
 Observation = dict[str, NDArray[Any]]
@@ -13,6 +14,16 @@ Observation = dict[str, NDArray[Any]]
 
 class EnvironmentIdError(ValueError):
     """An environment id that names nothing; the message names the near miss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """The cells of a terminal: the game's own arrays, which change with its next step."""
+
+    chars: NDArray[np.uint8]
+    """[rows, columns], latin-1."""
+    colors: NDArray[np.int8]
+    """[rows, columns], the terminal's 16 colours; of a blank cell whatever the game left there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +90,7 @@ class YendorEnv(gym.Env[Observation, int]):
     def screen(self) -> str:
         """What a person would see now, as lines of text."""
         raise NotImplementedError
+
+    def terminal(self) -> Terminal | None:
+        """The same as cells, where the world draws on a terminal; None elsewhere."""
+        return None

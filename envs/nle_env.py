@@ -9,7 +9,7 @@ import numpy as np
 from nle import nethack
 from numpy.typing import NDArray
 
-from envs.base import ArraySpec, EnvSpec, Observation, StepInfo, View
+from envs.base import ArraySpec, EnvSpec, Observation, StepInfo, Terminal, View
 from envs.clock import PINNED, birth_of, pin_birth
 from envs.direct import DirectEnv
 from envs.messages import text_of
@@ -37,6 +37,7 @@ BUFFERS = (
     "blstats",
     "message",
     "tty_chars",
+    "tty_colors",
 )
 """What a game is asked for: what the policy reads, what the rules of every task read, and the screen."""
 
@@ -176,7 +177,7 @@ class NleEnv(DirectEnv):
         self._colors: NDArray[np.uint8] = buffers["colors"]
         self._blstats: NDArray[np.int64] = buffers["blstats"]
         self._message: NDArray[np.uint8] = buffers["message"]
-        self._tty_chars: NDArray[np.uint8] = buffers["tty_chars"]
+        self._terminal = Terminal(buffers["tty_chars"], buffers["tty_colors"])
         self._now: list[int] = self._blstats.tolist()
         self._tally = Tally()
 
@@ -235,7 +236,11 @@ class NleEnv(DirectEnv):
 
     def screen(self) -> str:
         """The terminal: the message line, the map, two status lines."""
-        return "\n".join(row.tobytes().decode("latin-1").rstrip() for row in self._tty_chars)
+        return "\n".join(row.tobytes().decode("latin-1").rstrip() for row in self._terminal.chars)
+
+    def terminal(self) -> Terminal:
+        """The cells that `screen` shows."""
+        return self._terminal
 
     def close(self) -> None:
         self.game.close()

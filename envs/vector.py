@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from envs.base import Observation, StepInfo, YendorEnv
 from envs.direct import DirectEnv, empty_observation
 
+Watcher = Callable[[YendorEnv, Observation, bool], None]
+"""Called after each step of one environment, before a next episode begins there: the environment, what is seen (valid
+during the call), and whether the episode has ended. Not called for a step that raised."""
+
 MAX_FAILURES_IN_A_ROW = 3
 """So many failures of one place without a single good step between them are no accident, and are raised."""
 
@@ -109,6 +113,8 @@ class VectorEnv:
             for index, env in enumerate(envs)
         ]
         self._unreported: list[EnvFailure] = []
+        self.watched: dict[int, Watcher] = {}
+        """Who is shown what each step of a place brought, by place."""
 
     def reset(self) -> Observation:
         """Starts the next episode everywhere (the first ones at first); returns `observation`."""
@@ -138,6 +144,8 @@ class VectorEnv:
                 self._replace(index, error)
                 self._start_next(index)
                 continue
+            if index in self.watched:
+                self.watched[index](slot.env, slot.row, terminated or truncated)
             slot.failures_in_a_row = 0
             slot.episode_return += reward
             slot.actions.append(action)
@@ -171,9 +179,9 @@ class VectorEnv:
         """The seeds of the episode that runs in place `index`."""
         return self._slots[index].env.seeds
 
-    def screen(self, index: int) -> str:
-        """What a person would see in place `index`."""
-        return self._slots[index].env.screen()
+    def env(self, index: int) -> YendorEnv:
+        """The environment in place `index`."""
+        return self._slots[index].env
 
     def close(self) -> None:
         for slot in self._slots:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agents.settings import ActorSettings, AgentSettings
+from learner.credit.settings import CreditSettings
 from learner.language.settings import LanguageSettings, SFTSettings
 from learner.settings import LearnerSettings, RewardSettings
 from reward_server.settings import AnnotatorSettings, DistillerSettings, JudgeSettings
@@ -23,6 +24,13 @@ class EnvSettings:
     id: str = "minihack/KeyRoom-S15"
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Options of the environment's family, such as `max_episode_steps`; an unknown one is an error."""
+    tasks: int | None = None
+    """For language models: so many different episodes, the seeds from 0 on; null: no bound."""
+    mix: dict[str, float] = field(default_factory=dict[str, float])
+    """For language models: worlds that are played side by side in place of `env.id`, each with its share."""
+    curriculum: dict[str, int] = field(default_factory=dict[str, int])
+    """For language models: worlds that are played one after the other before `env.id` or the mix, each for so many
+    episodes."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,9 @@ class TrainSettings:
 @dataclass(frozen=True)
 class TraceSettings:
     rate: float = 0.01
-    """Share of episodes that are traced."""
+    """Share of episodes that are traced; 0: none but those of `episodes`."""
+    episodes: str = ""
+    """Traced in any case: names of episodes, or patterns of them with `*` and `?`, separated by commas."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class Config:
     language: LanguageSettings = field(default_factory=LanguageSettings)
     sft: SFTSettings = field(default_factory=SFTSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
+    credit: CreditSettings = field(default_factory=CreditSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     annotator: AnnotatorSettings = field(default_factory=AnnotatorSettings)
     distiller: DistillerSettings = field(default_factory=DistillerSettings)

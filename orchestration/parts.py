@@ -5,26 +5,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agents.networks import NETWORKS, build_policy
 from agents.observer import EpisodeObserver
+from agents.report import FinishedEpisode
 from agents.rollout import Rollout
 from agents.trajectory import Trajectory
 from envs import make
 from envs.vector import VectorEnv
 from learner.checkpoint import save_checkpoint
+from learner.credit.fragments import Origin
+from learner.credit.online import OnlineCredit
+from learner.credit.outcomes import EpisodeOutcome
 from learner.fusion import fuse
-from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights
+from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights, resolve_device
 from learner.precision import resolve_precision
-from learner.returns import EpisodeSums
-from orchestration.captions import CaptionViews
+from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import learns_intrinsic
+from orchestration.configuration import attributes_credit, is_traced, learns_intrinsic
+from orchestration.favourites import CaptionViews
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
-from orchestration.seeds import derive_seed
-from orchestration.traces.again import player
+from orchestration.seeds import derive_seed, training_seed
+from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
 from reward_server.distiller import Distiller, RewardModelVersion
 from reward_server.models.base import reward_model_kind
@@ -51,7 +57,7 @@ def build_rollout(config: Config, index: int, *, incarnation: int = 0, observer:
     envs = VectorEnv(
         lambda: make(config.env.id, view, **config.env.options),
         config.actors.envs,
-        lambda env, episode: derive_seed(seed, "env", index, incarnation, env, episode),
+        lambda env, episode: training_seed(seed, "env", index, incarnation, env, episode),
     )
     policy = build_policy(config.agent.network, len(envs.env_spec.action_names))
     return Rollout(
@@ -67,7 +73,7 @@ def build_rollout(config: Config, index: int, *, incarnation: int = 0, observer:
 
 def build_observer(config: Config, traces: Path, index: int, incarnation: int = 0) -> EpisodeObserver | None:
     """The trace recorder of one actor; None where nothing is traced."""
-    if config.trace.rate <= 0.0:
+    if not is_traced(config):
         return None
     run = TraceRun(
         run=config.run.name,
@@ -82,7 +88,8 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
         config.trace.rate,
         run,
         agent=actor_name(index, incarnation),
-        player=player(lambda: make(config.env.id, view, **config.env.options)),
+        asked=[name for name in config.trace.episodes.split(",") if name],
+        keeper=AsideKeeper(Recipe(config.env.id, view, config.env.options, traces, run)) if config.trace.rate else None,
         aside=True,
     )
 
@@ -105,6 +112,19 @@ def build_reward_server(config: Config, rundir: RunDir, judge: Judge) -> RewardS
     )
 
 
+def build_credit(config: Config, state_size: int, actions: int) -> OnlineCredit:
+    """What attributes rewards to turns, for a policy whose core has `state_size` numbers."""
+    return OnlineCredit(
+        config.credit,
+        config.reward,
+        discount=config.learner.discount,
+        state_size=state_size,
+        actions=actions,
+        seed=derive_seed(config.run.seed, "credit"),
+        device=resolve_device(config.learner.device),
+    )
+
+
 class LearnerPart:
     """The learner, the scorer of captions that gives it intrinsic rewards, and their checkpoints."""
 
@@ -117,7 +137,9 @@ class LearnerPart:
             self.scorer = intrinsic = CaptionScorer(
                 reward_model_kind(config.reward.model).model(config.distiller, "cpu")
             )
-        self.learner = Learner(build_policy(config.agent.network, actions), config.learner, config.reward, intrinsic)
+        policy = build_policy(config.agent.network, actions)
+        credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
+        self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)
         self._sums = EpisodeSums()
         self._idle_since = time.perf_counter()
         self._views = CaptionViews(self.scorer)
@@ -131,9 +153,16 @@ class LearnerPart:
             self.scorer.update(version)
 
     def feed(
-        self, source: str, trajectory: Trajectory, new_captions: Sequence[tuple[int, str]]
+        self,
+        source: str,
+        trajectory: Trajectory,
+        new_captions: Sequence[tuple[int, str]],
+        episodes: Sequence[FinishedEpisode] = (),
     ) -> tuple[FeedResult, Weights | None]:
-        """Learns from one trajectory; the weights are None where no batch was full."""
+        """Learns from one trajectory; the weights are None where no batch was full.
+
+        `episodes` are those that ended in it; wanted where credit is attributed.
+        """
         waited = time.perf_counter() - self._idle_since
         began = time.perf_counter()
         if self.scorer is not None:
@@ -144,13 +173,15 @@ class LearnerPart:
         returns = self._sums.add(source, trajectory, rewards.bonus)
         self._views.refresh()
         rewarded = time.perf_counter()
-        updates = self.learner.feed(trajectory)
+        updates = self.learner.feed(trajectory, _origin(source, trajectory, episodes))
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,
+            earned=self._earned(trajectory, rewards.bonus),
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
+            credit={} if self.learner.credit is None else self.learner.credit.metrics(),
             liked=self._views.liked,
             disliked=self._views.disliked,
             reward_s=rewarded - began,
@@ -159,6 +190,13 @@ class LearnerPart:
         weights = self.learner.weights() if updates else None
         self._idle_since = time.perf_counter()
         return result, weights
+
+    def _earned(self, trajectory: Trajectory, bonus: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+        """What each caption earned in the trajectory. Few steps are rewarded, so this costs microseconds."""
+        if self.scorer is None:
+            return ()
+        sums = sums_by_id(trajectory.caption_id, bonus)
+        return tuple(zip(self.scorer.texts(sums), sums.values(), strict=True))
 
     def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
         """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""
@@ -185,3 +223,8 @@ class LearnerPart:
         self._sums.load_state_dict(state["sums"])
         if self.scorer is not None and state["scorer"] is not None:
             self.scorer.load_state_dict(state["scorer"])
+
+
+def _origin(source: str, trajectory: Trajectory, episodes: Sequence[FinishedEpisode]) -> Origin:
+    ends = tuple(EpisodeOutcome(e.t, e.end.env_index, e.end.success, e.end.episode_return) for e in episodes)
+    return Origin(source, 0, trajectory.batch, ends)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.report import RolloutReport
+from agents.report import FinishedEpisode, RolloutReport
 from orchestration.config import Config
 from orchestration.results import FeedResult
 from orchestration.rundir import RunDir
@@ -40,9 +40,12 @@ class RolloutWorker:
         self._version = -1
         self._idle_since = time.perf_counter()
 
-    def collect(self, weights: "Weights", version: int) -> tuple["Trajectory", tuple[RolloutReport, float]]:
+    def collect(
+        self, weights: "Weights", version: int, reward_model_version: int | None
+    ) -> tuple["Trajectory", tuple[RolloutReport, float]]:
         """One trajectory under the given weights; its report, and the seconds this worker waited for the call."""
         waited = time.perf_counter() - self._idle_since
+        self._rollout.reward_model_version = reward_model_version
         if version != self._version:
             self._rollout.set_weights(weights, version)
             self._version = version
@@ -72,9 +75,13 @@ class LearnerWorker:
         return self._part.learner.version, self._part.weights()
 
     def feed(
-        self, source: str, trajectory: "Trajectory", captions: Sequence[tuple[int, str]]
+        self,
+        source: str,
+        trajectory: "Trajectory",
+        captions: Sequence[tuple[int, str]],
+        episodes: Sequence[FinishedEpisode] = (),
     ) -> tuple[FeedResult, "Weights | None"]:
-        return self._part.feed(source, trajectory, captions)
+        return self._part.feed(source, trajectory, captions, episodes)
 
     def adopt(self, version: "RewardModelVersion") -> None:
         self._part.adopt(version)

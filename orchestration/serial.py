@@ -54,9 +54,10 @@ class SerialRuntime:
             rollout.set_weights(weights, self.learner.learner.version)
         while not self.session.finished and not self.session.stop_requested:
             for rollout in self.rollouts:
+                rollout.reward_model_version = self.session.reward_model_in_force
                 trajectory, report = rollout.collect()
                 self.session.rolled_out(report)
-                result, new_weights = self.learner.feed(report.source, trajectory, report.new_captions)
+                result, new_weights = self.learner.feed(report.source, trajectory, report.new_captions, report.episodes)
                 self.session.learned(report, replace(result, waited_s=0.0), self.session.env_steps)
                 if new_weights is not None:
                     for other in self.rollouts:

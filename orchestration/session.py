@@ -12,11 +12,12 @@ import psutil
 from agents.report import RolloutReport
 from learner.update import Update
 from orchestration.config import Config
-from orchestration.configuration import to_yaml, uses_judge
+from orchestration.configuration import is_traced, learns_intrinsic, to_yaml, uses_judge
 from orchestration.errors import TraceError
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.results import FeedResult
+from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir, code_revision
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
@@ -60,6 +61,7 @@ class Session:
         self.env_errors = 0
         self.actors = 0
         self.episodes = EpisodeStatistics()
+        self.reward_watch = RewardWatch()
         self.reward_status: RewardServerStatus | None = None
         self.reward_model_version = 0
         self.reward_model_accuracy: float | None = None
@@ -68,6 +70,7 @@ class Session:
         self._checkpoint: Path | None = None
         self._liked: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
         self._captions: set[int] = set()
+        self._credit: Mapping[str, float] = {}
         self._updates: deque[Update] = deque(maxlen=64)
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
@@ -107,8 +110,10 @@ class Session:
 
     def learned(self, report: RolloutReport, result: FeedResult, env_steps: int) -> None:
         """Counts the episodes and updates of one trajectory; `env_steps` are those of the run when it arrived."""
+        self.reward_watch.earned(result.earned)
         for episode in report.episodes:
             intrinsic = result.intrinsic_returns.get((episode.t, episode.end.env_index), 0.0)
+            self.reward_watch.ended(episode.end.success, episode.end.episode_return)
             self.episodes.add(
                 EpisodeResult(
                     env_steps=env_steps,
@@ -116,6 +121,7 @@ class Session:
                     intrinsic=intrinsic,
                     length=episode.end.length,
                     success=episode.end.success,
+                    metrics=episode.end.metrics,
                 )
             )
         self._updates.extend(result.updates)
@@ -127,6 +133,7 @@ class Session:
         self.samples_dropped = result.samples_dropped
         self.reward_model_version = result.reward_model_version
         self._liked = (result.liked, result.disliked)
+        self._credit = result.credit
         for update in result.updates:
             self._clock.add("learner", "train", update.train_s)
             self._clock.add("learner", "rewards", update.reward_s)
@@ -188,6 +195,11 @@ class Session:
         """Whether the run reached `train.env_steps` or `train.max_wall_s`."""
         limit = self.config.train.max_wall_s
         return self.env_steps >= self.config.train.env_steps or (limit is not None and self.wall_s >= limit)
+
+    @property
+    def reward_model_in_force(self) -> int | None:
+        """The version that steps are rewarded under; None where no reward model is learned. Traces tell of it."""
+        return self.reward_model_version if learns_intrinsic(self.config) else None
 
     @property
     def wall_s(self) -> float:
@@ -253,6 +265,7 @@ class Session:
             success_rate=recent.success,
             intrinsic_return_mean=recent.intrinsic,
             episode_length_mean=recent.length,
+            episode_metrics=recent.metrics,
             success_first_tenth=tenths.success_first,
             success_last_tenth=tenths.success_last,
             return_first_tenth=tenths.return_first,
@@ -262,9 +275,15 @@ class Session:
             captions_failed=0 if annotator is None else annotator.failed,
             captions_dropped=0 if annotator is None else annotator.dropped,
             captions_queued=0 if annotator is None else annotator.queued,
+            captions_reused=0 if annotator is None else annotator.reused,
             labels_per_second=0.0 if annotator is None else annotator.labels_per_second,
             judge_status=str(annotator.judge_status) if annotator else "starting" if uses_judge(self.config) else "off",
             judge_error=None if annotator is None else annotator.last_error,
+            judge_requests=0 if annotator is None else annotator.requests,
+            judge_request_failures=0 if annotator is None else annotator.request_failures,
+            judge_unreadable=0 if annotator is None else annotator.unreadable,
+            judge_latency_mean_s=None if annotator is None else annotator.latency_mean_s,
+            judge_latency_p95_s=None if annotator is None else annotator.latency_p95_s,
             reward_model_version=self.reward_model_version,
             reward_model_accuracy=self.reward_model_accuracy,
             policy_version=self.policy_version,
@@ -277,6 +296,7 @@ class Session:
             waits=self._waits,
             liked=liked,
             disliked=disliked,
+            reward_watch=self.reward_watch.report(),
             checkpoint=None if self.checkpoint is None else str(self.checkpoint),
             started=self._started,
             updated=time.time(),
@@ -297,20 +317,26 @@ class Session:
     def _log(self) -> None:
         """One line: means over the updates since the last one, and how things stand."""
         updates, self._unlogged = self._unlogged, []
-        recent = self.episodes.recent()
+        recent, watch = self.episodes.recent(), self.reward_watch.report()
         metrics: dict[str, float | None] = {
             "episodes": self.episodes.episodes,
             "episode/return": recent.extrinsic,
             "episode/success": recent.success,
             "episode/intrinsic_return": recent.intrinsic,
             "episode/length": recent.length,
+            **{f"episode/{name}": value for name, value in recent.metrics.items()},
             "captions/unique": len(self._captions),
+            "hacking/top_share": watch.top_share,
+            "hacking/top5_share": watch.top5_share,
+            "hacking/gini": watch.gini,
+            "hacking/flags": len(watch.flags),
             "policy/version": self.policy_version,
             "reward_model/version": self.reward_model_version,
             "reward_model/accuracy": self.reward_model_accuracy,
             "rollout/bytes_per_step": self._bytes_per_step,
             "samples_dropped": self.samples_dropped,
             "env_errors": self.env_errors,
+            **self._credit,
         }
         if updates:
             weight = sum(u.samples for u in updates)
@@ -334,6 +360,7 @@ class Session:
             self._output_tokens = 0
         if self.reward_status is not None:
             timing["labels_per_second"] = self.reward_status.annotator.labels_per_second
+            timing.update(self.reward_status.annotator.counters())
         for part, shares in self._waits.items():
             timing.update({f"{part}/{what}": share for what, share in shares.items()})
         self.metrics.log(self.env_steps, metrics, timing)
@@ -350,6 +377,7 @@ class Session:
             "env_errors": self.env_errors,
             "episodes": state,
             "captions": sorted(self._captions),
+            "reward_watch": self.reward_watch.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -359,6 +387,7 @@ class Session:
         self.env_errors = state["env_errors"]
         self.episodes.load_state_dict(state["episodes"])
         self._captions = set(state["captions"])
+        self.reward_watch.load_state_dict(state["reward_watch"])
 
     def config_yaml(self) -> str:
         """The resolved configuration, kept with each checkpoint."""
@@ -367,7 +396,7 @@ class Session:
 
 def _run_trace(config: Config, rundir: RunDir) -> RunTrace | None:
     """The trace of the run itself; None where nothing is traced."""
-    if config.trace.rate <= 0.0:
+    if not is_traced(config):
         return None
     return RunTrace(
         rundir.traces,

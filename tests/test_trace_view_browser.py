@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestration.traces.schema import Aggregate, Annotation, Delegate, Error, Message, Return, Spawn, ToolCall
+from orchestration.traces.schema import (
+    Aggregate,
+    Annotation,
+    Delegate,
+    Error,
+    Message,
+    Return,
+    Spawn,
+    ToolCall,
+)
 from orchestration.traces.view import Divergence, follow, render, render_traces
 from orchestration.traces.view.render import Page
 from tests.trace_view_support import (

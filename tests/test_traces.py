@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from agents.observer import EpisodeFinish
 from envs.captions import caption_id
 from orchestration.errors import TraceError
+from orchestration.traces.codec import decode, encode
+from orchestration.traces.episode import observation_hash
 from orchestration.traces.reader import Trace, read_lines, read_outline, read_trace, records_of, trace_files
-from orchestration.traces.recorder import is_sampled, observation_hash
+from orchestration.traces.recorder import is_sampled
 from orchestration.traces.schema import (
     EnvStep,
     LlmCall,
@@ -28,8 +30,6 @@ from orchestration.traces.schema import (
     ToolCall,
     ToolResult,
     WeightsUpdate,
-    decode,
-    encode,
 )
 from orchestration.traces.validate import RULES, validate_file
 from tests.trace_support import ACTIONS, CAPTIONS, Played, observation, record, recorder
@@ -199,10 +199,13 @@ def test_an_episode_id_that_is_no_file_name(tmp_path: Path, episode_id: str) -> 
         recorder(tmp_path).wants(episode_id)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_told_and_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TraceError, match="cannot be written"):
-        record(recorder(tmp_path / "file"), Played("e1", [], [], [], []))
+    tracing = recorder(tmp_path / "file")
+    record(tracing, Played("e1", [0], [""], [0.0], [3]))
+    (told,) = tracing.take_trouble()
+    assert "cannot be written" in told
+    assert tracing.take_trouble() == ()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.3, 1.0])
@@ -398,8 +401,10 @@ def test_a_disk_that_gets_full_is_told_and_what_was_written_is_readable(tmp_path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(TraceError, match=r"e1.jsonl.zst.part: cannot be written: File too large"):
-            record(recorder(tmp_path, frame_lines=10), played)
+        tracing = recorder(tmp_path, frame_lines=10)
+        record(tracing, played)
+        (told,) = tracing.take_trouble()
+        assert told.endswith("e1.jsonl.zst.part: cannot be written: File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (path,) = trace_files(tmp_path)

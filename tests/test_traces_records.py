@@ -5,17 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
+import numpy as np
 import orjson
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from jsonschema import Draft202012Validator
 
 from orchestration.errors import TraceError
+from orchestration.traces.cells import CellPacker, CellUnpacker, colors_of, text_of
+from orchestration.traces.codec import decode, encode, hints_of
 from orchestration.traces.json_schema import line_schema, schema_text
 from orchestration.traces.reader import read_lines, read_trace
-from orchestration.traces.schema import EVENTS, OTHERS, SCHEMA, Record, clean, decode, encode, hints_of, text_ref
+from orchestration.traces.schema import EVENTS, OTHERS, SCHEMA, Record, clean, text_ref
 from orchestration.traces.validate import RULES, validate_file
 from tests.trace_support import CAPTIONS, Played, record, recorder
 
@@ -101,7 +105,7 @@ def test_hostile_captions_are_kept_and_break_nothing(tmp_path: Path, name: str) 
     assert kept == clean(hostile)
     assert kept == hostile or "UTF-8" in name or "pair" in name
     # Once, whatever its size, and never a line of its own making.
-    assert sum(line.count(b"caption_id") for line in read_lines(path).lines) == 3
+    assert sum(line.count(b"caption_id") for line in read_lines(path).lines) == 1
     assert path.stat().st_size < 20_000
 
 
@@ -176,14 +180,86 @@ def test_files_of_the_first_version_are_read(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_files_of_the_second_version_are_read(tmp_path: Path) -> None:
+    header = {
+        "record": "header", "schema": "yendor-trace/2", "episode_id": "old", "run": "r", "env_id": "minihack/X",
+        "env_options": {}, "action_names": ["north"], "seeds": {"core": "1"}, "policy_version": 2, "versions": {},
+        "code_revision": None, "clock": "unpinned", "recorded_at": 1.0, "count_exponent": 3.0,
+    }  # fmt: skip
+    event = {
+        "record": "event",
+        "type": "env_step",
+        "action": 0,
+        "log_prob": -1.0,
+        "value": 0.5,
+        "observation_hash": "b",
+    }
+    end = {
+        "record": "end", "t": 0.3, "events": 5, "length": 3, "episode_return": 1.0, "terminated": True,
+        "truncated": False, "success": True, "metrics": {}, "error": None,
+    }  # fmt: skip
+    lines: list[dict[str, Any]] = [
+        header,
+        {
+            "record": "event", "type": "env_reset", "id": "e0", "seq": 0, "t": 0.0, "agent": "a", "parents": [],
+            "observation_hash": "a", "screen": "@.\n..",
+        },
+        {**event, "t": 0.1, "reward": 1.0, "paid": True, "rows": [[0, ".@"]]},
+        {**event, "t": 0.2, "reward": 0.0, "rows": [[2, "new"]], "height": 3},
+        {**event, "t": 0.3, "reward": 0.0, "screen": ""},
+        end,
+    ]  # fmt: skip
+    path = tmp_path / "old.jsonl.zst"
+    path.write_bytes(zstandard.compress(b"".join(orjson.dumps(line) + b"\n" for line in lines)))
+    assert validate_file(path) == []
+    trace = read_trace(path)
+    assert trace.header.schema == SCHEMA
+    assert [step.screen for step in trace.steps] == [".@\n..", ".@\n..\nnew", ""]
+    assert [event.id for event in trace.events] == ["e0", "e1", "e2", "e3", "e4"]
+    assert trace.events[2].targets == ("e1",)  # type: ignore[union-attr]
+
+
+# Screens of terminals.
+
+
+terminals = st.integers(1, 12).flatmap(
+    lambda count: st.tuples(
+        arrays(np.uint8, (count, 3, 5), elements=st.sampled_from(b" .@d|\xe9")),
+        arrays(np.int8, (count, 3, 5), elements=st.integers(0, 15)),
+    )
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(terminals, st.integers(1, 5))
+def test_cells_and_their_colours_come_back(shown: tuple[Any, Any], at_once: int) -> None:
+    chars, colors = shown
+    texts = ["\n".join(bytes(row).decode("latin-1").rstrip() for row in screen) for screen in chars]
+    inks = [
+        "\n".join(
+            "".join("0" if sign == " " else f"{ink:x}" for sign, ink in zip(line, row, strict=False))
+            for line, row in zip(text.split("\n"), screen, strict=True)
+        )
+        for text, screen in zip(texts, colors, strict=True)
+    ]
+    assert (text_of(chars[0]), colors_of(chars[0], colors[0])) == (texts[0], inks[0])
+    packer, unpacker = CellPacker(chars[0], colors[0]), CellUnpacker(texts[0], inks[0])
+    found: list[tuple[str, str]] = []
+    for low in range(1, len(chars), at_once):
+        columns = packer.pack(chars[low : low + at_once], colors[low : low + at_once])
+        found += unpacker.unpack(orjson.loads(orjson.dumps(columns, option=orjson.OPT_SERIALIZE_NUMPY)))
+    assert found == list(zip(texts[1:], inks[1:], strict=True))
+
+
 def test_lines_that_do_not_follow_are_refused(tmp_path: Path) -> None:
     record(recorder(tmp_path), Played("e1", [0, 1], ["", ""], [0.0, 0.0], [3, 3]))
     path = tmp_path / "e1.jsonl.zst"
     lines = read_lines(path).lines
     for old, new in (
-        (b'"action":1', b'"action":99'),
-        (b'"rows":[[0,', b'"rows":[[70,'),
-        (b'"rows":[[0,', b'"rows":[['),
+        (b'"action":[1]', b'"action":[99]'),
+        (b'"action":[1]', b'"action":[1,1]'),
+        (b'"rows":[[2,[[0,', b'"rows":[[2,[[70,'),
+        (b'"rows":[[2,[[0,', b'"rows":[[2,[['),
     ):
         planted = [lines[0], lines[1], lines[2], lines[3].replace(old, new), *lines[4:]]
         assert planted != lines

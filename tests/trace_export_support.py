@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import zstandard
 from hypothesis import strategies as st
 
+from orchestration.traces.codec import encode
 from orchestration.traces.export.episode import Episode, open_episode
 from orchestration.traces.schema import (
     COMPONENT,
@@ -34,7 +35,6 @@ from orchestration.traces.schema import (
     ToolCall,
     ToolResult,
     WeightsUpdate,
-    encode,
     text_ref,
 )
 

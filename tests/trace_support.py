@@ -1,12 +1,13 @@
 """Episodes as plain values, and traces made of them."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agents.observer import EpisodeFinish, EpisodeStart, StepRecord
+from agents.observer import EpisodeFinish, EpisodeStart, EpisodeSteps
 from envs.captions import caption_id
 from orchestration.traces.recorder import TraceRecorder, TraceRun
 
@@ -32,33 +33,42 @@ class Played:
         return [self.captions[: at + 1].count(text) if text else 0 for at, text in enumerate(self.captions)]
 
 
-def record(recorder: TraceRecorder, played: Played, *, env: int = 0, finish: bool = True) -> None:
+def begin(recorder: TraceRecorder, played: Played, *, env: int = 0) -> None:
     seeds = {"core": str(2**64 - 1), "disp": "0"}
-    start = EpisodeStart(
-        played.episode_id, "minihack/X", {"max_episode_steps": 9}, ACTIONS, seeds, 3, observation(0), "@"
+    options = {"max_episode_steps": 9}
+    recorder.start(
+        env, EpisodeStart(played.episode_id, "minihack/X", options, ACTIONS, seeds, 3, None, observation(0), ["@"], 0.0)
     )
-    recorder.start(env, start)
-    for at, (action, caption, reward, version, count) in enumerate(
-        zip(played.actions, played.captions, played.rewards, played.versions, played.counts(), strict=True)
-    ):
-        step = StepRecord(
-            step=at,
-            action=action,
-            log_prob=-0.5 * at,
-            value=float("nan") if at == 3 else 0.25,
-            reward=reward,
-            caption=caption,
-            caption_id=caption_id(caption),
-            caption_count=count,
-            grounded=at % 2 == 0,
-            policy_version=version,
-            observation=observation(at + 1),
-            screen=f"@ {at}\n.",
-        )
-        recorder.step(env, step)
+
+
+def record(recorder: TraceRecorder, played: Played, *, env: int = 0, finish: bool = True, at_once: int = 1) -> None:
+    """Records an episode as a rollout tells of it, `at_once` steps (of the same version) in each call."""
+    begin(recorder, played, env=env)
+    length = len(played.actions)
+    for low in range(0, length, at_once):
+        recorder.steps(env, steps_of(played, low, min(low + at_once, length)))
     if finish:
-        total = sum(played.rewards)
-        recorder.finish(env, EpisodeFinish(total, len(played.actions), True, True, {"depth": 2.0}, None))
+        recorder.finish(env, EpisodeFinish(sum(played.rewards), length, True, True, {"depth": 2.0}, None))
+
+
+def steps_of(played: Played, low: int, high: int) -> EpisodeSteps:
+    numbers = range(low, high)
+    observations = [observation(at + 1) for at in numbers]
+    return EpisodeSteps(
+        policy_version=played.versions[low],
+        reward_model_version=None,
+        action=np.array(played.actions[low:high]),
+        log_prob=np.array([-0.5 * at for at in numbers], np.float32),
+        value=np.array([math.nan if at == 3 else 0.25 for at in numbers], np.float32),
+        reward=np.array(played.rewards[low:high]),  # type: ignore[arg-type]  (exact, to be compared)
+        captions=played.captions[low:high],
+        caption_id=np.array([caption_id(text) for text in played.captions[low:high]]),
+        grounded=np.array([at % 2 == 0 for at in numbers]),
+        at=np.array([0.001 * (at + 1) for at in numbers]),
+        duration=np.array([0.5 if at == 2 else 0.0 for at in numbers]),
+        observation={name: np.stack([each[name] for each in observations]) for name in observations[0]},
+        screens=[f"@ {at}\n." for at in numbers],
+    )
 
 
 def recorder(folder: Path, rate: float = 1.0, **options: Any) -> TraceRecorder:

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import zstandard
 
+from orchestration.traces.codec import encode
 from orchestration.traces.reader import Trace
 from orchestration.traces.schema import (
     SCHEMA,
@@ -29,7 +30,6 @@ from orchestration.traces.schema import (
     Header,
     Reward,
     Text,
-    encode,
 )
 from orchestration.traces.view.page import unpack
 

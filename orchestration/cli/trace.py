@@ -167,8 +167,8 @@ def cat(file: File) -> None:
     """Print all records of a trace as JSON lines, complete: also what the file leaves out because it follows."""
     import sys
 
+    from orchestration.traces.codec import encode
     from orchestration.traces.reader import read_lines, records_of
-    from orchestration.traces.schema import encode
 
     for _, record in records_of(file, read_lines(file).lines):
         sys.stdout.buffer.write(encode(record))

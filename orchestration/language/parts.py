@@ -15,18 +15,18 @@ from agents.language.episode import LanguageEpisode
 from agents.language.observer import LanguageObserver
 from agents.language.rollout import LanguageRollout
 from agents.language.template import ChatTemplate, load_tokenizer
-from envs.registry import make_text
 from learner.language.episodes import turn_rewards
 from learner.language.learner import LanguageLearner
 from learner.language.model import Lora, load_model
 from learner.language.registry import build_objective
 from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
 from learner.precision import resolve_precision
-from orchestration.captions import CaptionViews
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic
 from orchestration.configuration.objectives import objective_settings
+from orchestration.favourites import CaptionViews
 from orchestration.language.recorder import LanguageRecorder
+from orchestration.language.tasks import Tasks
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed
@@ -74,12 +74,13 @@ def build_language_rollout(
 ) -> LanguageRollout:
     """Rollout number `index`. Seeds of tasks and of answers are named by the group, whoever plays it."""
     seed = config.run.seed
+    tasks = Tasks(config)
     return LanguageRollout(
-        lambda: make_text(config.env.id, **config.env.options),
+        tasks.make_env,
         generator,
         template,
         config.agent,
-        seed_of=lambda group: derive_seed(seed, "task", group),
+        seed_of=tasks.seed_of,
         sampling_seed_of=lambda group, member, turn: derive_seed(seed, "answer", group, member, turn),
         episodes=config.actors.envs,
         name=actor_name(index, incarnation),

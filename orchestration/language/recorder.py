@@ -15,8 +15,9 @@ from typing import Any
 from agents.language.episode import LanguageEpisode
 from agents.language.observer import LanguageStart, LanguageStep
 from envs.captions import EMPTY_CAPTION_ID, caption_id
+from orchestration.traces.episode import observation_hash
 from orchestration.traces.files import TraceFile
-from orchestration.traces.recorder import TraceRun, is_sampled, observation_hash
+from orchestration.traces.recorder import TraceRun, is_sampled
 from orchestration.traces.replay.worlds import text_observation
 from orchestration.traces.schema import (
     SCHEMA,

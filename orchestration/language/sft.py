@@ -24,6 +24,7 @@ from orchestration.config import Config
 from orchestration.configuration import to_yaml
 from orchestration.errors import TraceError
 from orchestration.language.models import Progress, acting_model
+from orchestration.language.tasks import split_by_share
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.rundir import RunDir
 from orchestration.seeds import derive_seed
@@ -123,10 +124,14 @@ def demonstrate(config: Config, template: ChatTemplate, progress: Progress) -> l
 
 
 def _from_seeds(config: Config) -> list[_Played]:
+    """The walkthroughs of the first seeds of each world of the mix, by its share."""
     options = {**config.env.options, **config.sft.env_options}
-    if config.env.id.startswith("textworld/"):  # the others tell their walkthroughs unasked
-        options["walkthrough"] = True
-    return [_Played(config.env.id, options, seed, None) for seed in range(config.sft.demonstrations)]
+    found: list[_Played] = []
+    for world, count in split_by_share(config.env.mix or {config.env.id: 1.0}, config.sft.demonstrations).items():
+        # The others tell their walkthroughs unasked.
+        asked = {**options, "walkthrough": True} if world.startswith("textworld/") else options
+        found += [_Played(world, asked, seed, None) for seed in range(count)]
+    return found
 
 
 def _from_traces(config: Config) -> list[_Played]:

@@ -3,6 +3,7 @@
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,10 +13,22 @@ import zstandard
 
 from orchestration.errors import TraceError
 from orchestration.files import sync_folder, write_all
-from orchestration.traces.schema import SUFFIX, Record, encode
+from orchestration.traces.codec import encode
+from orchestration.traces.schema import SUFFIX, Record
 
 LEVEL = 9
 """Of the compression."""
+
+
+_own = threading.local()
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    """That of this thread: making one for each file would take longer than most files."""
+    found: zstandard.ZstdCompressor | None = getattr(_own, "compressor", None)
+    if found is None:
+        found = _own.compressor = zstandard.ZstdCompressor(level=LEVEL)
+    return found
 
 
 class TraceFile:
@@ -29,15 +42,14 @@ class TraceFile:
         frame_lines: int = 256,
         frame_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
-        compressor: zstandard.ZstdCompressor | None = None,
     ) -> None:
         self.final = folder / f"{name}{SUFFIX}"
         self._part = folder / f"{name}{SUFFIX}.part"
         self._frame_lines = frame_lines
         self._frame_s = frame_s
         self._clock = clock
-        self._compressor = compressor or zstandard.ZstdCompressor(level=LEVEL)
         self._lines: list[bytes] = []
+        self._count = 0
         self._due = clock() + frame_s
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -47,24 +59,26 @@ class TraceFile:
 
     def write(self, record: Record) -> None:
         """Appends a record."""
-        self.append(encode(record), self._clock())
+        self.append(encode(record))
 
-    def append(self, line: bytes, now: float) -> None:
-        """Appends a line; `now` is what the clock shows."""
+    def append(self, line: bytes, count: int = 1) -> None:
+        """Appends a line, which stands for so many."""
         self._lines.append(line)
-        if len(self._lines) >= self._frame_lines or now >= self._due:
+        self._count += count
+        if self._count >= self._frame_lines or self._clock() >= self._due:
             self.flush()
 
     def flush(self) -> None:
         """Writes what was collected as one frame. After `kill -9` it is there; the operating system holds it."""
         if not self._lines:
             return
-        frame = self._compressor.compress(b"".join(self._lines))
+        frame = _compressor().compress(b"".join(self._lines))
         try:
             write_all(self._file, frame)
         except OSError as error:
             raise TraceError(f"{self._part}: cannot be written: {error.strerror}") from error
         self._lines.clear()
+        self._count = 0
         self._due = self._clock() + self._frame_s
 
     def complete(self) -> None:
@@ -82,11 +96,15 @@ class TraceFile:
         self.flush()
         self._file.close()
 
+    def drop(self) -> None:
+        """Leaves what was written as `.part`, and what was not."""
+        self._file.close()
+
 
 class Finisher:
     """Completes files: at once, or `aside` in a thread, as waiting for a disk would cost short episodes more than playing.
 
-    An error of the thread is raised by the next call.
+    What could not be written aside is told by `take_trouble`; at once, it is raised.
     """
 
     def __init__(self, *, aside: bool) -> None:
@@ -95,21 +113,31 @@ class Finisher:
 
     def complete(self, file: TraceFile) -> None:
         """Writes what is left of `file` and gives it its final name."""
-        file.flush()
         if self._pool is None:
-            file.complete()
-            return
+            _complete(file)
+        else:
+            self._waiting.append(self._pool.submit(_complete, file))
+
+    def take_trouble(self) -> tuple[str, ...]:
+        """Why files could not be completed, a line each; since the last call."""
         done = [each for each in self._waiting if each.done()]
         self._waiting = [each for each in self._waiting if not each.done()]
-        self._waiting.append(self._pool.submit(file.complete))
-        for each in done:
-            each.result()
+        errors = (each.exception() for each in done)
+        trouble: list[str] = []
+        for error in errors:
+            if isinstance(error, TraceError):
+                trouble.append(str(error))
+            elif error is not None:
+                raise error
+        return tuple(trouble)
 
     def close(self) -> None:
         """Waits until all files are complete."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-        for each in self._waiting:
-            each.result()
-        self._waiting = []
+
+
+def _complete(file: TraceFile) -> None:
+    file.flush()
+    file.complete()

@@ -7,7 +7,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin
 
-from orchestration.traces.schema import EVENTS, OTHERS, SCHEMA, defaults_of, hints_of
+from orchestration.traces.codec import defaults_of, hints_of
+from orchestration.traces.schema import EVENTS, OTHERS, SCHEMA
 
 _PLAIN: Mapping[Any, dict[str, Any]] = {
     str: {"type": "string"},
@@ -19,21 +20,75 @@ _PLAIN: Mapping[Any, dict[str, Any]] = {
 }
 _IMPLIED = ("id", "seq", "agent", "parents")
 """What a line of an event may leave out, as it follows from the lines before."""
-_IMPLIED_STEP = (*_IMPLIED, "step", "action_name", "policy_version", "screen")
-_ROWS = {
-    "rows": {
-        "description": "Instead of `screen`: the rows that differ from the screen before, as number and text.",
-        "type": "array",
-        "items": {
-            "type": "array",
-            "prefixItems": [{"type": "integer", "minimum": 0}, {"type": "string"}],
-            "items": False,
-            "minItems": 2,
-        },
+_IMPLIED_STEP = (*_IMPLIED, "step", "action_name", "policy_version")
+_PAID = {"description": "The environment's `reward` event follows, which the line stands for too.", "const": True}
+_INTEGERS: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
+_COUNTS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_UNITS: dict[str, Any] = {"type": "array", "items": {"type": ["integer", "null"]}}
+
+
+def _columns(description: str, required: tuple[str, ...], **properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": description,
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name in required],
+        "additionalProperties": False,
+    }
+
+
+def _tuples(description: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    item = {"type": "array", "prefixItems": list(parts), "items": False, "minItems": len(parts)}
+    return {"description": description, "type": "array", "items": item}
+
+
+_CELLS = _columns(
+    "Screens of a terminal, as the spans of cells that differ from the screen before.",
+    ("width", "spans", "at", "size", "text", "odd", "ink"),
+    width={"description": "Cells of a row.", "type": "integer", "minimum": 1},
+    spans={"description": "Of each screen, how many spans it has.", **_COUNTS},
+    at={"description": "Of each span, row times width plus column of its first cell.", **_COUNTS},
+    size={"description": "Of each span, its cells, all in one row.", **_COUNTS},
+    text={"description": "The characters of all spans.", "type": "string"},
+    odd={
+        "description": "Cells of `text`, each counted from the one before, whose colour is not the guessed one: that of the "
+        "same cell before where its character is the same, otherwise that in which the character last appeared.",
+        **_COUNTS,
     },
-    "height": {"description": "With `rows`: the number of rows, where it changed.", "type": "integer", "minimum": 1},
-    "paid": {"description": "The environment's `reward` event follows, which the line stands for too.", "const": True},
-}
+    ink={"description": "The colours of those, a hexadecimal digit each.", "type": "string", "pattern": "^[0-9a-f]*$"},
+)
+_STEPS = _columns(
+    "Several `env_step` that follow one another, as columns.",
+    ("record", "t", "dt", "action", "log_prob", "value", "hash"),
+    record={"const": "steps"},
+    t={"description": "Of the first step, seconds.", "type": "number", "minimum": 0},
+    dt={"description": "Of the others, milliseconds since the one before.", **_COUNTS},
+    action={"description": "Indices of `action_names`.", **_INTEGERS},
+    log_prob={"description": "In units of 1e-4; null where not finite.", **_UNITS},
+    value={"description": "In units of 1e-4; null where not finite.", **_UNITS},
+    reward={
+        "description": "Extrinsic; left out where all are 0. Each that is not 0 stands for a `reward` event, too.",
+        "type": "array",
+        "items": {"type": "number"},
+    },
+    hash={"description": "Hashes of the observations, all of the same length, joined.", "type": "string"},
+    said=_tuples(
+        "Where something was said: step of the line, and number of the caption, from 0 in the order of their lines.",
+        {"type": "integer", "minimum": 0},
+        {"type": "integer", "minimum": 0},
+    ),
+    refused={"description": "Steps of the line whose action could not be executed.", **_COUNTS},
+    slow=_tuples(
+        "Steps of the line that took long, and seconds.", {"type": "integer", "minimum": 0}, {"type": "number"}
+    ),
+    cells=_CELLS,
+    rows=_tuples(
+        "Instead of `cells`: for each screen its number of rows, and those, by number and text, that differ from the screen "
+        "before.",
+        {"type": "integer", "minimum": 1},
+        _tuples("A row.", {"type": "integer", "minimum": 0}, {"type": "string"}),
+    ),
+)
 
 
 def line_schema() -> dict[str, Any]:
@@ -45,8 +100,8 @@ def line_schema() -> dict[str, Any]:
         "title": "A line of a Yendor trace",
         "description": "A file is a header, then captions, texts and events, then an end. "
         "Rules between lines are checked by `yendor trace validate`.",
-        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in kinds],
-        "$defs": {name: _record(name, kind) for name, kind in kinds.items()},
+        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in (*kinds, "steps")],
+        "$defs": {**{name: _record(name, kind) for name, kind in kinds.items()}, "steps": _STEPS},
     }
 
 
@@ -70,7 +125,7 @@ def _record(name: str, kind: type[Any]) -> dict[str, Any]:
     if name == "header":
         properties["schema"] = _described({"const": SCHEMA}, comments.get("schema"))
     if name == "env_step":
-        properties |= _ROWS
+        properties["paid"] = _PAID
     if is_event:
         properties["t"] |= {"minimum": 0}
         properties["duration"] |= {"minimum": 0}

@@ -5,18 +5,107 @@ An event may leave out
 - `seq`: one more than the event before; `id`: `e` and the seq; `agent`: that of the event before,
 - `parents`: the newest event of the trunk (`env_reset`, `env_step`, `weights_update`) before it,
 - of an `env_step`: `step` (one more than the step before), `action_name` (the header has it), `policy_version` (that in
-  force), and `screen` where it has `rows` instead: pairs of a row's number and its text, for those rows that differ from
-  the screen before; `height` where the number of rows does.
+  force); with `paid` it stands for two events: itself, and right after it the environment's `reward` of the same value.
 
-An `env_step` with `paid` stands for two events: itself, and right after it the environment's `reward` of the same value.
-A line with all its fields is as good. What the reader gives has them all.
+A line `steps` stands for several `env_step` that follow one another, as columns: see `pack_steps`. Each of them whose
+reward is not 0 is followed by the environment's `reward` event of the same value. A line with all its fields is as good.
+What the reader gives has them all.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.observer import Cells, EpisodeSteps, Screens
+from envs.captions import EMPTY_CAPTION_ID
 from orchestration.errors import TraceError
+from orchestration.traces.cells import CellPacker, CellUnpacker
+from orchestration.traces.schema import clean
 
 _TRUNK = frozenset({"env_reset", "env_step", "weights_update"})
+_UNIT = 1e-4
+"""Of log-probabilities and values: the rest of their digits would be a third of a trace's bytes."""
+_TICK = 1e-3
+"""Of times, seconds."""
+_SLOW_S = 0.1
+"""Steps that took less have no duration: the environments of a batch step together, so it says little, and takes bytes."""
+
+
+@dataclass(slots=True)
+class StepPacker:
+    """Makes the `steps` lines of one episode."""
+
+    cells: CellPacker | None
+    """Where its screens are those of a terminal."""
+    rows: list[str]
+    """Of the newest screen elsewhere."""
+    captions: dict[int, int] = field(default_factory=dict[int, int])
+    """Number of each caption, by id: they are numbered in the order of their lines."""
+
+    @classmethod
+    def after(cls, first: Screens) -> "StepPacker":
+        """For the steps after the screen `first`."""
+        if isinstance(first, Cells):
+            return cls(CellPacker(first.chars[0], first.colors[0]), [])
+        return cls(None, clean(first[0]).split("\n"))
+
+    def pack(self, steps: EpisodeSteps, began: float, hashes: Sequence[str]) -> dict[str, Any]:
+        """The line: L steps as columns.
+
+        `t`, of the first step, and `dt`, of the others since the one before, milliseconds; `action`; `log_prob` and
+        `value` in units of 1e-4, null where not finite; `reward`, left out where all are 0; `hash`, of all observations,
+        joined; `said`: step in the line and number of the caption, from 0 in the order of their lines; `refused`: steps
+        that could not be executed; `slow`: step and seconds; and of screens `cells` (see `cells`) or `rows`: for each
+        step its height and the rows, number and text, that differ from the screen before. The captions of `steps` must
+        be in `captions`.
+        """
+        ticks = np.rint((steps.at - began) / _TICK).astype(np.int64)
+        line: dict[str, Any] = {
+            "record": "steps",
+            "t": int(ticks[0]) * _TICK,
+            "dt": np.diff(ticks),
+            "action": np.ascontiguousarray(steps.action),
+            "log_prob": _in_units(steps.log_prob),
+            "value": _in_units(steps.value),
+            "hash": "".join(hashes),
+        }
+        if steps.reward.any():
+            line["reward"] = steps.reward.astype(np.float64)
+        said = np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist()
+        if said:
+            line["said"] = [
+                (at, self.captions[caption]) for at, caption in zip(said, steps.caption_id[said].tolist(), strict=True)
+            ]
+        refused = np.flatnonzero(~steps.grounded)
+        if len(refused):
+            line["refused"] = refused
+        slow = np.flatnonzero(steps.duration >= _SLOW_S).tolist()
+        if slow:
+            line["slow"] = [(at, round(float(steps.duration[at]), 3)) for at in slow]
+        if not len(steps.screens):
+            return line
+        if self.cells is not None and isinstance(steps.screens, Cells):
+            line["cells"] = self.cells.pack(steps.screens.chars, steps.screens.colors)
+        else:
+            assert not isinstance(steps.screens, Cells)
+            line["rows"] = [self._rows(clean(screen)) for screen in steps.screens]
+        return line
+
+    def _rows(self, screen: str) -> tuple[int, list[tuple[int, str]]]:
+        before, self.rows = self.rows, screen.split("\n")
+        height = len(self.rows)
+        padded = [*before, *[""] * (height - len(before))]
+        return height, [(at, row) for at, row in enumerate(self.rows) if row != padded[at]]
+
+
+def _in_units(values: NDArray[np.float32]) -> NDArray[np.int64] | list[int | None]:
+    finite = np.isfinite(values)
+    if finite.all():
+        return np.rint(values.astype(np.float64) / _UNIT).astype(np.int64)
+    return [round(value / _UNIT) if known else None for value, known in zip(values.tolist(), finite, strict=True)]
 
 
 class Unpacker:
@@ -29,25 +118,43 @@ class Unpacker:
         self._step = -1
         self._agent: Any = None
         self._trunk: Any = None
-        self._screen: list[str] = []
+        self._rows: list[str] = []
+        self._cells: CellUnpacker | None = None
+        self._first: tuple[str, str] = ("", "")
+        self._captions: list[str] = []
+        self._counts: dict[str, int] = {}
 
-    def unpack(self, tree: dict[str, Any]) -> list[dict[str, Any]]:
+    def unpack(self, tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The complete objects that a line stands for. Raises `TraceError` where it does not fit to those before it."""
-        if tree.get("record") != "event":
-            return [tree]
+        kind = tree.get("record")
+        if kind == "steps":
+            try:
+                yield from self._steps(tree)
+            except (IndexError, KeyError, TypeError, ValueError) as error:
+                raise TraceError(f"steps: its columns do not fit: {type(error).__name__}: {error}") from error
+            return
+        if kind == "caption":
+            self._captions.append(str(tree.get("caption_id")))
+        paid = kind == "event" and tree.pop("paid", False)
+        if kind == "event":
+            self._complete(tree)
+        # The reader consumes what it is given.
+        name, t, value = tree.get("id", ""), tree.get("t", 0.0), tree.get("reward", 0.0)
+        yield tree
+        if paid:
+            yield self._paid(name, t, value)
+
+    def _complete(self, tree: dict[str, Any]) -> None:
         kind = tree.get("type")
-        try:
-            trees = [self._step_of(tree)] if kind == "env_step" else [tree]
-        except (IndexError, TypeError, ValueError) as error:
-            raise TraceError(f"env_step: its rows or its action do not fit: {error}") from error
+        if kind == "env_step":
+            self._step_of(tree)
         self._event(tree)
-        if tree.pop("paid", False):
-            trees.append(self._paid(tree))
         if kind == "weights_update" and tree.get("what", "policy") == "policy":
             self._version = tree.get("to_version")
         if kind == "env_reset" and isinstance(tree.get("screen"), str):
-            self._screen = tree["screen"].split("\n")
-        return trees
+            self._rows = tree["screen"].split("\n")
+            self._first = (tree["screen"], str(tree.get("colors", "")))
+            self._cells = None
 
     def _event(self, tree: dict[str, Any]) -> None:
         seq = tree.setdefault("seq", self._seq + 1)
@@ -61,53 +168,99 @@ class Unpacker:
         if tree.get("type") in _TRUNK:
             self._trunk = tree["id"]
 
-    def _step_of(self, tree: dict[str, Any]) -> dict[str, Any]:
+    def _step_of(self, tree: dict[str, Any]) -> None:
         step = tree.setdefault("step", self._step + 1)
         if isinstance(step, int):
             self._step = step
         if "action_name" not in tree:
-            tree["action_name"] = self._names[tree["action"]]
+            action = tree.get("action")
+            if not isinstance(action, int) or not 0 <= action < len(self._names):
+                raise TraceError(f"env_step: action {action!r} has no name in the header")
+            tree["action_name"] = self._names[action]
         tree.setdefault("policy_version", self._version)
-        rows = tree.pop("rows", None)
-        if rows is not None:
-            height = tree.pop("height", len(self._screen))
-            screen = [*self._screen[:height], *[""] * (height - len(self._screen))]
-            for number, text in rows:
-                screen[number] = text
-            self._screen = screen
-            tree["screen"] = "\n".join(screen)
-        elif tree.get("screen"):
-            self._screen = tree["screen"].split("\n")
-        return tree
 
-    def _paid(self, step: dict[str, Any]) -> dict[str, Any]:
+    # Columns.
+
+    def _steps(self, line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        actions: list[int] = line["action"]
+        count = len(actions)
+        ticks = round(line["t"] / _TICK)
+        times = [ticks, *(ticks := ticks + gap for gap in line["dt"])]
+        rewards: list[float] = line.get("reward", [0.0] * count)
+        said = {at: self._captions[number] for at, number in line.get("said", ())}
+        refused, slow = set(line.get("refused", ())), dict(line.get("slow", ()))
+        screens = list(self._screens(line))
+        hashes = _cut(line["hash"], len(screens))
+        if not count - 1 <= len(screens) <= count:
+            raise ValueError(f"{len(screens)} screens of {count} steps")
+        columns = zip(actions, times, line["log_prob"], line["value"], rewards, strict=True)
+        for at, (action, tick, log_prob, value, reward) in enumerate(columns):
+            step: dict[str, Any] = {
+                "record": "event",
+                "type": "env_step",
+                "t": round(tick * _TICK, 3),
+                "action": action,
+                "log_prob": _from_units(log_prob),
+                "value": _from_units(value),
+                "reward": reward,
+                "observation_hash": hashes[at] if at < len(hashes) else "",
+                "screen": "",
+            }
+            if at < len(screens):
+                step["screen"], colors = screens[at]
+                if colors:
+                    step["colors"] = colors
+            if at in said:
+                caption = step["caption_id"] = said[at]
+                step["caption_count"] = self._counts[caption] = self._counts.get(caption, 0) + 1
+            if at in refused:
+                step["grounded"] = False
+            if at in slow:
+                step["duration"] = slow[at]
+            self._complete(step)
+            # The reader consumes what it is given.
+            name, t = step["id"], step["t"]
+            yield step
+            if reward:
+                yield self._paid(name, t, reward)
+
+    def _screens(self, line: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Screen and colours after each step that was seen."""
+        if "cells" in line:
+            if self._cells is None:
+                self._cells = CellUnpacker(*self._first)
+            yield from self._cells.unpack(line["cells"])
+            return
+        for height, rows in line.get("rows", ()):
+            self._rows = [*self._rows[:height], *[""] * (height - len(self._rows))]
+            for number, text in rows:
+                self._rows[number] = text
+            yield "\n".join(self._rows), ""
+
+    def _paid(self, step: str, t: float, value: float) -> dict[str, Any]:
         reward = {
             "record": "event",
             "type": "reward",
-            "t": step.get("t"),
+            "t": t,
             "family": "outcome",
-            "value": step.get("reward"),
+            "value": value,
             "source": "environment",
             "version": None,
-            "targets": [step["id"]],
+            "targets": [step],
         }
         self._event(reward)
         return reward
 
 
-class Screens:
-    """Makes the `rows` of screens that follow one another."""
+def _cut(hashes: str, count: int) -> list[str]:
+    """`count` hashes of the same length, that were joined."""
+    if not count:
+        return []
+    size, rest = divmod(len(hashes), count)
+    if rest or not size:
+        raise ValueError(f"{len(hashes)} digits of {count} hashes")
+    return [hashes[at * size : (at + 1) * size] for at in range(count)]
 
-    def __init__(self, first: str) -> None:
-        self._rows = first.split("\n")
 
-    def pack(self, screen: str, tree: dict[str, Any]) -> None:
-        """Puts into `tree` what says how `screen` differs from the one before."""
-        before, rows = self._rows, screen.split("\n")
-        self._rows = rows
-        if len(rows) == len(before):
-            tree["rows"] = [(at, row) for at, row in enumerate(rows) if row != before[at]]
-            return
-        tree["height"] = len(rows)
-        padded = [*before, *[""] * len(rows)]
-        tree["rows"] = [(at, row) for at, row in enumerate(rows) if row != padded[at]]
+def _from_units(value: int | None) -> float | None:
+    return None if value is None else round(value * _UNIT, 4)

@@ -8,21 +8,10 @@ from typing import Any
 import zstandard
 
 from orchestration.errors import TraceError
+from orchestration.traces.codec import build, parse
 from orchestration.traces.migrations import migration
 from orchestration.traces.packing import Unpacker
-from orchestration.traces.schema import (
-    SUFFIX,
-    AnyEvent,
-    Caption,
-    End,
-    EnvStep,
-    Event,
-    Header,
-    Record,
-    Text,
-    build,
-    parse,
-)
+from orchestration.traces.schema import SUFFIX, AnyEvent, Caption, End, EnvStep, Event, Header, Record, Text
 
 RUN_PREFIX = "run-"
 """The run's own trace is called `run-….jsonl.zst`."""
@@ -151,11 +140,10 @@ def records_of(path: Path, lines: list[bytes]) -> Iterator[tuple[int, Record]]:
     yield 1, _at(path, 1, lambda: build(upgrade(tree)))
     for number, line in enumerate(lines[1:], start=2):
         try:
-            records = [build(each) for each in unpacker.unpack(upgrade(parse(line)))]
+            for each in unpacker.unpack(upgrade(parse(line))):
+                yield number, build(each)
         except TraceError as error:
             raise TraceError(f"{path}:{number}: {error}") from error
-        for record in records:
-            yield number, record
 
 
 def _at(path: Path, number: int, read: Callable[[], Any]) -> Any:

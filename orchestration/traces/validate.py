@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.errors import TraceError
+from orchestration.traces.codec import tree_of
 from orchestration.traces.reader import read_lines, records_of
 from orchestration.traces.schema import (
     COMPONENT,
@@ -36,7 +37,6 @@ from orchestration.traces.schema import (
     ToolResult,
     WeightsUpdate,
     text_ref,
-    tree_of,
 )
 
 RULES: Mapping[str, str] = {

@@ -8,6 +8,7 @@ import orjson
 import zstandard
 
 from orchestration.errors import TraceError
+from orchestration.traces.codec import encode
 from orchestration.traces.export.files import new_file
 from orchestration.traces.export.text import finite
 from orchestration.traces.reader import Trace
@@ -30,7 +31,6 @@ from orchestration.traces.schema import (
     Text,
     ToolCall,
     ToolResult,
-    encode,
     text_ref,
 )
 

@@ -9,16 +9,7 @@ from envs.captions import EMPTY_CAPTION_ID, caption_id
 from orchestration.traces.files import TraceFile
 from orchestration.traces.replay.policies import Choice
 from orchestration.traces.replay.worlds import Seen
-from orchestration.traces.schema import (
-    Caption,
-    End,
-    EnvReset,
-    EnvStep,
-    Header,
-    Reward,
-    WeightsUpdate,
-    clean,
-)
+from orchestration.traces.schema import Caption, End, EnvReset, EnvStep, Header, Reward, WeightsUpdate, clean
 
 
 class EpisodeWriter:

@@ -1,0 +1,224 @@
+"""Tells an observer about the episodes of a rollout that it wants to follow.
+
+While the environments step, screens are only copied; all else is taken from the arrays of the rollout call, and told once
+at its end or where an episode ends. So an environment that nobody follows costs one look-up a step.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.observer import Cells, EpisodeFinish, EpisodeObserver, EpisodeStart, EpisodeSteps, Screens
+from agents.recall import EpisodeMemory
+from envs.base import Observation, YendorEnv
+from envs.vector import VectorEnv, VectorStep
+
+
+class CallArrays(Protocol):
+    """What one rollout call fills: T steps of B environments."""
+
+    observation: dict[str, NDArray[Any]]
+    """Each [T + 1, B, ...]"""
+    action: NDArray[np.int64]
+    log_prob: NDArray[np.float32]
+    value: NDArray[np.float32]
+    reward: NDArray[np.float32]
+    caption_id: NDArray[np.int64]
+    grounded: NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class _Followed:
+    """An episode that is followed, and what the running call has brought of it since it was last told."""
+
+    episode_id: str
+    length: int
+    """T."""
+    steps: int = 0
+    """Steps of the episode that were told."""
+    first: int = 0
+    """The first step of the call that was not told."""
+    captions: list[str] = field(default_factory=list[str])
+    cells: Cells | None = None
+    texts: list[str] = field(default_factory=list[str])
+    seen: int = 0
+    """Steps since `first` that were seen: all but one that raised."""
+    final: Observation | None = None
+    """The last observation of an episode that ended: the arrays of the call show the next one there."""
+
+    def saw(self, env: YendorEnv, row: Observation, ended: bool) -> None:
+        """`envs.vector.Watcher`."""
+        terminal = env.terminal()
+        if terminal is None:
+            self.texts.append(env.screen())
+        else:
+            if self.cells is None:
+                shape = (self.length - self.first, *terminal.chars.shape)
+                self.cells = Cells(np.empty(shape, np.uint8), np.empty(shape, np.int8))
+            self.cells.chars[self.seen] = terminal.chars
+            self.cells.colors[self.seen] = terminal.colors
+        self.seen += 1
+        if ended:
+            self.final = {name: array.copy() for name, array in row.items()}
+
+    def screens(self) -> Screens:
+        if self.cells is None:
+            return tuple(self.texts)
+        return Cells(self.cells.chars[: self.seen], self.cells.colors[: self.seen])
+
+    def told(self, first: int, steps: int) -> None:
+        """What was collected is with the observer now; the next step is number `first` of a call."""
+        self.steps += steps
+        self.first = first
+        self.captions, self.cells, self.texts, self.seen, self.final = [], None, [], 0, None
+
+
+class Follower:
+    """Stands between one rollout and its observer."""
+
+    def __init__(self, observer: EpisodeObserver, envs: VectorEnv, name: str, length: int) -> None:
+        self._observer = observer
+        self._envs = envs
+        self._name = name
+        self._length = length
+        self._followed: dict[int, _Followed] = {}
+        self._remembered = EpisodeMemory(envs.env_spec)
+        self._arrays: CallArrays | None = None
+        self._versions: tuple[int, int | None] = (0, None)
+        self._at = np.zeros(length)
+        self._duration = np.zeros(length)
+
+    def begin(self, policy_version: int, reward_model_version: int | None) -> None:
+        """The first episodes have begun everywhere."""
+        self._versions = (policy_version, reward_model_version)
+        for index in range(self._envs.count):
+            self._follow(index, None)
+
+    def call(self, arrays: CallArrays, policy_version: int, reward_model_version: int | None) -> None:
+        """A call begins, which fills `arrays` under these versions."""
+        self._arrays = arrays
+        self._versions = (policy_version, reward_model_version)
+        self._at, self._duration = np.zeros(self._length), np.zeros(self._length)
+        self._remembered.add(
+            policy_version,
+            -1 if reward_model_version is None else reward_model_version,
+            arrays.action,
+            arrays.log_prob,
+            arrays.value,
+        )
+
+    def stepped(self, t: int, step: VectorStep, env_s: float) -> None:
+        """Step number `t` of the call was taken and is in its arrays; the environments took `env_s` seconds for it."""
+        self._at[t], self._duration[t] = time.monotonic(), env_s
+        for index, followed in self._followed.items():
+            followed.captions.append(step.captions[index])
+        ended: list[int] = []
+        for end in step.episodes:
+            finish = EpisodeFinish(end.episode_return, end.length, end.terminated, end.success, end.metrics, None)
+            self._ended(t, end.env_index, end.episode_index, finish)
+            ended.append(end.env_index)
+        for failure in step.failures:
+            finish = EpisodeFinish(0.0, 0, False, None, {}, failure.error)
+            self._ended(t, failure.env_index, failure.episode_index, finish)
+            ended.append(failure.env_index)
+        for index in dict.fromkeys(ended):
+            self._follow(index, t + 1)
+
+    def called(self) -> None:
+        """The call has ended, and its arrays are full."""
+        for index, followed in self._followed.items():
+            self._tell(index, followed, self._length)
+            followed.first = 0
+
+    def forget(self) -> None:
+        """Other episodes run now (a checkpoint was loaded): none of them is followed from its beginning."""
+        self._followed = {}
+        self._envs.watched.clear()
+        self._remembered = EpisodeMemory(self._envs.env_spec)
+
+    def take_trouble(self) -> tuple[str, ...]:
+        """Why episodes could not be recorded, a line each; since the last call."""
+        return self._observer.take_trouble()
+
+    def close(self) -> None:
+        """Gives up the episodes that run."""
+        self._observer.close()
+
+    def _episode_id(self, index: int, episode_index: int) -> str:
+        return f"{self._name}-env{index:03d}-ep{episode_index:06d}"
+
+    def _follow(self, index: int, t: int | None) -> None:
+        """An episode has begun, whose first step is number `t` of the running call; None: the first of the next one."""
+        episode_id = self._episode_id(index, self._envs.episode_index(index))
+        self._remembered.begin(index, episode_id, self._envs.seeds(index), t)
+        if not self._observer.wants(episode_id):
+            return
+        spec, env = self._envs.env_spec, self._envs.env(index)
+        terminal = env.terminal()
+        start = EpisodeStart(
+            episode_id=episode_id,
+            env_id=spec.id,
+            env_options=spec.options,
+            action_names=spec.action_names,
+            seeds=self._envs.seeds(index),
+            policy_version=self._versions[0],
+            reward_model_version=self._versions[1],
+            observation={name: array[index] for name, array in self._envs.observation.items()},
+            screen=[env.screen()] if terminal is None else Cells(terminal.chars[None], terminal.colors[None]),
+            at=time.monotonic(),
+        )
+        followed = self._followed[index] = _Followed(episode_id, self._length, first=t or 0)
+        self._envs.watched[index] = followed.saw
+        self._observer.start(index, start)
+
+    def _tell(self, index: int, followed: _Followed, end: int) -> None:
+        """Tells of the steps of the call up to number `end`."""
+        first, arrays = followed.first, self._arrays
+        assert arrays is not None
+        if first == end:
+            return
+        column = (slice(first, end), index)
+        steps = EpisodeSteps(
+            policy_version=self._versions[0],
+            reward_model_version=self._versions[1],
+            action=arrays.action[column],
+            log_prob=arrays.log_prob[column],
+            value=arrays.value[column],
+            reward=arrays.reward[column],
+            captions=followed.captions,
+            caption_id=arrays.caption_id[column],
+            grounded=arrays.grounded[column],
+            at=self._at[first:end],
+            duration=self._duration[first:end],
+            observation=_observations(arrays.observation, index, first, followed),
+            screens=followed.screens(),
+        )
+        followed.told(end, len(steps))
+        self._observer.steps(index, steps)
+
+    def _ended(self, t: int, index: int, episode_index: int, finish: EpisodeFinish) -> None:
+        episode_id = self._episode_id(index, episode_index)
+        followed = self._followed.get(index)
+        if followed is not None and followed.episode_id == episode_id:
+            del self._followed[index], self._envs.watched[index]
+            self._tell(index, followed, t + 1)
+            self._observer.finish(index, finish)
+        elif self._observer.wants_back(episode_id, finish):
+            episode = self._remembered.recall(index, episode_id, t)
+            if episode is not None:
+                self._observer.recall(index, episode, finish)
+
+
+def _observations(
+    arrays: Mapping[str, NDArray[Any]], index: int, first: int, followed: _Followed
+) -> dict[str, NDArray[Any]]:
+    """What was seen after each step since number `first`."""
+    final = followed.final
+    if final is None:
+        return {name: array[first + 1 : first + 1 + followed.seen, index] for name, array in arrays.items()}
+    last = first + followed.seen
+    return {name: np.concatenate([array[first + 1 : last, index], final[name][None]]) for name, array in arrays.items()}

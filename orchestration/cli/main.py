@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestration.cli import annotate, config, diagnose, judge, report, runs, sft, trace, train
+from orchestration.cli import annotate, config, diagnose, judge, play, report, runs, sft, trace, train
 from orchestration.errors import UsageError, YendorError, first_line, is_ours, root_cause
 
 INTERRUPTED = 130
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 train.add_to(app)
 sft.add_to(app)
+play.add_to(app)
 runs.add_to(app)
 report.add_to(app)
 annotate.add_to(app)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from agents.language.engines import Generator, build_engine
 from agents.language.episode import LanguageEpisode
@@ -21,6 +20,7 @@ from learner.language.model import Lora, load_model
 from learner.language.registry import build_objective
 from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
 from learner.precision import resolve_precision
+from learner.returns import sums_by_id
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic
 from orchestration.configuration.objectives import objective_settings
@@ -151,13 +151,14 @@ class LanguageLearnerPart:
         began = time.perf_counter()
         if self.scorer is not None:
             self.scorer.observe(new_captions)
-        returns = self._returns(episodes)
+        returns, earned = self._earned(episodes)
         self._views.refresh()
         rewarded = time.perf_counter()
         updates = self.learner.feed(episodes)
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,
+            earned=earned,
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
@@ -169,19 +170,22 @@ class LanguageLearnerPart:
         self._idle_since = time.perf_counter()
         return result
 
-    def _returns(self, episodes: Sequence[LanguageEpisode]) -> dict[tuple[int, int], float]:
-        """Sum of r_int / N^β of each episode, by (0, member)."""
-        if not episodes:
-            return {}
-        if self.scorer is not None:
-            self.scorer.count(_captions(episodes))
+    def _earned(
+        self, episodes: Sequence[LanguageEpisode]
+    ) -> tuple[dict[tuple[int, int], float], tuple[tuple[str, float], ...]]:
+        """Sum of r_int / N^β of each episode, by (0, member), and of each caption."""
+        if self.scorer is None or not episodes:
+            return {(0, episode.member): 0.0 for episode in episodes}, ()
+        captions = np.array([turn.caption_id for episode in episodes for turn in episode.turns], np.int64)
+        self.scorer.count(captions)
         bonus = turn_rewards(episodes, self.learner.intrinsic, self.config.reward).bonus
-        returns: dict[tuple[int, int], float] = {}
-        first = 0
-        for episode in episodes:
-            returns[0, episode.member] = float(bonus[first : first + episode.length].sum())
-            first += episode.length
-        return returns
+        ends = np.cumsum([episode.length for episode in episodes])[:-1]
+        returns = {
+            (0, episode.member): float(part.sum())
+            for episode, part in zip(episodes, np.split(bonus, ends), strict=True)
+        }
+        sums = sums_by_id(captions, bonus)
+        return returns, tuple(zip(self.scorer.texts(sums), sums.values(), strict=True))
 
     def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
         """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""
@@ -225,7 +229,3 @@ def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> La
     return LanguageLearner(
         network, objective, settings, config.reward, intrinsic, seed=derive_seed(config.run.seed, "minibatches")
     )
-
-
-def _captions(episodes: Sequence[LanguageEpisode]) -> NDArray[np.int64]:
-    return np.array([turn.caption_id for episode in episodes for turn in episode.turns], np.int64)

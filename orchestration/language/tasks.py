@@ -10,7 +10,7 @@ from typing import Any
 from envs.registry import make_text
 from envs.text import TextEnv
 from orchestration.config import Config
-from orchestration.seeds import derive_seed
+from orchestration.seeds import derive_seed, training_seed
 
 _SEEDS = 2**56
 """Seeds of each world; the bits above say which world it is."""
@@ -35,9 +35,13 @@ class Tasks:
 
     def seed_of(self, group: int) -> int:
         """What the environment of `make_env` is reset with for that group."""
-        drawn = derive_seed(self._seed, "task", group)
+        drawn = training_seed(self._seed, "task", group)
         task = drawn % (_SEEDS if self._env.tasks is None else self._env.tasks)
-        return self.worlds.index(self.world_of(group)) * _SEEDS + task
+        return self.seed_in(self.world_of(group), task)
+
+    def seed_in(self, world: str, task: int) -> int:
+        """What the environment of `make_env` is reset with to play task `task`, in [0, 2^56), of a world."""
+        return self.worlds.index(world) * _SEEDS + task % _SEEDS
 
     def make_env(self) -> TextEnv:
         """An environment that plays any of the worlds, told which by the seed."""

@@ -26,6 +26,8 @@ from orchestration.traces.run_trace import REWARD_SERVER, RunTrace
 from reward_server.status import RewardServerStatus
 
 _RATE_WINDOW_S = 20.0
+_UNREADABLE = 0.9
+"""Share of answers that could not be read, from which on a person is told."""
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class Session:
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
         self._output_tokens = 0
+        self._warned_of_answers = False
         self._first_step_s: float | None = None
         self._clock = Clock()
         self._waits: dict[str, dict[str, float]] = {}
@@ -126,6 +129,7 @@ class Session:
             )
         self._updates.extend(result.updates)
         self._unlogged.extend(result.updates)
+        self._watch_answers(result)
         if self.trace is not None:
             self.trace.weights(result.policy_version)
             self.trace.reward_model(result.reward_model_version)
@@ -139,6 +143,18 @@ class Session:
             self._clock.add("learner", "rewards", update.reward_s)
         self._clock.add("learner", "rewards", result.reward_s)
         self._clock.add("learner", "wait", result.waited_s)
+
+    def _watch_answers(self, result: FeedResult) -> None:
+        """Warns, once, of a language model that hardly says anything that can be read."""
+        shares = [update.metrics["failures"] for update in result.updates if "failures" in update.metrics]
+        if shares and shares[-1] > _UNREADABLE and not self._warned_of_answers:
+            self._warned_of_answers = True
+            agent = self.config.agent
+            self.view.event(
+                f"{shares[-1]:.0%} of the model's answers could not be read as agent.answer={agent.answer}: fine-tune it on "
+                f"demonstrations first (yendor sft), or raise agent.max_new_tokens={agent.max_new_tokens}",
+                warning=True,
+            )
 
     def judged(self, status: RewardServerStatus) -> None:
         """Notes how the reward server stands, and says so where the judge went away or came back."""

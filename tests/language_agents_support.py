@@ -32,7 +32,7 @@ def tiny_model(folder: Path, seed: int = 0, vocabulary: int | None = None) -> Pa
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,
-        max_position_embeddings=1024,
+        max_position_embeddings=4096,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -25,6 +25,11 @@ class Tasks:
         self.worlds = tuple(dict.fromkeys([*config.env.curriculum, *(config.env.mix or {config.env.id: 1.0})]))
         """All worlds that are played, each once."""
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Of all worlds."""
+        return self._env.options
+
     def world_of(self, group: int) -> str:
         """The world that group number `group` plays."""
         episode = group * self._group_size

@@ -15,6 +15,7 @@ ROUTINE = (
     "alfworld",
     "text_envs",
     "credit",
+    "language_learner",
     "traces",
     "startup",
     "demo",

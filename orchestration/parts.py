@@ -26,10 +26,10 @@ from learner.precision import resolve_precision
 from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
 from orchestration.configuration import attributes_credit, is_traced, learns_intrinsic
+from orchestration.favourites import CaptionViews
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed, training_seed
-from orchestration.summary import CaptionScore
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
 from reward_server.distiller import Distiller
@@ -40,9 +40,6 @@ from reward_server.scorer import CaptionScorer
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge, PairJudge
-
-_SHOWN_CAPTIONS = 5
-_REFRESH_SHOWN_S = 5.0
 
 
 def action_count(config: Config) -> int:
@@ -152,8 +149,7 @@ class LearnerPart:
         self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)
         self._sums = EpisodeSums()
         self._idle_since = time.perf_counter()
-        self._shown: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
-        self._shown_at = -_REFRESH_SHOWN_S
+        self._views = CaptionViews(self.scorer)
 
     def weights(self) -> Weights:
         return self.learner.weights()
@@ -182,7 +178,7 @@ class LearnerPart:
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
-        self._refresh_shown()
+        self._views.refresh()
         rewarded = time.perf_counter()
         updates = self.learner.feed(trajectory, _origin(source, trajectory, episodes))
         if self.scorer is not None:
@@ -195,8 +191,8 @@ class LearnerPart:
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
             credit={} if self.learner.credit is None else self.learner.credit.metrics(),
-            liked=self._shown[0],
-            disliked=self._shown[1],
+            liked=self._views.liked,
+            disliked=self._views.disliked,
             reward_s=rewarded - began,
             waited_s=waited,
         )
@@ -210,23 +206,6 @@ class LearnerPart:
             return ()
         sums = sums_by_id(trajectory.caption_id, bonus)
         return tuple(zip(self.scorer.texts(sums), sums.values(), strict=True))
-
-    def _refresh_shown(self) -> None:
-        if self.scorer is None or time.perf_counter() - self._shown_at < _REFRESH_SHOWN_S:
-            return
-        self._shown_at = time.perf_counter()
-        self._shown = self.favourites()
-
-    def favourites(self) -> tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]]:
-        """The captions that the reward model likes most and least, the frequent ones first among equals."""
-        if self.scorer is None:
-            return (), ()
-        top = self.scorer.top(_SHOWN_CAPTIONS)
-        liked, disliked = (
-            tuple(CaptionScore(caption.text, caption.probability, caption.count) for caption in captions)
-            for captions in (top.liked, top.disliked)
-        )
-        return liked, disliked
 
     def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
         """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""

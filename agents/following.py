@@ -43,7 +43,8 @@ class _Followed:
     first: int = 0
     """The first step of the call that was not told."""
     captions: list[str] = field(default_factory=list[str])
-    cells: Cells | None = None
+    cells: NDArray[np.uint8] | None = None
+    """As in `Cells`; `seen` of them are filled."""
     texts: list[str] = field(default_factory=list[str])
     seen: int = 0
     """Steps since `first` that were seen: all but one that raised."""
@@ -57,10 +58,10 @@ class _Followed:
             self.texts.append(env.screen())
         else:
             if self.cells is None:
-                shape = (self.length - self.first, *terminal.chars.shape)
-                self.cells = Cells(np.empty(shape, np.uint8), np.empty(shape, np.int8))
-            self.cells.chars[self.seen] = terminal.chars
-            self.cells.colors[self.seen] = terminal.colors
+                self.cells = np.empty((self.length - self.first, 2, *terminal.chars.shape), np.uint8)
+            cells = self.cells[self.seen]
+            cells[0] = terminal.chars
+            cells[1] = terminal.colors
         self.seen += 1
         if ended:
             self.final = {name: array.copy() for name, array in row.items()}
@@ -68,7 +69,7 @@ class _Followed:
     def screens(self) -> Screens:
         if self.cells is None:
             return tuple(self.texts)
-        return Cells(self.cells.chars[: self.seen], self.cells.colors[: self.seen])
+        return Cells(self.cells[: self.seen])
 
     def told(self, first: int, steps: int) -> None:
         """What was collected is with the observer now; the next step is number `first` of a call."""
@@ -168,7 +169,7 @@ class Follower:
             policy_version=self._versions[0],
             reward_model_version=self._versions[1],
             observation={name: array[index] for name, array in self._envs.observation.items()},
-            screen=[env.screen()] if terminal is None else Cells(terminal.chars[None], terminal.colors[None]),
+            screen=[env.screen()] if terminal is None else Cells(terminal.planes()[None]),
             at=time.monotonic(),
         )
         followed = self._followed[index] = _Followed(episode_id, self._length, first=t or 0)

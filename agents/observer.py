@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 class Cells:
     """L screens of a terminal."""
 
-    chars: NDArray[np.uint8]
-    """[L, rows, columns], latin-1."""
-    colors: NDArray[np.int8]
-    """[L, rows, columns], the terminal's 16 colours; of a blank cell any."""
+    planes: NDArray[np.uint8]
+    """[L, 2, rows, columns]: characters (latin-1), and the terminal's 16 colours (of a blank cell any)."""
 
     def __len__(self) -> int:
-        return len(self.chars)
+        return len(self.planes)
 
 
 Screens = Cells | Sequence[str]

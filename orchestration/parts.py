@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agents.networks import NETWORKS, build_policy
 from agents.observer import EpisodeObserver
 from agents.rollout import Rollout
 from agents.trajectory import Trajectory
 from envs import make
+from envs.captions import EMPTY_CAPTION_ID
 from envs.vector import VectorEnv
 from learner.checkpoint import save_checkpoint
 from learner.fusion import fuse
@@ -123,6 +126,8 @@ class LearnerPart:
             )
         self.learner = Learner(build_policy(config.agent.network, actions), config.learner, config.reward, intrinsic)
         self._sums = EpisodeSums()
+        self._told: set[int] = set()
+        self._told_version = 0
         self._idle_since = time.perf_counter()
         self._shown: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
         self._shown_at = -_REFRESH_SHOWN_S
@@ -145,6 +150,7 @@ class LearnerPart:
             self.scorer.observe(new_captions)
             self.scorer.count(trajectory.caption_id)
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
+        scores = self._new_scores(trajectory.caption_id, r_int)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
         self._refresh_shown()
@@ -158,12 +164,25 @@ class LearnerPart:
             samples_dropped=self.learner.dropped_samples,
             liked=self._shown[0],
             disliked=self._shown[1],
+            scores=scores,
             reward_s=rewarded - began,
             waited_s=waited,
         )
         weights = self.learner.weights() if updates else None
         self._idle_since = time.perf_counter()
         return result, weights
+
+    def _new_scores(self, caption_id: NDArray[np.int64], r_int: NDArray[np.float32]) -> dict[int, float]:
+        """r_int of captions [T, B] that was not told before, for the traces."""
+        if self.scorer is None or not self.scorer.version or not is_traced(self.config):
+            return {}
+        if self.scorer.version != self._told_version:
+            self._told, self._told_version = {EMPTY_CAPTION_ID}, self.scorer.version
+        ids, first = np.unique(caption_id, return_index=True)
+        found = zip(ids.tolist(), r_int.ravel()[first].tolist(), strict=True)
+        new = {caption: value for caption, value in found if caption not in self._told}
+        self._told.update(new)
+        return new
 
     def _refresh_shown(self) -> None:
         if self.scorer is None or time.perf_counter() - self._shown_at < _REFRESH_SHOWN_S:

@@ -17,42 +17,46 @@ from orchestration.traces.codec import encode
 from orchestration.traces.files import TraceFile
 from orchestration.traces.packing import StepPacker
 from orchestration.traces.schema import (
-    POLICY,
-    REWARD_MODEL,
     Caption,
     End,
     EnvReset,
     Error,
     Header,
-    WeightsUpdate,
     clean,
 )
 
 _HASH_BYTES = 6
+AT_ONCE = 128
+"""Steps in a line; so many screens of a terminal are half a megabyte until they are packed."""
+_LATEST_S = 10.0
+"""So long they wait at most, as far as the rollout tells of others meanwhile."""
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 
 class EpisodeFile:
-    """Writes what happens in one episode. `kept` says why."""
+    """Writes what happens in one episode. `kept` says why; `at_once` steps are in a line."""
 
-    def __init__(self, file: TraceFile, header: Header, start: EpisodeStart, agent: str, kept: str) -> None:
+    def __init__(
+        self, file: TraceFile, header: Header, start: EpisodeStart, agent: str, kept: str, *, at_once: int = AT_ONCE
+    ) -> None:
         self.file = file
         self._agent = agent
         self._kept = kept
+        self._at_once = at_once
         self._began = start.at
         self._t = 0.0
         self._seq = 0
         self._last = ""
-        self._versions: dict[str, int | None] = {POLICY: start.policy_version, REWARD_MODEL: start.reward_model_version}
-        self._packer = StepPacker.after(start.screen)
+        self._packer = StepPacker.after(start)
+        self._pending: list[EpisodeSteps] = []
+        self._due = 0.0
         self._length = 0
         self._return = 0.0
         shown = start.screen
-        screen, colors = (
-            (text_of(shown.chars[0]), colors_of(shown.chars[0], shown.colors[0]))
-            if isinstance(shown, Cells)
-            else (clean(shown[0]), "")
-        )
+        if isinstance(shown, Cells):
+            screen, colors = text_of(shown.planes[0]), colors_of(shown.planes[0])
+        else:
+            screen, colors = clean(shown[0]), ""
         file.write(header)
         reset = EnvReset(
             **self._event(()), observation_hash=observation_hash(start.observation), screen=screen, colors=colors
@@ -62,39 +66,37 @@ class EpisodeFile:
         file.flush()
 
     def steps(self, steps: EpisodeSteps) -> None:
-        """The next steps."""
-        self._t = max(self._t, round(float(steps.at[0]) - self._began, 3))
-        self._version(POLICY, steps.policy_version)
-        self._version(REWARD_MODEL, steps.reward_model_version)
-        known = self._packer.captions
-        for at in np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist():
-            caption = int(steps.caption_id[at])
-            if caption not in known:
-                known[caption] = len(known)
-                self.file.write(Caption(caption_id=str(caption), text=clean(steps.captions[at])))
-        line = self._packer.pack(steps, self._began, list(hashes_of(steps.observation)))
-        count = len(steps)
-        self._seq += count + int(np.count_nonzero(steps.reward))
-        # The newest of the trunk; its reward, where it has one, comes after it.
-        self._last = f"e{self._seq - 1 - bool(steps.reward[-1])}"
-        self._t = round(float(steps.at[-1]) - self._began, 3)
-        self._length += count
-        self._return += float(steps.reward.sum(dtype=np.float64))
-        self.file.append(orjson.dumps(line, option=_OPTIONS), count)
+        """The next steps. They are written some calls of the rollout later: many together cost less."""
+        if not self._pending:
+            self._due = float(steps.at[0]) + _LATEST_S
+        self._pending.append(steps)
+        if sum(map(len, self._pending)) >= self._at_once or steps.at[-1] >= self._due:
+            self.write()
 
-    def _version(self, what: str, version: int | None) -> None:
-        before = self._versions[what]
-        if version is None or version == before:
+    def write(self) -> None:
+        """Hands what has come to the file."""
+        batches, self._pending = self._pending, []
+        if not batches:
             return
-        self._versions[what] = version
-        update = WeightsUpdate(
-            **self._event((self._last,)),
-            from_version=version if before is None else before,
-            to_version=version,
-            what=what,
-        )
-        self._last = update.id
-        self.file.write(update)
+        known = self._packer.captions
+        for steps in batches:
+            for at in np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist():
+                caption = int(steps.caption_id[at])
+                if caption not in known:
+                    known[caption] = len(known)
+                    self.file.write(Caption(caption_id=str(caption), text=clean(steps.captions[at])))
+            self._return += float(steps.reward.sum(dtype=np.float64))
+            self._seq += len(steps) + int(np.count_nonzero(steps.reward))
+        updates = self._packer.updates(batches)
+        self._seq += len(updates)
+        hashes = (found for steps in batches for found in hashes_of(steps.observation))
+        line = self._packer.pack(batches, self._began, hashes, updates)
+        # The newest of the trunk; its reward, where it has one, comes after it.
+        self._last = f"e{self._seq - 1 - bool(batches[-1].reward[-1])}"
+        self._t = round(float(batches[-1].at[-1]) - self._began, 3)
+        count = sum(map(len, batches))
+        self._length += count
+        self.file.append(orjson.dumps(line, option=_OPTIONS), count)
 
     def tell(self, message: str, source: str, *, fatal: bool = False) -> None:
         """Something failed."""
@@ -103,6 +105,7 @@ class EpisodeFile:
 
     def finish(self, finish: EpisodeFinish) -> None:
         """The episode has ended; the file is complete but for its name."""
+        self.write()
         if finish.error is not None:
             self.tell(finish.error, "environment", fatal=True)
         same = math.isclose(self._return, finish.episode_return, rel_tol=1e-4, abs_tol=1e-4)
@@ -148,8 +151,9 @@ def hashes_of(observations: Mapping[str, NDArray[Any]]) -> Iterator[str]:
         parts.append(np.broadcast_to(described, (count, len(described))))
         parts.append(array.reshape(count, -1).view(np.uint8))
     rows = np.concatenate(parts, axis=1)
-    for row in rows:
-        yield hashlib.blake2b(row, digest_size=_HASH_BYTES).hexdigest()
+    size, data = rows.shape[1], memoryview(rows.tobytes())
+    for at in range(0, count * size, size):
+        yield hashlib.blake2b(data[at : at + size], digest_size=_HASH_BYTES).hexdigest()
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,19 +12,20 @@ reward is not 0 is followed by the environment's `reward` event of the same valu
 What the reader gives has them all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.observer import Cells, EpisodeSteps, Screens
+from agents.observer import Cells, EpisodeStart, EpisodeSteps, Screens
 from envs.captions import EMPTY_CAPTION_ID
 from orchestration.errors import TraceError
 from orchestration.traces.cells import CellPacker, CellUnpacker
-from orchestration.traces.schema import clean
+from orchestration.traces.schema import POLICY, REWARD_MODEL, clean
 
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 _TRUNK = frozenset({"env_reset", "env_step", "weights_update"})
 _UNIT = 1e-4
 """Of log-probabilities and values: the rest of their digits would be a third of a trace's bytes."""
@@ -38,6 +39,8 @@ _SLOW_S = 0.1
 class StepPacker:
     """Makes the `steps` lines of one episode."""
 
+    versions: dict[str, int | None]
+    """In force, of policy and reward model."""
     cells: CellPacker | None
     """Where its screens are those of a terminal."""
     rows: list[str]
@@ -46,57 +49,89 @@ class StepPacker:
     """Number of each caption, by id: they are numbered in the order of their lines."""
 
     @classmethod
-    def after(cls, first: Screens) -> "StepPacker":
-        """For the steps after the screen `first`."""
-        if isinstance(first, Cells):
-            return cls(CellPacker(first.chars[0], first.colors[0]), [])
-        return cls(None, clean(first[0]).split("\n"))
+    def after(cls, start: EpisodeStart) -> "StepPacker":
+        """For the steps of an episode that began so."""
+        versions = {POLICY: start.policy_version, REWARD_MODEL: start.reward_model_version}
+        if isinstance(start.screen, Cells):
+            return cls(versions, CellPacker(start.screen.planes[0]), [])
+        return cls(versions, None, clean(start.screen[0]).split("\n"))
 
-    def pack(self, steps: EpisodeSteps, began: float, hashes: Sequence[str]) -> dict[str, Any]:
+    def pack(
+        self,
+        batches: Sequence[EpisodeSteps],
+        began: float,
+        hashes: Iterable[str],
+        updates: Iterable[tuple[str, tuple[int, int]]],
+    ) -> dict[str, Any]:
         """The line: L steps as columns.
 
         `t`, of the first step, and `dt`, of the others since the one before, milliseconds; `action`; `log_prob` and
         `value` in units of 1e-4, null where not finite; `reward`, left out where all are 0; `hash`, of all observations,
-        joined; `said`: step in the line and number of the caption, from 0 in the order of their lines; `refused`: steps
-        that could not be executed; `slow`: step and seconds; and of screens `cells` (see `cells`) or `rows`: for each
-        step its height and the rows, number and text, that differ from the screen before. The captions of `steps` must
-        be in `captions`.
+        joined; `policy` and `reward_model`: where these have another version from a step on, that step in the line and the
+        version (it stands for a `weights_update`); `said`: step in the line and number of the caption, from 0 in the order
+        of their lines; `refused`: steps that could not be executed; `slow`: step and seconds; and of screens `cells` (see
+        `cells`) or `rows`: for each step its height and the rows, number and text, that differ from the screen before. The
+        captions of the steps must be in `captions`; `updates` are theirs.
         """
-        ticks = np.rint((steps.at - began) / _TICK).astype(np.int64)
+        ticks = np.rint((_joined([each.at for each in batches]) - began) / _TICK).astype(np.int64)
         line: dict[str, Any] = {
             "record": "steps",
             "t": int(ticks[0]) * _TICK,
             "dt": np.diff(ticks),
-            "action": np.ascontiguousarray(steps.action),
-            "log_prob": _in_units(steps.log_prob),
-            "value": _in_units(steps.value),
+            "action": _joined([each.action for each in batches]),
+            "log_prob": _in_units(_joined([each.log_prob for each in batches])),
+            "value": _in_units(_joined([each.value for each in batches])),
             "hash": "".join(hashes),
         }
-        if steps.reward.any():
-            line["reward"] = steps.reward.astype(np.float64)
-        said = np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist()
-        if said:
-            line["said"] = [(at, self.captions[caption]) for at, caption in zip(said, steps.caption_id[said].tolist(), strict=True)]
-        refused = np.flatnonzero(~steps.grounded)
+        reward = _joined([each.reward for each in batches])
+        if reward.any():
+            line["reward"] = reward.astype(np.float64)
+        captions = _joined([each.caption_id for each in batches])
+        said = np.flatnonzero(captions != EMPTY_CAPTION_ID)
+        if len(said):
+            numbers = [self.captions[caption] for caption in captions[said].tolist()]
+            line["said"] = list(zip(said.tolist(), numbers, strict=True))
+        refused = np.flatnonzero(~_joined([each.grounded for each in batches]))
         if len(refused):
             line["refused"] = refused
-        slow = np.flatnonzero(steps.duration >= _SLOW_S).tolist()
+        duration = _joined([each.duration for each in batches])
+        slow = np.flatnonzero(duration >= _SLOW_S).tolist()
         if slow:
-            line["slow"] = [(at, round(float(steps.duration[at]), 3)) for at in slow]
-        if not len(steps.screens):
-            return line
-        if self.cells is not None and isinstance(steps.screens, Cells):
-            line["cells"] = self.cells.pack(steps.screens.chars, steps.screens.colors)
-        else:
-            assert not isinstance(steps.screens, Cells)
-            line["rows"] = [self._rows(clean(screen)) for screen in steps.screens]
-        return line
+            line["slow"] = [(at, round(float(duration[at]), 3)) for at in slow]
+        for what, place in updates:
+            line.setdefault(what, []).append(place)
+        return line | self._screens([each.screens for each in batches if len(each.screens)])
+
+    def updates(self, batches: Sequence[EpisodeSteps]) -> list[tuple[str, tuple[int, int]]]:
+        """Where steps were taken under another version than the steps before: what, and step in the line with version."""
+        found: list[tuple[str, tuple[int, int]]] = []
+        at = 0
+        for each in batches:
+            for what, version in ((POLICY, each.policy_version), (REWARD_MODEL, each.reward_model_version)):
+                if version is not None and version != self.versions[what]:
+                    self.versions[what] = version
+                    found.append((what, (at, version)))
+            at += len(each)
+        return found
+
+    def _screens(self, batches: Sequence[Screens]) -> dict[str, Any]:
+        if not batches:
+            return {}
+        if self.cells is not None:
+            return {"cells": self.cells.pack([each.planes for each in batches if isinstance(each, Cells)])}
+        return {
+            "rows": [self._rows(clean(screen)) for each in batches if not isinstance(each, Cells) for screen in each]
+        }
 
     def _rows(self, screen: str) -> tuple[int, list[tuple[int, str]]]:
         before, self.rows = self.rows, screen.split("\n")
         height = len(self.rows)
         padded = [*before, *[""] * (height - len(before))]
         return height, [(at, row) for at, row in enumerate(self.rows) if row != padded[at]]
+
+
+def _joined(parts: list[NDArray[_Scalar]]) -> NDArray[_Scalar]:
+    return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
 
 
 def _in_units(values: NDArray[np.float32]) -> NDArray[np.int64] | list[int | None]:
@@ -111,7 +146,10 @@ class Unpacker:
 
     def __init__(self, header: dict[str, Any]) -> None:
         self._names = header.get("action_names") or []
-        self._version = header.get("policy_version")
+        self._versions: dict[str, Any] = {
+            POLICY: header.get("policy_version"),
+            REWARD_MODEL: header.get("reward_model_version"),
+        }
         self._seq = -1
         self._step = -1
         self._agent: Any = None
@@ -147,8 +185,8 @@ class Unpacker:
         if kind == "env_step":
             self._step_of(tree)
         self._event(tree)
-        if kind == "weights_update" and tree.get("what", "policy") == "policy":
-            self._version = tree.get("to_version")
+        if kind == "weights_update":
+            self._versions[str(tree.get("what", POLICY))] = tree.get("to_version")
         if kind == "env_reset" and isinstance(tree.get("screen"), str):
             self._rows = tree["screen"].split("\n")
             self._first = (tree["screen"], str(tree.get("colors", "")))
@@ -175,7 +213,7 @@ class Unpacker:
             if not isinstance(action, int) or not 0 <= action < len(self._names):
                 raise TraceError(f"env_step: action {action!r} has no name in the header")
             tree["action_name"] = self._names[action]
-        tree.setdefault("policy_version", self._version)
+        tree.setdefault("policy_version", self._versions[POLICY])
 
     # Columns.
 
@@ -191,8 +229,12 @@ class Unpacker:
         hashes = _cut(line["hash"], len(screens))
         if not count - 1 <= len(screens) <= count:
             raise ValueError(f"{len(screens)} screens of {count} steps")
+        updates = {what: dict(line.get(what, ())) for what in (POLICY, REWARD_MODEL)}
         columns = zip(actions, times, line["log_prob"], line["value"], rewards, strict=True)
         for at, (action, tick, log_prob, value, reward) in enumerate(columns):
+            for what, versions in updates.items():
+                if at in versions:
+                    yield self._update(what, versions[at], round(tick * _TICK, 3))
             step: dict[str, Any] = {
                 "record": "event",
                 "type": "env_step",
@@ -221,6 +263,19 @@ class Unpacker:
             yield step
             if reward:
                 yield self._paid(name, t, reward)
+
+    def _update(self, what: str, version: int, t: float) -> dict[str, Any]:
+        before = self._versions.get(what)
+        update: dict[str, Any] = {
+            "record": "event",
+            "type": "weights_update",
+            "t": t,
+            "from_version": version if before is None else before,
+            "to_version": version,
+            "what": what,
+        }
+        self._complete(update)
+        return update
 
     def _screens(self, line: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Screen and colours after each step that was seen."""

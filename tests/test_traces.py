@@ -19,7 +19,7 @@ from agents.observer import EpisodeFinish
 from envs.captions import caption_id
 from orchestration.errors import TraceError
 from orchestration.traces.codec import decode, encode
-from orchestration.traces.episode import observation_hash
+from orchestration.traces.hashes import observation_hash
 from orchestration.traces.reader import Trace, read_lines, read_outline, read_trace, records_of, trace_files
 from orchestration.traces.recorder import is_sampled
 from orchestration.traces.schema import (

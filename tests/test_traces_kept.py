@@ -351,7 +351,8 @@ def test_an_episode_is_completed_by_what_came_late(tmp_path: Path) -> None:
     log.add(2, {int(key): 0.6, int(wall): 0.0})
     log.flush()
     with AnnotationStore(tmp_path / "annotations.sqlite") as store:
-        asked = JudgeKey(PromptTemplate.load().version, "explore", "judge", "direct", "{}")
+        template = PromptTemplate.load()
+        asked = JudgeKey(template.version, template.goals[0], "judge", "direct", "{}")
         store.write(asked, [LabelRecord(int(key), Answer(1, 0.8, "yes", 0.1))], [(int(key), "You see here a key.")])
     done = Late.beside(traces).complete(read_trace(path))
     assert done.known

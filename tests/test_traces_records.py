@@ -246,8 +246,11 @@ def test_cells_and_their_colours_come_back(shown: tuple[Any, Any], at_once: int)
     assert (text_of(planes[0]), colors_of(planes[0])) == (texts[0], inks[0])
     packer, unpacker = CellPacker(planes[0]), CellUnpacker(texts[0], inks[0])
     found: list[tuple[str, str]] = []
-    for low in range(1, len(chars), at_once):
-        columns = packer.pack([planes[low : low + at_once]])
+    for low in range(0, len(chars) - 1, at_once * 2):
+        for part in (low, low + at_once):
+            if part < len(planes) - 1:
+                packer.add(planes[part : part + at_once + 1])
+        columns = packer.columns()
         found += unpacker.unpack(orjson.loads(orjson.dumps(columns, option=orjson.OPT_SERIALIZE_NUMPY)))
     assert found == list(zip(texts[1:], inks[1:], strict=True))
 

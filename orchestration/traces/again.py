@@ -206,7 +206,7 @@ class Player:
 
     def _some(self, env: YendorEnv, episode: Recalled, low: int, high: int) -> EpisodeSteps:
         observations: list[dict[str, Any]] = []
-        screens: list[Any] = []
+        screens: list[Any] = [] if env.terminal() is None else [_shot(env)]
         captions: list[str] = []
         rewards = np.zeros(high - low, np.float32)
         grounded = np.zeros(high - low, np.bool_)

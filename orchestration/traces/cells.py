@@ -5,7 +5,7 @@ what one would guess: that of the cell before where the character is the same, o
 character last appeared anywhere. In NetHack that is right for all but a few cells.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,22 +20,16 @@ class CellPacker:
 
     def __init__(self, first: NDArray[np.uint8]) -> None:
         """`first` [2, rows, columns]: the first screen of all, which is stored elsewhere as text."""
-        self._before = first.copy()
         self._usual = np.zeros(256, np.uint8)
         """[256], the colour in which each character last appeared."""
         # As a reader does: in the order in which the cells of the first screen stand.
         self._usual[first[0].ravel()] = _shown(first[0], first[1]).ravel()
+        self._width = first.shape[2]
+        self._parts: list[tuple[NDArray[Any], ...]] = []
 
-    def pack(self, batches: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
-        """The columns of all screens of `batches` [L, 2, rows, columns].
-
-        `width` of the terminal; `spans` of each screen; `at` (row · width + column) and `size` of each span; `text` of all
-        spans; `odd`, the cells of `text` whose colour is not the guessed one, each counted from the one before, and `ink`,
-        their colours, a hexadecimal digit each.
-        """
-        screens = np.concatenate([self._before[None], *batches])
-        count, width = len(screens) - 1, screens.shape[3]
-        self._before = screens[-1].copy()
+    def add(self, screens: NDArray[np.uint8]) -> None:
+        """Takes L more screens: [L + 1, 2, rows, columns], of which the first is the one before."""
+        count, width = len(screens) - 1, self._width
         # First whole rows, of which few change; then their cells, [N, columns].
         screen, row = _changed(screens)
         chars, colors = screens[:, 0], screens[:, 1]
@@ -51,14 +45,28 @@ class CellPacker:
         text, ink = now[inside], ink[inside]
         odd = np.flatnonzero(self._guess(text, ink, other[inside], ink_was[inside]) != ink)
         real = end > 0
+        spans = np.bincount(screen[real], minlength=count)
+        self._parts.append((spans, (row * width + first)[real], (end - first)[real], text, odd, ink[odd]))
+
+    def columns(self) -> dict[str, Any]:
+        """Those of the screens that were added since the last call.
+
+        `width` of the terminal; `spans` of each screen; `at` (row · width + column) and `size` of each span; `text` of all
+        spans; `odd`, the cells of `text` whose colour is not the guessed one, each counted from the one before, and `ink`,
+        their colours, a hexadecimal digit each.
+        """
+        parts, self._parts = self._parts, []
+        begins = np.cumsum([0, *(len(text) for _, _, _, text, _, _ in parts)])
+        spans, at, size, text, _, ink = (np.concatenate(column) for column in zip(*parts, strict=True))
+        odd = np.concatenate([part[4] + begin for part, begin in zip(parts, begins[:-1], strict=True)])
         return {
-            "width": width,
-            "spans": np.bincount(screen[real], minlength=count),
-            "at": (row * width + first)[real],
-            "size": (end - first)[real],
+            "width": self._width,
+            "spans": spans,
+            "at": at,
+            "size": size,
             "text": text.tobytes().decode("latin-1"),
             "odd": np.diff(odd, prepend=0),
-            "ink": "".join(_DIGITS[each] for each in ink[odd].tolist()),
+            "ink": "".join(_DIGITS[each] for each in ink.tolist()),
         }
 
     def _guess(

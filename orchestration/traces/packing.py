@@ -7,25 +7,24 @@ An event may leave out
 - of an `env_step`: `step` (one more than the step before), `action_name` (the header has it), `policy_version` (that in
   force); with `paid` it stands for two events: itself, and right after it the environment's `reward` of the same value.
 
-A line `steps` stands for several `env_step` that follow one another, as columns: see `pack_steps`. Each of them whose
+A line `steps` stands for several `env_step` that follow one another, as columns: see `StepPacker.line`. Each of them whose
 reward is not 0 is followed by the environment's `reward` event of the same value. A line with all its fields is as good.
 What the reader gives has them all.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.observer import Cells, EpisodeStart, EpisodeSteps, Screens
+from agents.observer import Cells, EpisodeStart, EpisodeSteps
 from envs.captions import EMPTY_CAPTION_ID
 from orchestration.errors import TraceError
 from orchestration.traces.cells import CellPacker, CellUnpacker
+from orchestration.traces.hashes import hashes_of
 from orchestration.traces.schema import POLICY, REWARD_MODEL, clean
 
-_Scalar = TypeVar("_Scalar", bound=np.generic)
 _TRUNK = frozenset({"env_reset", "env_step", "weights_update"})
 _UNIT = 1e-4
 """Of log-probabilities and values: the rest of their digits would be a third of a trace's bytes."""
@@ -35,103 +34,103 @@ _SLOW_S = 0.1
 """Steps that took less have no duration: the environments of a batch step together, so it says little, and takes bytes."""
 
 
-@dataclass(slots=True)
 class StepPacker:
-    """Makes the `steps` lines of one episode."""
+    """Makes the `steps` lines of one episode: steps are added call by call, many become one line."""
 
-    versions: dict[str, int | None]
-    """In force, of policy and reward model."""
-    cells: CellPacker | None
-    """Where its screens are those of a terminal."""
-    rows: list[str]
-    """Of the newest screen elsewhere."""
-    captions: dict[int, int] = field(default_factory=dict[int, int])
-    """Number of each caption, by id: they are numbered in the order of their lines."""
-
-    @classmethod
-    def after(cls, start: EpisodeStart) -> "StepPacker":
+    def __init__(self, start: EpisodeStart) -> None:
         """For the steps of an episode that began so."""
-        versions = {POLICY: start.policy_version, REWARD_MODEL: start.reward_model_version}
-        if isinstance(start.screen, Cells):
-            return cls(versions, CellPacker(start.screen.planes[0]), [])
-        return cls(versions, None, clean(start.screen[0]).split("\n"))
+        self._began = start.at
+        self._versions: dict[str, int | None] = {POLICY: start.policy_version, REWARD_MODEL: start.reward_model_version}
+        screen = start.screen
+        self._cells = CellPacker(screen.planes[0]) if isinstance(screen, Cells) else None
+        self._shown: list[str] = [] if isinstance(screen, Cells) else clean(screen[0]).split("\n")
+        self._captions: dict[int, int] = {}
+        """Number of each caption, by id: they are numbered in the order of their lines."""
+        self.count = 0
+        """Steps that wait for their line."""
+        self._clear()
 
-    def pack(
-        self,
-        batches: Sequence[EpisodeSteps],
-        began: float,
-        hashes: Iterable[str],
-        updates: Iterable[tuple[str, tuple[int, int]]],
-    ) -> dict[str, Any]:
-        """The line: L steps as columns.
+    def _clear(self) -> None:
+        self.count, self._seen = 0, 0
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+        self._hashes: list[str] = []
+        self._places: dict[str, list[Any]] = {}
+        self._rows: list[tuple[int, list[tuple[int, str]]]] = []
+
+    def new_captions(self, steps: EpisodeSteps) -> list[tuple[int, str]]:
+        """Captions (id, text) that come for the first time: their lines have to stand before that of the steps."""
+        new: list[tuple[int, str]] = []
+        for at in np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist():
+            caption = int(steps.caption_id[at])
+            if caption not in self._captions:
+                self._captions[caption] = len(self._captions)
+                new.append((caption, str(steps.captions[at])))
+        return new
+
+    def add(self, steps: EpisodeSteps) -> int:
+        """Takes more steps, whose captions `new_captions` has seen; how many events they stand for."""
+        base, places = self.count, self._places
+        events = len(steps) + int(np.count_nonzero(steps.reward))
+        for what, version in ((POLICY, steps.policy_version), (REWARD_MODEL, steps.reward_model_version)):
+            if version is not None and version != self._versions[what]:
+                self._versions[what] = version
+                places.setdefault(what, []).append((base, version))
+                events += 1
+        ticks = np.rint((steps.at - self._began) / _TICK).astype(np.int64)
+        self._parts.append((ticks, steps.action, steps.log_prob, steps.value, steps.reward))
+        self._hashes += hashes_of(steps.observation)
+        said = np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID)
+        if len(said):
+            numbers = [self._captions[caption] for caption in steps.caption_id[said].tolist()]
+            places.setdefault("said", []).extend(zip((said + base).tolist(), numbers, strict=True))
+        if not steps.grounded.all():
+            places.setdefault("refused", []).extend((np.flatnonzero(~steps.grounded) + base).tolist())
+        slow = np.flatnonzero(steps.duration >= _SLOW_S).tolist()
+        if slow:
+            places.setdefault("slow", []).extend((base + at, round(float(steps.duration[at]), 3)) for at in slow)
+        self._seen += len(steps.screens)
+        if self._cells is not None and isinstance(steps.screens, Cells):
+            self._cells.add(steps.screens.planes)
+        elif not isinstance(steps.screens, Cells):
+            self._rows += [self._rows_of(clean(screen)) for screen in steps.screens]
+        self.count += len(steps)
+        return events
+
+    def line(self) -> dict[str, Any]:
+        """The line of the steps that were added since the last one, as columns.
 
         `t`, of the first step, and `dt`, of the others since the one before, milliseconds; `action`; `log_prob` and
         `value` in units of 1e-4, null where not finite; `reward`, left out where all are 0; `hash`, of all observations,
         joined; `policy` and `reward_model`: where these have another version from a step on, that step in the line and the
         version (it stands for a `weights_update`); `said`: step in the line and number of the caption, from 0 in the order
         of their lines; `refused`: steps that could not be executed; `slow`: step and seconds; and of screens `cells` (see
-        `cells`) or `rows`: for each step its height and the rows, number and text, that differ from the screen before. The
-        captions of the steps must be in `captions`; `updates` are theirs.
+        `cells`) or `rows`: for each step its height and the rows, number and text, that differ from the screen before.
         """
-        ticks = np.rint((_joined([each.at for each in batches]) - began) / _TICK).astype(np.int64)
+        ticks, action, log_prob, value, reward = (np.concatenate(column) for column in zip(*self._parts, strict=True))
         line: dict[str, Any] = {
             "record": "steps",
             "t": int(ticks[0]) * _TICK,
             "dt": np.diff(ticks),
-            "action": _joined([each.action for each in batches]),
-            "log_prob": _in_units(_joined([each.log_prob for each in batches])),
-            "value": _in_units(_joined([each.value for each in batches])),
-            "hash": "".join(hashes),
+            "action": action,
+            "log_prob": _in_units(log_prob),
+            "value": _in_units(value),
+            "hash": "".join(self._hashes),
+            **self._places,
         }
-        reward = _joined([each.reward for each in batches])
         if reward.any():
             line["reward"] = reward.astype(np.float64)
-        captions = _joined([each.caption_id for each in batches])
-        said = np.flatnonzero(captions != EMPTY_CAPTION_ID)
-        if len(said):
-            numbers = [self.captions[caption] for caption in captions[said].tolist()]
-            line["said"] = list(zip(said.tolist(), numbers, strict=True))
-        refused = np.flatnonzero(~_joined([each.grounded for each in batches]))
-        if len(refused):
-            line["refused"] = refused
-        duration = _joined([each.duration for each in batches])
-        slow = np.flatnonzero(duration >= _SLOW_S).tolist()
-        if slow:
-            line["slow"] = [(at, round(float(duration[at]), 3)) for at in slow]
-        for what, place in updates:
-            line.setdefault(what, []).append(place)
-        return line | self._screens([each.screens for each in batches if len(each.screens)])
+        if self._cells is not None and self._seen:
+            line["cells"] = self._cells.columns()
+        elif self._rows:
+            line["rows"] = self._rows
+        self._clear()
+        return line
 
-    def updates(self, batches: Sequence[EpisodeSteps]) -> list[tuple[str, tuple[int, int]]]:
-        """Where steps were taken under another version than the steps before: what, and step in the line with version."""
-        found: list[tuple[str, tuple[int, int]]] = []
-        at = 0
-        for each in batches:
-            for what, version in ((POLICY, each.policy_version), (REWARD_MODEL, each.reward_model_version)):
-                if version is not None and version != self.versions[what]:
-                    self.versions[what] = version
-                    found.append((what, (at, version)))
-            at += len(each)
-        return found
-
-    def _screens(self, batches: Sequence[Screens]) -> dict[str, Any]:
-        if not batches:
-            return {}
-        if self.cells is not None:
-            return {"cells": self.cells.pack([each.planes for each in batches if isinstance(each, Cells)])}
-        return {
-            "rows": [self._rows(clean(screen)) for each in batches if not isinstance(each, Cells) for screen in each]
-        }
-
-    def _rows(self, screen: str) -> tuple[int, list[tuple[int, str]]]:
-        before, self.rows = self.rows, screen.split("\n")
-        height = len(self.rows)
+    def _rows_of(self, screen: str) -> tuple[int, list[tuple[int, str]]]:
+        before, self._shown = self._shown, screen.split("\n")
+        height = len(self._shown)
         padded = [*before, *[""] * (height - len(before))]
-        return height, [(at, row) for at, row in enumerate(self.rows) if row != padded[at]]
-
-
-def _joined(parts: list[NDArray[_Scalar]]) -> NDArray[_Scalar]:
-    return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
+        return height, [(at, row) for at, row in enumerate(self._shown) if row != padded[at]]
 
 
 def _in_units(values: NDArray[np.float32]) -> NDArray[np.int64] | list[int | None]:

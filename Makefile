@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Test processes at once.
+TESTERS ?= 2
 READY := $(VENV)/.ready
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # Fewer threads than cores would fight: every process of a run bounds its own.
@@ -34,10 +36,11 @@ judge: setup
 demo: judge
 	$(BIN)/yendor train demo --overwrite
 
-# The fast tests first: they find most of what is wrong within minutes.
+# The fast tests first: they find most of what is wrong within minutes. A file's tests stay in one process: they share
+# what is costly to make.
 test: judge
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile -m slow
 
 bench: judge
 	$(BIN)/python -m benchmarks

@@ -5,11 +5,34 @@ import importlib
 import tempfile
 from pathlib import Path
 
-ROUTINE = ("limit", "versus", "throughput", "judge_cost", "labels", "alfworld", "text_envs", "traces", "demo")
+ROUTINE = (
+    "limit",
+    "versus",
+    "throughput",
+    "credit",
+    "judge_cost",
+    "labels",
+    "alfworld",
+    "text_envs",
+    "traces",
+    "startup",
+    "demo",
+)
 """What `make bench` runs, one after the other: about an hour and a half."""
 LONG = ("memory", "growth")
 """Half an hour of training; a thousand processes. Only by name."""
-WITH_OPTIONS = ("growth", "judge_cost", "labels", "limit", "memory", "text_envs", "traces", "versus")
+WITH_OPTIONS = (
+    "credit",
+    "growth",
+    "judge_cost",
+    "labels",
+    "limit",
+    "memory",
+    "startup",
+    "text_envs",
+    "traces",
+    "versus",
+)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)

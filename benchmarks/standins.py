@@ -87,7 +87,7 @@ class IdleLearnerWorker:
         return self._version, self._weights
 
     def feed(
-        self, source: str, trajectory: Blob, captions: Sequence[tuple[int, str]]
+        self, source: str, trajectory: Blob, captions: Sequence[tuple[int, str]], episodes: Sequence[Any] = ()
     ) -> tuple[_Answer, Mapping[str, Blob]]:
         """One update that changes nothing, and its weights."""
         waited = time.perf_counter() - self._idle_since

@@ -1,6 +1,7 @@
 """Training throughput beside Sample Factory's: the same network, games, batch and rollout length, alternating.
 
-First a short search for Sample Factory's best setting, then both systems in turn. Steps are those trained on, counted in
+First a short search for Sample Factory's best setting, then both systems in turn; Sample Factory once with our encoder
+module and once with the network as it is defined, which is what it has without our code. Steps are those trained on, counted in
 the steady state: from the first update on, after a warm-up. Neither has a judge or intrinsic rewards.
 """
 
@@ -8,7 +9,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +45,8 @@ CANDIDATES = (
     Setting("serial", threads=2, batched=True),
 )
 """Settings of Sample Factory to choose from, all with the same 64 games."""
+PLAIN_CANDIDATES = 4
+"""So many of the best settings are tried with the plain network too."""
 WARM_UP_S = 8.0
 START_S = 20.0
 """Our run is bounded from its start, theirs from its first update: so much is allowed for the difference."""
@@ -75,12 +78,16 @@ class Comparison:
     """Steps/s of each candidate setting in the search."""
     ours: Mapping[str, Rates]
     theirs: Rates
+    """With our encoder module, which computes each distinct crop and window once."""
+    plain: Rates
+    """With the same network, each step encoded by itself: what its users would have."""
     where: Mapping[str, Mapping[str, float]]
     """Of Sample Factory's last run: shares of its wall clock, by component and activity (`shares`)."""
 
-    def ratio(self, variant: str) -> float:
+    def ratio(self, variant: str, *, plain: bool = False) -> float:
         """Median of the ratios of neighbouring runs: what slows the machine down for minutes falls on both."""
-        return statistics.median(a / b for a, b in zip(self.ours[variant].each, self.theirs.each, strict=True))
+        theirs = self.plain if plain else self.theirs
+        return statistics.median(a / b for a, b in zip(self.ours[variant].each, theirs.each, strict=True))
 
 
 def main(folder: Path, *options: str) -> None:
@@ -122,19 +129,24 @@ def compare(
     """Searches among `candidates`, then measures each variant of ours and Sample Factory's best setting in turn."""
     ours = variants() if ours is None else ours
     searched = {s.name: measure_theirs(folder, network, s, search_seconds).each[0] for s in candidates}
-    best = max(candidates, key=lambda setting: searched[setting.name])
-    print(f"{network}: Sample Factory is best with {best.name}", flush=True)
+    ordered = sorted(candidates, key=lambda setting: -searched[setting.name])
+    best, promising = ordered[0], [replace(setting, plain=True) for setting in ordered[:PLAIN_CANDIDATES]]
+    searched |= {s.name: measure_theirs(folder, network, s, search_seconds).each[0] for s in promising}
+    plain = max(promising, key=lambda setting: searched[setting.name])
+    print(f"{network}: Sample Factory is best with {best.name}; {plain.name}", flush=True)
     rates: dict[str, list[Rates]] = {name: [] for name in ours}
-    theirs: list[Rates] = []
+    theirs: dict[Setting, list[Rates]] = {best: [], plain: []}
     for number in range(repeats):
         for index, (name, keys) in enumerate(ours.items()):
             rates[name].append(measure_ours(folder, f"yendor-{index}-{number}", network, keys, seconds))
-        theirs.append(measure_theirs(folder, network, best, seconds))
+        for setting, each in theirs.items():
+            each.append(measure_theirs(folder, network, setting, seconds))
     return Comparison(
         network=network,
         searched=searched,
         ours={name: _together(each) for name, each in rates.items()},
-        theirs=_together(theirs),
+        theirs=_together(theirs[best]),
+        plain=_together(theirs[plain]),
         where=shares(json.loads((_folder_of(folder, best) / "profile.json").read_text())),
     )
 
@@ -200,9 +212,14 @@ def shares(profile: Mapping[str, Mapping[str, float]], least: float = 0.02) -> d
 
 def table(found: Comparison) -> str:
     """The comparison as a Markdown table, then the search, then where Sample Factory's time goes."""
-    rows = [f"| nethack/Score, {found.network} | steps/s, each | median | spread | ratio |", "|---|---|---|---|---|"]
-    rows += [_row(name, rates, f"{found.ratio(name):.2f}") for name, rates in found.ours.items()]
-    rows.append(_row("Sample Factory", found.theirs, "1"))
+    rows = [
+        f"| nethack/Score, {found.network} | steps/s, each | median | spread | over Sample Factory | over it, plain |"
+    ]
+    rows.append("|---|---|---|---|---|---|")
+    for name, rates in found.ours.items():
+        rows.append(_row(name, rates, f"{found.ratio(name):.2f} | {found.ratio(name, plain=True):.2f}"))
+    rows.append(_row("Sample Factory, our encoder module", found.theirs, "1 |"))
+    rows.append(_row("Sample Factory, plain network", found.plain, "| 1"))
     rows += [f"  {name}: {each:,.0f} steps/s" for name, each in sorted(found.searched.items(), key=lambda x: -x[1])]
     for component, activities in found.where.items():
         rows.append(f"  {component}: " + ", ".join(f"{name} {share:.0%}" for name, share in activities.items()))
@@ -211,9 +228,13 @@ def table(found: Comparison) -> str:
 
 def as_json(found: Comparison) -> dict[str, object]:
     """All figures, medians and ratios too."""
-    systems = {**found.ours, "Sample Factory": found.theirs}
+    systems = {**found.ours, "Sample Factory": found.theirs, "Sample Factory, plain network": found.plain}
     medians = {name: {"median": rates.median, "spread": rates.spread} for name, rates in systems.items()}
-    return {**asdict(found), "medians": medians, "ratio": {name: found.ratio(name) for name in found.ours}}
+    return {**asdict(found), "medians": medians, "ratio": _ratios(found), "ratio_plain": _ratios(found, plain=True)}
+
+
+def _ratios(found: Comparison, *, plain: bool = False) -> dict[str, float]:
+    return {name: found.ratio(name, plain=plain) for name in found.ours}
 
 
 def _row(name: str, rates: Rates, ratio: str) -> str:

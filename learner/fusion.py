@@ -1,4 +1,7 @@
-"""Reward fusion: R_t = w_ext · clip(s · r_t) + w_int · r_int(c_t) / N(c_t)^β, its parts kept apart."""
+"""Reward fusion: R_t = w_ext · clip(s · r_t) + w_int · r_int(c_t) / N(c_t)^β + w_prog · ĉ_t + w_ground · g_t, its parts kept apart.
+
+The first two are made here; `learner.credit` attributes them to turns and adds the last two.
+"""
 
 from dataclasses import dataclass
 
@@ -18,10 +21,25 @@ class FusedReward:
     intrinsic: Floats
     bonus: Floats
     """r_int / N^β alone, before `w_int`; not a part of the sum."""
+    progress: Floats | None = None
+    """w_prog · ĉ, or a shaping made of it; None where credit is not attributed."""
+    grounding: Floats | None = None
+    """w_ground · g; None where credit is not attributed."""
+    uncertainty: float = 0.0
+    """Mean disagreement of the progress estimator's heads."""
 
     @property
     def total(self) -> Floats:
-        return self.extrinsic + self.intrinsic
+        total = self.extrinsic + self.intrinsic
+        if self.progress is not None:
+            total = total + self.progress
+        return total if self.grounding is None else total + self.grounding
+
+    def parts(self) -> Floats:
+        """The four components, [4, T, B], 0 where there is none."""
+        nothing = np.zeros_like(self.extrinsic)
+        rest = [nothing if part is None else part for part in (self.progress, self.grounding)]
+        return np.stack([self.extrinsic, self.intrinsic, *rest])
 
 
 def fuse(reward: Floats, r_int: Floats, caption_count: NDArray[np.int32], settings: RewardSettings) -> FusedReward:

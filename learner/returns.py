@@ -6,6 +6,14 @@ from numpy.typing import NDArray
 from agents.trajectory import Trajectory
 
 
+def sums_by_id(ids: NDArray[np.int64], component: NDArray[np.float32]) -> dict[int, float]:
+    """The sum of a reward component [T, B] by the id [T, B] of each step, for the ids where it is not always 0."""
+    rewarded = component != 0.0
+    unique, inverse = np.unique(ids[rewarded], return_inverse=True)
+    sums = np.bincount(inverse, weights=component[rewarded], minlength=len(unique))
+    return dict(zip(unique.tolist(), sums.tolist(), strict=True))
+
+
 class EpisodeSums:
     """Running sums for each environment of each source of trajectories."""
 

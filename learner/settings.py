@@ -39,12 +39,16 @@ class LearnerSettings:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """R_t = w_ext clip(scale r_t) + w_int r_int(c_t) / N(c_t)^count_exponent."""
+    """R_t = w_ext clip(scale r_t) + w_int r_int(c_t) / N(c_t)^count_exponent + w_prog ĉ_t + w_ground g_t."""
 
     model: str = "classification"
     """Where r_int comes from: `classification` or `none`."""
     w_ext: float = 1.0
     w_int: float = 0.1
+    w_prog: float = 0.0
+    """Of the progress ĉ_t that the turn made (α; `credit.method`)."""
+    w_ground: float = 0.0
+    """Of g_t, 1 where the action could be executed (β; `credit.method=spa+grounding`)."""
     scale: float = 1.0
     clip: float = 10.0
     """Bound of |scale r_t|."""

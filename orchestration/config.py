@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agents.settings import ActorSettings, AgentSettings
+from learner.credit.settings import CreditSettings
 from learner.settings import LearnerSettings, RewardSettings
 from reward_server.settings import AnnotatorSettings, DistillerSettings, JudgeSettings
 
@@ -65,6 +66,7 @@ class Config:
     agent: AgentSettings = field(default_factory=AgentSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
+    credit: CreditSettings = field(default_factory=CreditSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     annotator: AnnotatorSettings = field(default_factory=AnnotatorSettings)
     distiller: DistillerSettings = field(default_factory=DistillerSettings)

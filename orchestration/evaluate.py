@@ -1,7 +1,14 @@
-"""Evaluation: a trained policy plays episodes on fixed seeds, without learning."""
+"""Evaluation: a trained policy plays episodes on fixed seeds, without learning.
+
+Invariant: which episodes are played, and what comes of them, depends on checkpoint, seed and count alone, not on how many
+processes share the work; and no training ever played one of them (`orchestration.seeds`).
+"""
 
 import math
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -11,10 +18,14 @@ from agents.rollout import Rollout
 from envs import make
 from envs.vector import EpisodeEnd, VectorEnv
 from learner.checkpoint import CheckpointError, latest_checkpoint, load_policy
+from orchestration.config import Config
 from orchestration.configuration import resume_config
-from orchestration.seeds import derive_seed
+from orchestration.machine import available_cpus
+from orchestration.seeds import derive_seed, held_out_seed
 
 _STEPS_A_CALL = 32
+_TOGETHER = 64
+"""Episodes that one process plays at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,36 +45,64 @@ class Evaluation:
     length_mean: float
     metrics: dict[str, float]
     """Means of what the environment measures of an episode."""
+    metric_intervals: dict[str, float]
+    """Half the widths of their intervals."""
+    wall_s: float
 
 
-def evaluate(target: Path, *, episodes: int, seed: int) -> Evaluation:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Episodes `first` to `first + count` of an evaluation."""
+
+    config: Config
+    checkpoint: Path
+    seed: int
+    first: int
+    count: int
+
+
+def evaluate(target: Path, *, episodes: int, seed: int, processes: int | None = None) -> Evaluation:
     """Plays `episodes` episodes with the policy of a run's newest checkpoint, or of the checkpoint `target`.
 
-    The first episode of environment i has the seed derived from (seed, "eval", i), so the same episodes are played
-    whatever the policy; training never uses these seeds. Actions are sampled, as in training. Raises CheckpointError.
+    Episode i has a held-out seed derived from (seed, "eval", i), so the same episodes are played whatever the policy.
+    Actions are sampled, as in training. `processes` play at once (None: one for each processor). Raises CheckpointError.
     """
+    began = time.perf_counter()
     checkpoint = _checkpoint(target)
     config = resume_config(checkpoint / "config.yaml", [])
-    network = config.agent.network
+    jobs = [
+        _Job(config, checkpoint, seed, first, min(_TOGETHER, episodes - first))
+        for first in range(0, episodes, _TOGETHER)
+    ]
+    workers = min(processes or available_cpus(), len(jobs))
+    if workers > 1:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            parts = list(pool.map(_play, jobs))
+    else:
+        parts = [_play(job) for job in jobs]
+    ends = [end for part in parts for end in part]
+    return _summarise(config.env.id, checkpoint, seed, ends, time.perf_counter() - began)
+
+
+def _play(job: _Job) -> list[EpisodeEnd]:
+    """One episode for each environment: were environments to go on, short episodes would be counted more often."""
     from agents.networks import NETWORKS
 
-    view = NETWORKS[network].view
-    # One episode for each environment: were environments to go on, short episodes would be counted more often.
-    count = min(episodes, 256)
+    config = job.config
+    view = NETWORKS[config.agent.network].view
     torch.set_num_threads(1)
-    ends: list[EpisodeEnd] = []
-    for first in range(0, episodes, count):
-        envs = VectorEnv(
-            lambda: make(config.env.id, view, **config.env.options),
-            min(count, episodes - first),
-            lambda env, episode, first=first: derive_seed(seed, "eval", first + env, episode),
-        )
-        policy = build_policy(network, len(envs.env_spec.action_names))
-        policy.load_state_dict(load_policy(checkpoint))
-        rollout = Rollout(envs, policy, length=_STEPS_A_CALL, seed=derive_seed(seed, "eval actions", first))
-        ends += _first_episodes(rollout)
+    envs = VectorEnv(
+        lambda: make(config.env.id, view, **config.env.options),
+        job.count,
+        lambda env, episode: held_out_seed(job.seed, "eval", job.first + env, episode),
+    )
+    policy = build_policy(config.agent.network, len(envs.env_spec.action_names))
+    policy.load_state_dict(load_policy(job.checkpoint))
+    rollout = Rollout(envs, policy, length=_STEPS_A_CALL, seed=derive_seed(job.seed, "eval actions", job.first))
+    try:
+        return _first_episodes(rollout)
+    finally:
         rollout.close()
-    return _summarise(config.env.id, checkpoint, seed, ends)
 
 
 def _checkpoint(target: Path) -> Path:
@@ -88,27 +127,36 @@ def _first_episodes(rollout: Rollout) -> list[EpisodeEnd]:
     return [ends[i] for i in sorted(ends)]
 
 
-def _summarise(env: str, checkpoint: Path, seed: int, ends: list[EpisodeEnd]) -> Evaluation:
-    n = len(ends)
-    returns = [end.episode_return for end in ends]
-    mean = sum(returns) / n
-    deviation = math.sqrt(sum((r - mean) ** 2 for r in returns) / max(n - 1, 1))
+def _summarise(env: str, checkpoint: Path, seed: int, ends: list[EpisodeEnd], wall_s: float) -> Evaluation:
+    returns, half = mean_interval([end.episode_return for end in ends])
     judged = [end.success for end in ends if end.success is not None]
     low, high = wilson(sum(judged), len(judged)) if judged else (None, None)
-    names = ends[0].metrics.keys()
+    measured = {
+        name: mean_interval([end.metrics[name] for end in ends if name in end.metrics]) for name in ends[0].metrics
+    }
     return Evaluation(
         env=env,
         checkpoint=str(checkpoint),
-        episodes=n,
+        episodes=len(ends),
         seed=seed,
         success_rate=sum(judged) / len(judged) if judged else None,
         success_low=low,
         success_high=high,
-        return_mean=mean,
-        return_interval=1.96 * deviation / math.sqrt(n),
-        length_mean=sum(end.length for end in ends) / n,
-        metrics={name: sum(end.metrics.get(name, 0.0) for end in ends) / n for name in names},
+        return_mean=returns,
+        return_interval=half,
+        length_mean=sum(end.length for end in ends) / len(ends),
+        metrics={name: mean for name, (mean, _) in measured.items()},
+        metric_intervals={name: interval for name, (_, interval) in measured.items()},
+        wall_s=wall_s,
     )
+
+
+def mean_interval(values: list[float], z: float = 1.96) -> tuple[float, float]:
+    """Mean, and half the width of its normal confidence interval, 95 % by default; 0 for a single value."""
+    n = len(values)
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / max(n - 1, 1))
+    return mean, z * deviation / math.sqrt(n)
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:

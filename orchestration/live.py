@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.summary import CaptionScore, Status, Summary
+from orchestration.summary import CaptionScore, RewardWatchReport, Status, Summary
 
 PLAIN_INTERVAL_S = 10.0
 _REFRESH_PER_SECOND = 4
@@ -154,8 +154,14 @@ def panel(summary: Summary, sparks: str = "", events: tuple[Text, ...] = ()) -> 
     if summary.success_rate is not None or sparks:
         table.add_row("success", Text.assemble((_share(summary.success_rate), "bold green"), "  ", (sparks, "green")))
     table.add_row("return", _returns(summary))
+    if summary.episode_metrics:
+        # Without the score, of which the return tells enough: one line for the rest.
+        told = {name: value for name, value in summary.episode_metrics.items() if name != "score"}
+        table.add_row("episode", measured(told))
     table.add_row("captions", _captions(summary))
     table.add_row("judge", _judge(summary))
+    if summary.reward_watch.flags:
+        table.add_row("watch", Text(watch_line(summary.reward_watch), style="yellow"))
     table.add_row("policy", _policy(summary))
     for part, shares in summary.waits.items():
         table.add_row(part, _waits(part, shares))
@@ -194,6 +200,25 @@ def _speed(summary: Summary) -> str:
 def _returns(summary: Summary) -> str:
     length = "" if summary.episode_length_mean is None else f" · {summary.episode_length_mean:,.0f} steps an episode"
     return f"{_number(summary.return_mean)} · intrinsic {_number(summary.intrinsic_return_mean)}{length}"
+
+
+_SHORT = {"dungeon_level": "depth", "experience_level": "level"}
+
+
+def measured(metrics: Mapping[str, float]) -> str:
+    """What the environment measures of an episode, in few words."""
+    words = ((_SHORT.get(name, name.replace("_", " ")), value) for name, value in metrics.items())
+    return " · ".join(f"{name} {value:,.0f}" if abs(value) >= 100 else f"{name} {value:.1f}" for name, value in words)
+
+
+def watch_line(watch: RewardWatchReport) -> str:
+    """The first flag of the reward hacking watch, in one line."""
+    flag = watch.flags[0]
+    more = f" (+{len(watch.flags) - 1})" if len(watch.flags) > 1 else ""
+    return (
+        f"{flag.share:.0%} of intrinsic return from {_short(flag.text, 28)!r}, {flag.earned_before:.2f} → "
+        f"{flag.earned_now:.2f}; {flag.goal} {flag.goal_before:.2f} → {flag.goal_now:.2f}{more}"
+    )
 
 
 def _captions(summary: Summary) -> str:
@@ -245,6 +270,7 @@ def plain_line(summary: Summary) -> str:
         f"judge {summary.judge_status}",
         *([] if summary.judge_status == "off" else [f"reward model {_reward_model(summary)}"]),
         f"policy {_policy(summary).replace(' · ', ', ')}",
+        *([] if not summary.reward_watch.flags else [f"watch {watch_line(summary.reward_watch)}"]),
         *(f"{part}: {_waits(part, shares).replace(' · ', ', ')}" for part, shares in summary.waits.items()),
     ]
     return " | ".join(parts)
@@ -274,7 +300,11 @@ def final_summary(summary: Summary, folder: str, handle: str, resume: str = "") 
     if summary.success_first_tenth is not None or summary.success_last_tenth is not None:
         table.add_row("success", _rise(summary.success_first_tenth, summary.success_last_tenth, _share))
     table.add_row("return", _rise(summary.return_first_tenth, summary.return_last_tenth, _number))
+    if summary.episode_metrics:
+        table.add_row("episode", measured(summary.episode_metrics))
     table.add_row("captions", _captions(summary))
+    if summary.reward_watch.flags:
+        table.add_row("watch", Text(watch_line(summary.reward_watch), style="yellow"))
     if summary.judge_status != "off":
         table.add_row("judge", f"{summary.judge_status} · reward model {_reward_model(summary)}")
     if summary.liked:

@@ -11,21 +11,25 @@ from numpy.typing import NDArray
 
 from agents.networks import NETWORKS, build_policy
 from agents.observer import EpisodeObserver
+from agents.report import FinishedEpisode
 from agents.rollout import Rollout
 from agents.trajectory import Trajectory
 from envs import make
 from envs.captions import EMPTY_CAPTION_ID
 from envs.vector import VectorEnv
 from learner.checkpoint import save_checkpoint
+from learner.credit.fragments import Origin
+from learner.credit.online import OnlineCredit
+from learner.credit.outcomes import EpisodeOutcome
 from learner.fusion import fuse
-from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights
+from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights, resolve_device
 from learner.precision import resolve_precision
-from learner.returns import EpisodeSums
+from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import is_traced, learns_intrinsic
+from orchestration.configuration import attributes_credit, is_traced, learns_intrinsic
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
-from orchestration.seeds import derive_seed
+from orchestration.seeds import derive_seed, training_seed
 from orchestration.summary import CaptionScore
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
@@ -57,7 +61,7 @@ def build_rollout(config: Config, index: int, *, incarnation: int = 0, observer:
     envs = VectorEnv(
         lambda: make(config.env.id, view, **config.env.options),
         config.actors.envs,
-        lambda env, episode: derive_seed(seed, "env", index, incarnation, env, episode),
+        lambda env, episode: training_seed(seed, "env", index, incarnation, env, episode),
     )
     policy = build_policy(config.agent.network, len(envs.env_spec.action_names))
     return Rollout(
@@ -112,6 +116,19 @@ def build_reward_server(config: Config, rundir: RunDir, judge: Judge) -> RewardS
     )
 
 
+def build_credit(config: Config, state_size: int, actions: int) -> OnlineCredit:
+    """What attributes rewards to turns, for a policy whose core has `state_size` numbers."""
+    return OnlineCredit(
+        config.credit,
+        config.reward,
+        discount=config.learner.discount,
+        state_size=state_size,
+        actions=actions,
+        seed=derive_seed(config.run.seed, "credit"),
+        device=resolve_device(config.learner.device),
+    )
+
+
 class LearnerPart:
     """The learner, the scorer of captions that gives it intrinsic rewards, and their checkpoints."""
 
@@ -124,7 +141,9 @@ class LearnerPart:
             self.scorer = intrinsic = CaptionScorer(
                 reward_model_kind(config.reward.model).model(config.distiller, "cpu")
             )
-        self.learner = Learner(build_policy(config.agent.network, actions), config.learner, config.reward, intrinsic)
+        policy = build_policy(config.agent.network, actions)
+        credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
+        self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)
         self._sums = EpisodeSums()
         self._told: set[int] = set()
         self._told_version = 0
@@ -141,9 +160,16 @@ class LearnerPart:
             self.scorer.update(version)
 
     def feed(
-        self, source: str, trajectory: Trajectory, new_captions: Sequence[tuple[int, str]]
+        self,
+        source: str,
+        trajectory: Trajectory,
+        new_captions: Sequence[tuple[int, str]],
+        episodes: Sequence[FinishedEpisode] = (),
     ) -> tuple[FeedResult, Weights | None]:
-        """Learns from one trajectory; the weights are None where no batch was full."""
+        """Learns from one trajectory; the weights are None where no batch was full.
+
+        `episodes` are those that ended in it; wanted where credit is attributed.
+        """
         waited = time.perf_counter() - self._idle_since
         began = time.perf_counter()
         if self.scorer is not None:
@@ -155,13 +181,15 @@ class LearnerPart:
         returns = self._sums.add(source, trajectory, rewards.bonus)
         self._refresh_shown()
         rewarded = time.perf_counter()
-        updates = self.learner.feed(trajectory)
+        updates = self.learner.feed(trajectory, _origin(source, trajectory, episodes))
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,
+            earned=self._earned(trajectory, rewards.bonus),
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
+            credit={} if self.learner.credit is None else self.learner.credit.metrics(),
             liked=self._shown[0],
             disliked=self._shown[1],
             scores=scores,
@@ -183,6 +211,13 @@ class LearnerPart:
         new = {caption: value for caption, value in found if caption not in self._told}
         self._told.update(new)
         return new
+
+    def _earned(self, trajectory: Trajectory, bonus: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+        """What each caption earned in the trajectory. Few steps are rewarded, so this costs microseconds."""
+        if self.scorer is None:
+            return ()
+        sums = sums_by_id(trajectory.caption_id, bonus)
+        return tuple(zip(self.scorer.texts(sums), sums.values(), strict=True))
 
     def _refresh_shown(self) -> None:
         if self.scorer is None or time.perf_counter() - self._shown_at < _REFRESH_SHOWN_S:
@@ -226,3 +261,8 @@ class LearnerPart:
         self._sums.load_state_dict(state["sums"])
         if self.scorer is not None and state["scorer"] is not None:
             self.scorer.load_state_dict(state["scorer"])
+
+
+def _origin(source: str, trajectory: Trajectory, episodes: Sequence[FinishedEpisode]) -> Origin:
+    ends = tuple(EpisodeOutcome(e.t, e.end.env_index, e.end.success, e.end.episode_return) for e in episodes)
+    return Origin(source, 0, trajectory.batch, ends)

@@ -18,7 +18,8 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
     """Raises the error that the run would die of; `warn` gets what may become one.
 
     Quick: a judge's address is asked, and an environment with options is made once. Raises `ConfigError` for the
-    environment's options, `ResourceError` for the machine, `JudgeError` for the judge.
+    environment's options, `ResourceError` for the machine, `JudgeError` for the judge, `AnnotationStoreError` for labels
+    that were to be reused.
     """
     _check_env(config)
     if config.runtime == "serial" or os.environ.get("RAY_ADDRESS", "local") == "local":
@@ -28,6 +29,7 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
         from reward_server.judge.judge import preflight as preflight_judge
 
         preflight_judge(config.judge)
+        _check_reuse(config)
     _warn_of_memory(config, warn)
     free = free_disk(Path(config.run.dir).absolute())
     if free < _DISK_WARNING:
@@ -76,6 +78,16 @@ def _check_env(config: Config) -> None:
         envs.make(config.env.id, **config.env.options).close()
     except envs.EnvironmentOptionError as error:
         raise ConfigError(f"env.options: {error}") from error
+
+
+def _check_reuse(config: Config) -> None:
+    if config.annotator.reuse is None:
+        return
+    from reward_server.reuse import stores_at
+    from reward_server.store import AnnotationStore
+
+    for path in stores_at(Path(config.annotator.reuse)):
+        AnnotationStore(path, read_only=True).close()
 
 
 def _warn_of_memory(config: Config, warn: Callable[[str], None]) -> None:

@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayError
 
 from agents.report import RolloutReport
 from orchestration.config import Config
-from orchestration.configuration import uses_judge
+from orchestration.configuration import attributes_credit, uses_judge
 from orchestration.errors import WorkerDiedError, death
 from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
 from orchestration.results import FeedResult, actor_name
@@ -89,6 +89,7 @@ class RayRuntime:
         self._poll_at = 0.0
         self._judge_started = False
         self._known_reward_model = 0
+        self._attributes_credit = attributes_credit(config)
         self._failures_in_a_row = 0
         self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
         self._learner: Any = (
@@ -176,7 +177,8 @@ class RayRuntime:
             reward_server = self._reward_server or self._start_reward_server()
             if report.new_captions:
                 reward_server.submit.remote(report.new_captions)
-        result, weights = self._feed.remote(report.source, call.trajectory, report.new_captions)
+        episodes = (report.episodes,) if self._attributes_credit else ()
+        result, weights = self._feed.remote(report.source, call.trajectory, report.new_captions, *episodes)
         self._expect(result, _FeedCall(call.actor, report, self.session.env_steps, weights))
 
     def _learned(self, answer: Future[Any], call: _FeedCall) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.report import RolloutReport
+from agents.report import FinishedEpisode, RolloutReport
 from orchestration.config import Config
 from orchestration.results import FeedResult
 from orchestration.rundir import RunDir
@@ -75,9 +75,13 @@ class LearnerWorker:
         return self._part.learner.version, self._part.weights()
 
     def feed(
-        self, source: str, trajectory: "Trajectory", captions: Sequence[tuple[int, str]]
+        self,
+        source: str,
+        trajectory: "Trajectory",
+        captions: Sequence[tuple[int, str]],
+        episodes: Sequence[FinishedEpisode] = (),
     ) -> tuple[FeedResult, "Weights | None"]:
-        return self._part.feed(source, trajectory, captions)
+        return self._part.feed(source, trajectory, captions, episodes)
 
     def adopt(self, version: "RewardModelVersion") -> None:
         self._part.adopt(version)

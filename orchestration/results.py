@@ -1,7 +1,7 @@
 """What the parts of a run tell each other. Apart from the parts, so that the coordinator need not load torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from learner.update import Update
 from orchestration.summary import CaptionScore
@@ -30,3 +30,7 @@ class FeedResult:
     """Seconds spent scoring captions and adding up their rewards, apart from the updates' own share."""
     waited_s: float
     """Seconds since the call before: what the learner waited for trajectories."""
+    credit: Mapping[str, float] = field(default_factory=dict[str, float])
+    """How the progress estimator stands, as metrics; empty without one."""
+    earned: tuple[tuple[str, float], ...] = ()
+    """Captions that were rewarded in the trajectory, with the sum of r_int / N^β of each."""

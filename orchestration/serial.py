@@ -57,7 +57,7 @@ class SerialRuntime:
                 rollout.reward_model_version = self.session.reward_model_in_force
                 trajectory, report = rollout.collect()
                 self.session.rolled_out(report)
-                result, new_weights = self.learner.feed(report.source, trajectory, report.new_captions)
+                result, new_weights = self.learner.feed(report.source, trajectory, report.new_captions, report.episodes)
                 self.session.learned(report, replace(result, waited_s=0.0), self.session.env_steps)
                 if new_weights is not None:
                     for other in self.rollouts:

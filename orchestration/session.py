@@ -17,6 +17,7 @@ from orchestration.errors import TraceError
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.results import FeedResult
+from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir, code_revision
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
@@ -60,6 +61,7 @@ class Session:
         self.env_errors = 0
         self.actors = 0
         self.episodes = EpisodeStatistics()
+        self.reward_watch = RewardWatch()
         self.reward_status: RewardServerStatus | None = None
         self.reward_model_version = 0
         self.reward_model_accuracy: float | None = None
@@ -68,6 +70,7 @@ class Session:
         self._checkpoint: Path | None = None
         self._liked: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
         self._captions: set[int] = set()
+        self._credit: Mapping[str, float] = {}
         self._updates: deque[Update] = deque(maxlen=64)
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
@@ -110,8 +113,10 @@ class Session:
 
     def learned(self, report: RolloutReport, result: FeedResult, env_steps: int) -> None:
         """Counts the episodes and updates of one trajectory; `env_steps` are those of the run when it arrived."""
+        self.reward_watch.earned(result.earned)
         for episode in report.episodes:
             intrinsic = result.intrinsic_returns.get((episode.t, episode.end.env_index), 0.0)
+            self.reward_watch.ended(episode.end.success, episode.end.episode_return)
             self.episodes.add(
                 EpisodeResult(
                     env_steps=env_steps,
@@ -119,6 +124,7 @@ class Session:
                     intrinsic=intrinsic,
                     length=episode.end.length,
                     success=episode.end.success,
+                    metrics=episode.end.metrics,
                 )
             )
         self._updates.extend(result.updates)
@@ -132,6 +138,7 @@ class Session:
         self.samples_dropped = result.samples_dropped
         self.reward_model_version = result.reward_model_version
         self._liked = (result.liked, result.disliked)
+        self._credit = result.credit
         for update in result.updates:
             self._clock.add("learner", "train", update.train_s)
             self._clock.add("learner", "rewards", update.reward_s)
@@ -266,6 +273,7 @@ class Session:
             success_rate=recent.success,
             intrinsic_return_mean=recent.intrinsic,
             episode_length_mean=recent.length,
+            episode_metrics=recent.metrics,
             success_first_tenth=tenths.success_first,
             success_last_tenth=tenths.success_last,
             return_first_tenth=tenths.return_first,
@@ -275,9 +283,15 @@ class Session:
             captions_failed=0 if annotator is None else annotator.failed,
             captions_dropped=0 if annotator is None else annotator.dropped,
             captions_queued=0 if annotator is None else annotator.queued,
+            captions_reused=0 if annotator is None else annotator.reused,
             labels_per_second=0.0 if annotator is None else annotator.labels_per_second,
             judge_status=str(annotator.judge_status) if annotator else "starting" if uses_judge(self.config) else "off",
             judge_error=None if annotator is None else annotator.last_error,
+            judge_requests=0 if annotator is None else annotator.requests,
+            judge_request_failures=0 if annotator is None else annotator.request_failures,
+            judge_unreadable=0 if annotator is None else annotator.unreadable,
+            judge_latency_mean_s=None if annotator is None else annotator.latency_mean_s,
+            judge_latency_p95_s=None if annotator is None else annotator.latency_p95_s,
             reward_model_version=self.reward_model_version,
             reward_model_accuracy=self.reward_model_accuracy,
             policy_version=self.policy_version,
@@ -291,6 +305,7 @@ class Session:
             waits=self._waits,
             liked=liked,
             disliked=disliked,
+            reward_watch=self.reward_watch.report(),
             checkpoint=None if self.checkpoint is None else str(self.checkpoint),
             started=self._started,
             updated=time.time(),
@@ -311,20 +326,26 @@ class Session:
     def _log(self) -> None:
         """One line: means over the updates since the last one, and how things stand."""
         updates, self._unlogged = self._unlogged, []
-        recent = self.episodes.recent()
+        recent, watch = self.episodes.recent(), self.reward_watch.report()
         metrics: dict[str, float | None] = {
             "episodes": self.episodes.episodes,
             "episode/return": recent.extrinsic,
             "episode/success": recent.success,
             "episode/intrinsic_return": recent.intrinsic,
             "episode/length": recent.length,
+            **{f"episode/{name}": value for name, value in recent.metrics.items()},
             "captions/unique": len(self._captions),
+            "hacking/top_share": watch.top_share,
+            "hacking/top5_share": watch.top5_share,
+            "hacking/gini": watch.gini,
+            "hacking/flags": len(watch.flags),
             "policy/version": self.policy_version,
             "reward_model/version": self.reward_model_version,
             "reward_model/accuracy": self.reward_model_accuracy,
             "rollout/bytes_per_step": self._bytes_per_step,
             "samples_dropped": self.samples_dropped,
             "env_errors": self.env_errors,
+            **self._credit,
         }
         if updates:
             weight = sum(u.samples for u in updates)
@@ -344,6 +365,7 @@ class Session:
         timing: dict[str, float | None] = {"wall_s": self.wall_s, "steps_per_second": self._steps_per_second()}
         if self.reward_status is not None:
             timing["labels_per_second"] = self.reward_status.annotator.labels_per_second
+            timing.update(self.reward_status.annotator.counters())
         for part, shares in self._waits.items():
             timing.update({f"{part}/{what}": share for what, share in shares.items()})
         self.metrics.log(self.env_steps, metrics, timing)
@@ -360,6 +382,7 @@ class Session:
             "env_errors": self.env_errors,
             "episodes": state,
             "captions": sorted(self._captions),
+            "reward_watch": self.reward_watch.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -369,6 +392,7 @@ class Session:
         self.env_errors = state["env_errors"]
         self.episodes.load_state_dict(state["episodes"])
         self._captions = set(state["captions"])
+        self.reward_watch.load_state_dict(state["reward_watch"])
 
     def config_yaml(self) -> str:
         """The resolved configuration, kept with each checkpoint."""

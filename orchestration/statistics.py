@@ -2,7 +2,8 @@
 
 import math
 from collections import deque
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ class EpisodeResult:
     """Sum of r_int / N^count_exponent."""
     length: int
     success: bool | None
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the environment measures of an episode (dungeon level, gold, ...)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Recent:
     intrinsic: float | None
     length: float | None
     success: float | None
+    metrics: Mapping[str, float]
+    """Of what the environment measures; each over the episodes that have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,15 @@ class EpisodeStatistics:
             intrinsic=_mean([episode.intrinsic for episode in self._recent]),
             length=_mean([episode.length for episode in self._recent]),
             success=_mean([float(success) for success in judged]),
+            metrics=self._measured(),
         )
+
+    def _measured(self) -> dict[str, float]:
+        values: dict[str, list[float]] = {}
+        for episode in self._recent:
+            for name, value in episode.metrics.items():
+                values.setdefault(name, []).append(value)
+        return {name: sum(found) / len(found) for name, found in values.items()}
 
     def tenths(self, env_steps: int) -> Tenths:
         """First against last tenth of `env_steps`, the steps run so far, as exact as the bins are wide (0.5 % to 1 %).

@@ -39,6 +39,39 @@ class CaptionScore:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class HackingFlag:
+    """A caption that may be hacked for its intrinsic reward; means over an episode."""
+
+    text: str
+    reasons: tuple[str, ...]
+    """`grows`: it brings more, and success does not come with it; `concentrated`: it brings most of the intrinsic return."""
+    share: float
+    """Of the intrinsic return, lately."""
+    earned_before: float
+    earned_now: float
+    goal: str
+    """What did not grow: `success`, or `return` where the task has no success."""
+    goal_before: float
+    goal_now: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RewardWatchReport:
+    """Where the intrinsic return of late comes from, and what looks like reward hacking (`orchestration.reward_watch`)."""
+
+    episodes: int = 0
+    """That "lately" consists of: the last quarter of the run's."""
+    top_share: float | None = None
+    """Of the caption that brings most; null where nothing was earned."""
+    top5_share: float | None = None
+    gini: float | None = None
+    """Of what captions bring: 0 where all bring the same."""
+    stagnant: bool = False
+    """Success (return) has not grown against the quarter before, and the task is not learnt either."""
+    flags: tuple[HackingFlag, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
     """Snapshot of a run. Null where there is no value (yet), or where the task has none."""
 
@@ -63,6 +96,8 @@ class Summary:
     intrinsic_return_mean: float | None = None
     """Mean sum of r_int / N^count_exponent of the last 100 episodes, before `w_int`."""
     episode_length_mean: float | None = None
+    episode_metrics: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """What the environment measures of an episode (dungeon level, gold, ...), mean of the last 100."""
     success_first_tenth: float | None = None
     """Success rate of the episodes that ended in the first tenth of the steps run so far."""
     success_last_tenth: float | None = None
@@ -73,10 +108,20 @@ class Summary:
     captions_failed: int = 0
     captions_dropped: int = 0
     captions_queued: int = 0
+    captions_reused: int = 0
+    """Labels taken from other runs (`annotator.reuse`)."""
     labels_per_second: float = 0.0
     judge_status: str = "off"
     judge_error: str | None = None
     """Why the judge is down."""
+    judge_requests: int = 0
+    judge_request_failures: int = 0
+    """Requests that no answer came to."""
+    judge_unreadable: int = 0
+    """Answers that could not be read."""
+    judge_latency_mean_s: float | None = None
+    """Of the last 256 requests."""
+    judge_latency_p95_s: float | None = None
     reward_model_version: int = 0
     reward_model_accuracy: float | None = None
     """On labels kept from its training."""
@@ -97,6 +142,7 @@ class Summary:
     liked: tuple[CaptionScore, ...] = ()
     """The captions that the reward model likes most."""
     disliked: tuple[CaptionScore, ...] = ()
+    reward_watch: RewardWatchReport = dataclasses.field(default_factory=RewardWatchReport)
     checkpoint: str | None = None
     """Folder of the newest checkpoint."""
     error: str | None = None
@@ -125,4 +171,9 @@ def _summary(tree: Any) -> Summary:
     values["status"] = Status(values["status"])
     for name in ("liked", "disliked"):
         values[name] = tuple(CaptionScore(**score) for score in values.get(name, ()))
+    if "reward_watch" in values:
+        watch: dict[str, Any] = dict(values["reward_watch"])
+        flags: list[dict[str, Any]] = watch.pop("flags")
+        found = tuple(HackingFlag(reasons=tuple(flag.pop("reasons")), **flag) for flag in flags)
+        values["reward_watch"] = RewardWatchReport(**watch, flags=found)
     return Summary(**values)

@@ -22,8 +22,9 @@ from reward_server.annotator_status import AnnotatorStatus, Meter
 from reward_server.backlog import Caption
 from reward_server.breaker import CircuitBreaker
 from reward_server.ledger import CaptionState, Ledger, Request
+from reward_server.rate_limit import RateLimit
 from reward_server.settings import AnnotatorSettings
-from reward_server.store import AnnotationStore, AnnotationStoreError
+from reward_server.store import AnnotationStore, AnnotationStoreError, LabelRecord
 from reward_server.types import Answer, Judge, JudgeError, JudgeStatus, JudgeUnavailableError
 
 _PROBE_SHARE = 4.0
@@ -54,6 +55,8 @@ class Annotator:
 
     `run` goes on until `stop`; `drain` asks until nothing waits, in an order that depends on nothing but what was
     submitted (given the judge's answers). `clock` is in seconds and only grows; `seed` seeds the jitter of backoffs.
+    `reuse` are labels under the judge's key from elsewhere, by caption id, that are taken instead of asking.
+    `max_labels_per_s` holds for `run` alone: `drain` does not look at the clock.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Annotator:
         store: AnnotationStore,
         settings: AnnotatorSettings,
         *,
+        reuse: Mapping[int, LabelRecord] | None = None,
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
     ) -> None:
@@ -69,7 +73,8 @@ class Annotator:
         self._settings = settings
         self._clock = clock
         self._guard = threading.RLock()
-        self._ledger = Ledger(store, judge.key, settings)
+        self._ledger = Ledger(store, judge.key, settings, reuse)
+        self._limit = RateLimit(settings.max_labels_per_s)
         self._breaker = CircuitBreaker(
             settings.breaker_failures, settings.backoff_s, settings.probe_interval_s, random.Random(seed)
         )
@@ -117,6 +122,8 @@ class Annotator:
                 labelled_this_run=meter.labelled,
                 failed=ledger.failed,
                 dropped=ledger.dropped,
+                duplicates=ledger.duplicates,
+                reused=ledger.reused,
                 requests=meter.requests,
                 request_failures=meter.request_failures,
                 unreadable=meter.unreadable,
@@ -165,7 +172,7 @@ class Annotator:
             while True:
                 now = self._clock()
                 self._flush()
-                self._launch(flights, now)
+                self._launch(flights, now, ordered)
                 if self._ends(flights, ordered):
                     break
                 await self._wait(flights, now, wake, ordered)
@@ -206,16 +213,18 @@ class Annotator:
                 if given:
                     self._meter.labels(self._clock(), given)
 
-    def _launch(self, flights: list[_Flight], now: float) -> None:
+    def _launch(self, flights: list[_Flight], now: float, ordered: bool) -> None:
         """Sends what may be sent now: all that fits, or one caption to a judge that was out of order."""
         with self._guard:
             while self._stop_at is None and self._store_error is None and now >= self._breaker.retry_at:
                 probing = self._breaker.is_open
                 if len(flights) >= (1 if probing else self._settings.in_flight):
                     return
-                request = self._ledger.take(1 if probing else self._batch)
+                allowed = self._batch if ordered else min(self._batch, self._limit.available(now))
+                request = self._ledger.take(min(1, int(allowed)) if probing else int(allowed))
                 if request is None:
                     return
+                self._limit.spend(len(request.asked))
                 flights.append(_Flight(request, asyncio.create_task(self._ask(request))))
 
     def _ends(self, flights: Sequence[_Flight], ordered: bool) -> bool:
@@ -237,7 +246,8 @@ class Annotator:
         began = self._clock()
         with self._guard:
             queued = self._ledger.queued > 0
-            times = (self._stop_at, self._breaker.retry_at if queued else None)
+            paced = None if ordered or not queued else self._limit.ready_at
+            times = (self._stop_at, self._breaker.retry_at if queued else None, paced)
             due = [time for time in times if time is not None and time > now]
         timeout = max(min(due) - began, 0.0) if due else None
         waker = asyncio.ensure_future(wake.wait())

@@ -1,7 +1,7 @@
 """What an annotator says of itself, and the meter that it is read from."""
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from reward_server.types import JudgeStatus
 
@@ -28,6 +28,10 @@ class AnnotatorStatus:
     """Given up in this run: no answer could be read."""
     dropped: int
     """Times that a caption fell out of the full backlog."""
+    duplicates: int
+    """Captions submitted again; they are not asked about again."""
+    reused: int
+    """Labels taken from other runs (`annotator.reuse`)."""
     requests: int
     request_failures: int
     """Requests that no answer came to (refused, timed out, broken)."""
@@ -47,6 +51,14 @@ class AnnotatorStatus:
     """Time with a request on its way."""
     blocked_s: float
     """Time with captions queued but nothing on its way: the judge is down, or the budget is spent."""
+
+    def counters(self) -> dict[str, float | None]:
+        """All numbers of it that metrics follow, by name."""
+        return {
+            f"annotator/{field.name}": getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("judge_status", "last_error", "labels_per_second")
+        }
 
 
 @dataclass

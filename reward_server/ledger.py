@@ -38,7 +38,7 @@ class Request:
 
     captions: tuple[Caption, ...]
     known: Mapping[int, LabelRecord]
-    """Answers that the store has already (set aside by a resume); these captions are not asked about."""
+    """Answers that were given already (set aside by a resume, or of another run); these captions are not asked about."""
 
     @property
     def asked(self) -> tuple[Caption, ...]:
@@ -48,12 +48,20 @@ class Request:
 class Ledger:
     """Books captions in and out. Not thread-safe: its owner holds a lock around each call."""
 
-    def __init__(self, store: AnnotationStore, key: JudgeKey, settings: AnnotatorSettings) -> None:
+    def __init__(
+        self,
+        store: AnnotationStore,
+        key: JudgeKey,
+        settings: AnnotatorSettings,
+        reuse: Mapping[int, LabelRecord] | None = None,
+    ) -> None:
         self._store = store
         self._key = key
         self._settings = settings
         self._backlog = Backlog(settings.backlog)
         self._state: dict[int, CaptionState] = {}
+        self._reusable = dict(reuse or {})
+        """Labels of other runs under this key: as good as those set aside, once the budget lets them in."""
         self._read_store()
         self._seen: set[int] = set()
         self._failed: set[int] = set()
@@ -70,6 +78,9 @@ class Ledger:
         self.on_their_way = 0
         """Captions that the judge is being asked about, or has answered without that being written yet."""
         self.dropped = 0
+        self.duplicates = 0
+        """Captions submitted that were known already (by another actor, say); they are not asked about again."""
+        self.reused = 0
 
     def _read_store(self) -> None:
         self._state = dict.fromkeys(self._store.labelled_ids(self._key), CaptionState.LABELLED)
@@ -116,6 +127,8 @@ class Ledger:
                 self._seen.add(caption_id)
                 self._new_captions.append((caption_id, text))
                 queued = True
+            else:
+                self.duplicates += 1
             if caption_id not in self._state:
                 self._queue(caption_id, text)
                 queued = True
@@ -127,6 +140,9 @@ class Ledger:
         known: dict[int, LabelRecord] = {}
         while len(captions) < size and len(self._backlog):
             caption_id, _ = self._backlog.newest()
+            if caption_id in self._reusable and caption_id not in self._aside and self._room() >= 1:
+                self._aside[caption_id] = self._reusable.pop(caption_id)
+                self.reused += 1
             if caption_id in self._aside:
                 known[caption_id] = self._aside[caption_id]
             elif self._room() < 1:
@@ -272,9 +288,14 @@ class Ledger:
         self._drop(self._backlog.push_oldest(caption_id, text))
 
     def _drop(self, caption: Caption | None) -> None:
-        """A caption that fell out of the backlog is unseen again: it is queued anew when it turns up again."""
+        """A caption that fell out of the backlog is unseen again: it is queued anew when it turns up again. One that had
+        failed before has failed again: so the store says of it."""
         if caption is not None:
             self.dropped += 1
-            self._state.pop(caption[0], None)
+            if caption[0] in self._forgiven:
+                self._state[caption[0]] = CaptionState.FAILED
+                self._failed.add(caption[0])
+            else:
+                self._state.pop(caption[0], None)
             self._attempts.pop(caption[0], None)
             self._alone.discard(caption[0])

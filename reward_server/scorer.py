@@ -82,6 +82,10 @@ class CaptionScorer:
         if len(self._texts) > len(self._seen):
             self._grow(max(2 * len(self._seen), len(self._texts), 256))
 
+    def texts(self, ids: Iterable[int]) -> list[str]:
+        """The texts of captions that are known. Raises `KeyError` for one that is not."""
+        return [self._texts[self._rows[caption_id]] for caption_id in ids]
+
     def update(self, version: RewardModelVersion) -> None:
         """Scores under `version` from now on. An older one than the present is an error (`ValueError`)."""
         if version.version < self._version:

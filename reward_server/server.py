@@ -6,10 +6,12 @@ Invariant: whatever the judge does (slow, down, nonsense), the reward model stay
 import asyncio
 import threading
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from reward_server.annotator import Annotator
 from reward_server.distiller import Distiller, RewardModelVersion
+from reward_server.reuse import labels_elsewhere
 from reward_server.settings import AnnotatorSettings
 from reward_server.status import RewardServerStatus
 from reward_server.store import AnnotationStore
@@ -35,7 +37,8 @@ class RewardServer:
     ) -> None:
         self._judge = judge
         self._store = store
-        self._annotator = Annotator(judge, store, settings, seed=seed)
+        reuse = None if settings.reuse is None else labels_elsewhere(Path(settings.reuse), judge.key, store.path)
+        self._annotator = Annotator(judge, store, settings, reuse=reuse, seed=seed)
         self._distiller = distiller
         self._newest: RewardModelVersion | None = None
         self._training = threading.Lock()

@@ -36,6 +36,11 @@ class AnnotatorSettings:
 
     max_labels: int | None = None
     """Stop asking after so many labels; null: no bound."""
+    max_labels_per_s: float | None = None
+    """Ask about so many captions a second at most, on average; null: as many as the judge answers."""
+    reuse: str | None = None
+    """Take labels that were given under the same key from this `annotations.sqlite`, or from those of the runs in this
+    folder, instead of asking again. They count for `max_labels`."""
     backlog: int = 4096
     """Most captions that wait; the oldest are dropped and counted when more come."""
     batch: int = 32

@@ -226,6 +226,17 @@ class AnnotationStore:
             for row in self._query(sql, (self._find_key(key),))
         }
 
+    def records(self, key: JudgeKey) -> dict[int, LabelRecord]:
+        """All labels under the key by caption id, those set aside included."""
+        sql = (
+            "SELECT caption_id, label, probability, raw, latency_s, attempts FROM labels"
+            " WHERE key_id = ? AND state = 'labelled'"
+        )
+        return {
+            row[0]: LabelRecord(row[0], Answer(row[1], row[2], row[3], row[4]), row[5])
+            for row in self._query(sql, (self._find_key(key),))
+        }
+
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Texts of those of the captions that the store knows."""
         wanted = json.dumps([int(i) for i in ids])
@@ -251,11 +262,9 @@ class AnnotationStore:
         captions = self._query("SELECT count(*) FROM captions", ())[0][0]
         return StoreCounts(captions, by_state.get("labelled", 0), by_state.get("failed", 0))
 
-    def export_jsonl(self, path: str | Path) -> int:
-        """Writes every label and failure with its caption and key, one JSON object a line; returns how many."""
+    def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Every label and failure with its caption and key, in the order of writing: names of the columns, and rows."""
         columns = ("caption_id", "text", "state", "label", "probability", "raw", "latency_s", "attempts", "created")
-        target = Path(path)
-        partial = target.with_name(target.name + ".part")
         names = (*columns, *_KEY_COLUMNS.split(", "))
         selected = ", ".join("labels.created" if name == "created" else name for name in names)
         rows = self._query(
@@ -263,10 +272,21 @@ class AnnotationStore:
             " JOIN keys ON keys.id = key_id ORDER BY seq",
             (),
         )
+        return names, rows
+
+    def export_jsonl(self, path: str | Path) -> int:
+        """Writes every label and failure with its caption and key, one JSON object a line; returns how many."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".part")
+        names, rows = self.table()
         with partial.open("w", encoding="ascii") as file:
             file.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
         partial.replace(target)
         return len(rows)
+
+    def captions(self) -> list[tuple[int, str]]:
+        """All captions (id, text), oldest first."""
+        return [(row[0], row[1]) for row in self._query("SELECT id, text FROM captions ORDER BY first_seen, rowid", ())]
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -9,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from envs.captions import caption_id
 from reward_server.annotator import Annotator
 from reward_server.backlog import Backlog
 from reward_server.ledger import CaptionState
+from reward_server.rate_limit import RateLimit
+from reward_server.reuse import labels_elsewhere
 from reward_server.settings import AnnotatorSettings
-from reward_server.store import AnnotationStore, AnnotationStoreError
+from reward_server.store import AnnotationStore, AnnotationStoreError, LabelRecord
 from reward_server.types import Answer, JudgeError, JudgeKey, JudgeStatus, JudgeUnavailableError
 
 KEY = JudgeKey("v1", "default", "fake", "direct", "{}")
@@ -490,6 +492,7 @@ def _among(store: AnnotationStore, n: int) -> int:
 
 
 @settings(max_examples=40, deadline=None)
+@example(["garbage"] * 3, [[0, 3, 4], [1, 2]], None, 3, 3)  # a caption with a second chance falls out of the backlog
 @given(
     script=st.lists(st.sampled_from(["ok", "ok", "ok", "down", "garbage", "half", "short"]), max_size=25),
     submissions=st.lists(st.lists(st.integers(0, 25), max_size=12), min_size=1, max_size=6),
@@ -767,3 +770,84 @@ def test_a_resumed_annotator_refuses_to_go_back_once_begun(store: AnnotationStor
     annotator.submit(captions(1))
     with pytest.raises(RuntimeError, match="submitted already"):
         annotator.load_state_dict(state)
+
+
+# -- rate, labels of other runs, a change of mind -----------------------------------------------------------------------
+
+
+def test_no_more_captions_a_second_than_allowed(store: AnnotationStore) -> None:
+    """20 a second, the first 20 at once: 40 take at least the second that 20 more need."""
+    judge = FakeJudge()
+    annotator = Annotator(judge, store, replace(QUICK, max_labels_per_s=20.0))
+    annotator.submit(captions(40))
+    began = time.monotonic()
+    asyncio.run(run_until(annotator, lambda: len(labels(store)) == 40))
+    assert time.monotonic() - began >= 0.95
+    assert all_right(store, 40) and max(judge.asked.values()) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.1, 50.0), st.lists(st.floats(0.0, 2.0), min_size=1, max_size=60))
+def test_a_rate_limit_is_never_exceeded_over_any_span(per_s: float, waits: list[float]) -> None:
+    limit, now, spent = RateLimit(per_s), 0.0, 0
+    for wait in waits:
+        now += wait
+        due = limit.ready_at
+        allowed = int(limit.available(now))
+        assert (allowed >= 1) == (now >= due - 1e-6) or abs(now - due) < 1e-6
+        limit.spend(allowed)
+        spent += allowed
+        assert spent <= max(1.0, per_s) + per_s * now + 1e-6
+    assert RateLimit(None).available(0.0) == float("inf") and RateLimit(None).ready_at == 0.0
+
+
+def test_labels_of_other_runs_are_taken_and_count_for_the_budget(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    with AnnotationStore(folder / "old" / "annotations.sqlite") as old:
+        annotator = Annotator(FakeJudge(), old, QUICK)
+        annotator.submit(captions(6))
+        asyncio.run(annotator.drain())
+        other = replace(KEY, prompt_version="v0")
+        old.write(other, [LabelRecord(captions(1, start=9)[0][0], Answer(1, None, "", 0.0))], captions(1, start=9))
+    judge = FakeJudge()
+    with AnnotationStore(folder / "new" / "annotations.sqlite") as new:
+        known = labels_elsewhere(folder, KEY, new.path)
+        assert set(known) == {caption for caption, _ in captions(6)}, "labels under another key are no labels"
+        annotator = Annotator(judge, new, replace(QUICK, max_labels=8), reuse=known)
+        annotator.submit(captions(12))
+        annotator.submit(captions(3))
+        asyncio.run(annotator.drain())
+        status = annotator.status()
+        # The newest six are asked about; two labels of the budget are left for the old ones.
+        assert (status.labelled_this_run, status.reused, status.labelled, status.duplicates) == (6, 2, 8, 3)
+        assert status.judge_status == "exhausted"
+        assert set(judge.asked) == {text for _, text in captions(6, start=6)}
+        assert labels(new) == {text: truth(text) for _, text in captions(8, start=4)}
+        assert annotator.status().counters()["annotator/reused"] == 2
+    with pytest.raises(AnnotationStoreError, match=r"annotator.reuse=.*nowhere: no such file or folder"):
+        labels_elsewhere(tmp_path / "nowhere", KEY, tmp_path / "own")
+    (folder / "old" / "annotations.sqlite").write_bytes(b"no store at all" * 400)
+    with pytest.raises(AnnotationStoreError, match="move it away"):
+        labels_elsewhere(folder, KEY, folder / "new" / "annotations.sqlite")
+
+
+def test_a_judge_that_changes_its_mind_is_not_heard_twice(tmp_path: Path) -> None:
+    """Whatever it would say now, the label stands that was paid for first: in this run, and in the next."""
+    path = tmp_path / "annotations.sqlite"
+
+    async def contrary(texts: Sequence[str]) -> list[Answer]:
+        return [replace(answer, label=1 - (answer.label or 0)) for answer in right(texts)]
+
+    with AnnotationStore(path) as store:
+        first = Annotator(FakeJudge(), store, QUICK)
+        first.submit(captions(8))
+        asyncio.run(first.drain())
+    with AnnotationStore(path) as store:
+        judge = FakeJudge(contrary)
+        second = Annotator(judge, store, QUICK)
+        second.submit(captions(10))
+        asyncio.run(second.drain())
+        assert set(judge.asked) == {text for _, text in captions(2, start=8)}
+        found = labels(store)
+        assert all(found[text] == truth(text) for _, text in captions(8))
+        assert all(found[text] == 1 - truth(text) for _, text in captions(2, start=8))

@@ -1,5 +1,6 @@
 """The comparison with Sample Factory: what is asked of it, and what is made of its answers. It does not run here."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -70,7 +71,10 @@ def test_games_that_cannot_be_divided_are_an_error() -> None:
 def test_the_quickest_setting_is_compared_run_by_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick, slow = Setting("asynchronous", workers=2, splits=2), Setting("serial")
     order: list[str] = []
+    plain = dataclasses.replace(quick, plain=True)
+    slow_plain = dataclasses.replace(slow, plain=True)
     speeds = {quick.name: iter([50.0, 40.0, 80.0]), slow.name: iter([30.0])}
+    speeds |= {plain.name: iter([20.0, 20.0, 30.0]), slow_plain.name: iter([10.0])}
 
     def theirs(folder: Path, config: Config, setting: Setting, seconds: float) -> SampleFactoryRun:
         order.append(setting.name)
@@ -86,9 +90,11 @@ def test_the_quickest_setting_is_compared_run_by_run(tmp_path: Path, monkeypatch
     monkeypatch.setattr(versus.sample_factory, "train", theirs)
     monkeypatch.setattr(versus, "measure_ours", ours)
     found = compare(tmp_path, "fast", 20.0, 2, 10.0, candidates=(slow, quick), ours={"yendor": ()})
-    assert order == [slow.name, quick.name, "yendor-0-0", quick.name, "yendor-0-1", quick.name]
+    searched = [slow.name, quick.name, plain.name, slow_plain.name]
+    assert order == [*searched, "yendor-0-0", quick.name, plain.name, "yendor-0-1", quick.name, plain.name]
     assert found.theirs.each == (40.0, 80.0) and found.theirs.median == 60.0
     assert found.ratio("yendor") == pytest.approx((120 / 40 + 120 / 80) / 2)
+    assert found.ratio("yendor", plain=True) == pytest.approx((120 / 20 + 120 / 30) / 2)
     assert "Learner: train 25%" in table(found)
     assert json.loads(json.dumps(versus.as_json(found)))["ratio"]["yendor"] == pytest.approx(2.25)
 
@@ -99,10 +105,11 @@ def test_shares_leave_out_what_takes_no_time() -> None:
 
 
 def test_table_has_a_row_for_each_system() -> None:
-    found = Comparison("oni", {"serial": 10.0}, {"yendor": Rates("c", (20.0, 30.0, 25.0))}, Rates("d", (10.0,) * 3), {})
-    rows = table(found).splitlines()
-    assert rows[2] == "| yendor | 20, 30, 25 | 25 | 40% | 2.50 |"
-    assert rows[3] == "| Sample Factory | 10, 10, 10 | 10 | 0% | 1 |"
+    ours, theirs, plain = Rates("c", (20.0, 30.0, 25.0)), Rates("d", (10.0,) * 3), Rates("e", (5.0,) * 3)
+    rows = table(Comparison("oni", {"serial": 10.0}, {"yendor": ours}, theirs, plain, {})).splitlines()
+    assert rows[2] == "| yendor | 20, 30, 25 | 25 | 40% | 2.50 | 5.00 |"
+    assert rows[3] == "| Sample Factory, our encoder module | 10, 10, 10 | 10 | 0% | 1 | |"
+    assert rows[4] == "| Sample Factory, plain network | 5, 5, 5 | 5 | 0% | | 1 |"
 
 
 def test_a_run_that_fails_names_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

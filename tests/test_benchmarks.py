@@ -1,10 +1,11 @@
 """The benchmarks run, at sizes that say nothing, so that they do not rot."""
 
+import json
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks import demo
+from benchmarks import demo, startup
 from benchmarks.plot import learning_curves
 
 
@@ -29,3 +30,10 @@ def test_the_demo_is_measured(tmp_path, capsys, monkeypatch):
     demo.main(tmp_path, 1, *sizes)
     assert "| reward.w_int=0 |" in capsys.readouterr().out
     assert (tmp_path / "demo.svg").read_text().startswith("<svg")
+
+
+def test_the_start_of_commands_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(startup, "TRAINING", {})
+    startup.main(tmp_path, "--repeats", "1")
+    assert "| `yendor --help` |" in capsys.readouterr().out
+    assert all(0 < each[0] < 60 for each in json.loads((tmp_path / "startup.json").read_text()).values())

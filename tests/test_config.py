@@ -239,29 +239,31 @@ def test_presets_load_and_survive_the_way_through_yaml(preset: str, tmp_path: Pa
 
 
 def test_presets_have_the_settings_of_oni() -> None:
-    """arXiv 2410.23022, table of hyperparameters, column of long runs."""
+    """arXiv 2410.23022, table of hyperparameters, column of long runs; weights of Score as in ONI's own instructions."""
     settings = {
-        "nethack_score": ("nethack/Score", 0.1, 0.1),
+        "nethack_score": ("nethack/Score", 0.1, 0.4),
         "nethack_oracle": ("nethack/Oracle", 10, 0.1),
         "nethack_oracle_sober": ("nethack/OracleSober", 10, 0.1),
         "nethack_staircase_lvl3": ("nethack/StaircaseLvl3", 10, 0.1),
         "nethack_staircase_lvl4": ("nethack/StaircaseLvl4", 10, 0.1),
-        "nethack_reward_free": ("nethack/Score", 0, 0.1),
+        "nethack_reward_free": ("nethack/Score", 0, 0.4),
     }
-    assert set(preset_names()) == {"demo", *settings}
+    assert set(preset_names()) == {"demo", "minihack_spa", "minihack_spa_staged", *settings}
     for preset, (env, w_ext, w_int) in settings.items():
         config = load_config(preset)
         assert (config.env.id, config.reward.w_ext, config.reward.w_int) == (env, w_ext, w_int)
-        assert config.agent.network == "oni"
+        assert w_ext == 0 or (config.reward.scale, config.reward.clip) == (0.1, 10.0)
+        assert (config.agent.network, config.train.env_steps) == ("oni", 2_000_000_000)
         learner = config.learner
         assert (learner.batch_size, config.actors.rollout_length, config.reward.count_exponent) == (4096, 32, 3)
         assert (learner.discount, learner.learning_rate, learner.entropy_coefficient) == (0.99, 1e-4, 0.003)
         assert (learner.ratio_clip, learner.value_clip, learner.max_grad_norm, learner.adam_eps) == (0.1, 1, 4, 1e-6)
+        assert (learner.vtrace_rho, learner.vtrace_c, learner.value_coefficient) == (1, 1, 0.5)
 
 
 def test_a_misspelt_preset() -> None:
     assert error_of(preset="nethack_scor") == "nethack_scor: no such preset; did you mean nethack_score?"
-    assert "there are demo, nethack_oracle" in error_of(preset="qqq")
+    assert "there are demo, minihack_spa" in error_of(preset="qqq")
 
 
 def test_a_preset_of_ones_own(tmp_path: Path) -> None:

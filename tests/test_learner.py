@@ -28,7 +28,7 @@ def test_values_after_a_cut_are_read_with_the_state_of_that_step():
     """Against a policy that reads each environment's episode alone, one observation after the other."""
     learner = make_learner(batch_size=27)
     trajectory, _ = make_rollout(length=9, limit=4).collect()
-    output, final_value = learner._evaluate(trajectory)
+    output, final_value, _ = learner._evaluate(trajectory)
     assert trajectory.final_index.shape == (6, 2)
     for k, (t, b) in enumerate(trajectory.final_index):
         begin = max(i for i in range(t + 1) if trajectory.start[i, b])
@@ -47,9 +47,9 @@ def test_batches_are_exact_and_in_order(monkeypatch):
     seen: list[list[tuple[int, int]]] = []
     real = learner.update
 
-    def spy(parts: list[Trajectory]):
+    def spy(parts: list[Trajectory], origins):
         seen.append([(p.batch, p.steps) for p in parts])
-        return real(parts)
+        return real(parts, origins)
 
     monkeypatch.setattr(learner, "update", spy)
     rollout = make_rollout(length=10)  # 3 segments each

@@ -9,6 +9,7 @@ from agents.networks.crops import CropMemory
 from agents.networks.encoders import TrigramMessage
 from agents.networks.font import render_table
 from agents.networks.gru import GRUCore
+from benchmarks.plain import PlainEncoder
 
 
 def observation(view, *lead, seed=0):
@@ -69,17 +70,6 @@ def test_oni_has_the_sizes_of_the_paper():
     assert sum(p.numel() for p in policy.parameters()) == pytest.approx(2.8e6, rel=0.01)
 
 
-def plain_features(name, encoder, seen):
-    """The crop's features as the network is defined: everything drawn, every convolution over everything."""
-    cells = seen["chars"].long() * 16 + seen["colors"]
-    if name == "oni":
-        tiles = torch.from_numpy(render_table()).reshape(4096, 3, 6, 6)[cells]
-        image = tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(cells), 3, 72, 72).float() / 255.0
-    else:
-        image = (encoder.character(cells // 16) + encoder.colour(cells % 16)).permute(0, 3, 1, 2)
-    return encoder.project(encoder.crop(image))
-
-
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_distinct_crops_and_windows_give_the_values_and_gradients_of_all(name):
     torch.manual_seed(0)
@@ -92,7 +82,7 @@ def test_distinct_crops_and_windows_give_the_values_and_gradients_of_all(name):
     seen["colors"][5, -1, -1] = 7
     encoder = policy.encoder
     ours = encoder.each_crop(seen, lambda features: features, None)
-    plain = plain_features(name, encoder, seen)
+    plain = PlainEncoder(encoder).look(seen)
     torch.testing.assert_close(ours, plain)
     weights = torch.randn_like(plain)
     parameters = [p for part in (encoder.crop, encoder.project) for p in part.parameters()]

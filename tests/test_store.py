@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.captions import caption_id
+from reward_server.export import export_parquet
 from reward_server.store import AnnotationStore, AnnotationStoreError, LabelRecord
 from reward_server.types import Answer, JudgeKey
 
@@ -275,3 +276,54 @@ def test_a_full_disk_is_an_error_and_what_was_there_stays(path: Path) -> None:
         assert store.counts().labelled == 1 and store.counts().captions == 1
         store._db.execute("PRAGMA max_page_count = 1000000")
         assert store.write(KEY, [record(t, 0) for t in texts], [(caption_id(t), t) for t in texts]) == 500
+
+
+def test_a_file_that_may_not_grow_further_loses_nothing_that_was_acknowledged(path: Path) -> None:
+    """The operating system refuses to write (RLIMIT_FSIZE, as a quota does): a clear error, and every label before it
+    is there; with room again the same process goes on."""
+    child = _child(
+        path,
+        """
+import resource, signal
+from reward_server.store import AnnotationStoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, resource.RLIM_INFINITY))
+def put(i):
+    text = f'caption {i}'
+    store.write(key, [LabelRecord(caption_id(text), Answer(i % 2, None, 'x' * 500, 0.0))], [(caption_id(text), text)])
+    print(i, flush=True)
+i = 0
+try:
+    while True:
+        put(i)
+        i += 1
+except AnnotationStoreError as error:
+    print(error, flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+put(i)
+store.close()
+""",
+    )
+    out, _ = child.communicate(timeout=120)
+    lines = out.splitlines()
+    (error,) = [line for line in lines if not line.isdigit()]
+    assert str(path) in error and "free space on that disk" in error
+    said = [int(line) for line in lines if line.isdigit()]
+    assert said == list(range(len(said))) and len(said) > 50
+    with AnnotationStore(path) as store:
+        assert [row.text for row in store.labels_since(0, KEY)[0]] == [f"caption {i}" for i in said]
+
+
+def test_parquet_holds_what_the_store_holds(path: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    target = tmp_path / "labels.parquet"
+    with AnnotationStore(path) as store:
+        assert export_parquet(store, target) == 0 and pq.read_table(target).num_rows == 0
+        store.write(KEY, [record("lone \udce9", 1, 0.75)], [(caption_id("lone \udce9"), "lone \udce9")])
+        put(store, "b", None, OTHER)
+        assert export_parquet(store, target) == 2
+    first, second = pq.read_table(target).to_pylist()
+    assert (first["text"], first["label"], first["probability"]) == ("lone \\udce9", 1, 0.75)
+    assert (second["text"], second["state"], second["label"], second["prompt_version"]) == ("b", "failed", None, "v2")
+    assert sorted(file.name for file in tmp_path.glob("*.parquet*")) == ["labels.parquet"]

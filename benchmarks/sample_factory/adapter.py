@@ -2,8 +2,9 @@
 
 `python -m benchmarks.sample_factory.adapter --network=… --env=… [flags of Sample Factory]`
 
-What is the same as in `yendor train`: the environment with the network's view, the encoder module, a GRU with the same
-equations and parameters, linear heads, and the first weights of all of them. What is Sample Factory's own: everything
+What is the same as in `yendor train`: the environment with the network's view, the encoder module (with --plain=True one
+that computes the same without sharing anything between steps), a GRU with the same equations and parameters, linear
+heads, and the first weights of all of them. What is Sample Factory's own: everything
 else. Its GRU is `torch.nn.GRU`, not `agents.networks.base.GRUCore`: its learner cuts sequences where episodes end and
 packs them, which `GRUCore` (states zeroed in place) does not read, and the native one is the quicker of the two there.
 """
@@ -33,10 +34,13 @@ from sample_factory.model.actor_critic import ActorCriticSharedWeights
 from sample_factory.model.encoder import Encoder
 from sample_factory.model.model_factory import ModelFactory
 from sample_factory.train import make_runner
+from sample_factory.utils.utils import str2bool
 from torch import Tensor, nn
 
 from agents.networks import NETWORKS, build_policy
+from agents.networks import crops as networks
 from agents.networks.base import RecurrentPolicy
+from benchmarks.plain import PlainEncoder
 from envs import Observation, VectorEnv, YendorEnv, make
 
 # Wrappers of gymnasium 1.x no longer pass on what they do not have; this one of Sample Factory counts on it.
@@ -71,9 +75,9 @@ class BatchedEnv(gym.Env[Observation, Any]):
 
 
 class NetworkEncoder(Encoder):
-    """The encoder module of our policy, unchanged."""
+    """The encoder module of our policy."""
 
-    def __init__(self, encoder: nn.Module, cfg: Any, observation: gym.spaces.Dict) -> None:
+    def __init__(self, encoder: networks.Encoder | PlainEncoder, cfg: Any, observation: gym.spaces.Dict) -> None:
         super().__init__(cfg)
         self.module = encoder
         self._types = {name: torch.from_numpy(np.zeros(1, s.dtype)).dtype for name, s in observation.spaces.items()}
@@ -82,7 +86,7 @@ class NetworkEncoder(Encoder):
         return self.module(observation)
 
     def get_out_size(self) -> int:
-        return int(self.module.features)  # pyright: ignore[reportArgumentType] - all our encoders have it
+        return self.module.crop_features + self.module.rest_features
 
     def type_for_input_tensor(self, input_tensor_name: str) -> torch.dtype:
         """As the environment gives it: our encoders read bytes and integers, and nothing is converted to floats."""
@@ -96,7 +100,8 @@ class Network(ActorCriticSharedWeights):
         self, policy: RecurrentPolicy, observation: gym.spaces.Dict, actions: gym.Space[Any], cfg: Any
     ) -> None:
         factory = ModelFactory()
-        factory.register_encoder_factory(functools.partial(NetworkEncoder, policy.encoder))
+        encoder = PlainEncoder(policy.encoder) if cfg.plain else policy.encoder
+        factory.register_encoder_factory(functools.partial(NetworkEncoder, encoder))
         super().__init__(factory, observation, actions, cfg)
         self.core.core.load_state_dict({f"{k}_l0": v for k, v in policy.core.cell.state_dict().items()})
         self.action_parameterization.distribution_linear.load_state_dict(policy.actor.state_dict())
@@ -152,6 +157,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs to the end; leaves `progress.jsonl` and `profile.json` (seconds by component and activity) in `--out`."""
     parser, _ = parse_sf_args(list(arguments))
     parser.add_argument("--network", choices=sorted(NETWORKS), required=True)
+    parser.add_argument("--plain", type=str2bool, required=True, help="encode every step by itself")
     parser.add_argument("--games", type=int, required=True, help="games of one batch, with --batched_sampling=True")
     parser.add_argument("--threads", type=int, required=True, help="CPU threads of learner and policy worker each")
     parser.add_argument("--seconds", type=float, required=True, help="length of the run, from its first update")

@@ -32,13 +32,17 @@ class Setting:
     """Our batched stepper as a vectorised environment, in place of one environment at a time."""
     affinity: bool = True
     """Whether workers are tied to cores."""
+    plain: bool = False
+    """The network encodes every step by itself (`benchmarks.plain`), in place of each distinct crop and window once."""
 
     @property
     def name(self) -> str:
         """As it is printed."""
         counts = (("worker", self.workers), ("split", self.splits), ("thread", self.threads))
         parts = [self.mode, *(f"{n} {what}{'s' if n > 1 else ''}" for what, n in counts)]
-        return ", ".join(parts + ["batched"] * self.batched + ["no affinity"] * (not self.affinity))
+        return ", ".join(
+            parts + ["batched"] * self.batched + ["no affinity"] * (not self.affinity) + ["plain network"] * self.plain
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def flags(config: Config, setting: Setting) -> list[str]:
         "num_envs_per_worker": setting.splits if setting.batched else setting.splits * group,
         "games": group,
         "threads": setting.threads,
+        "plain": setting.plain,
         "batched_sampling": setting.batched,
         "set_workers_cpu_affinity": setting.affinity,
         "policy_workers_per_policy": 1,

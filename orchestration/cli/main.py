@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestration.cli import config, diagnose, judge, runs, trace, train
+from orchestration.cli import annotate, config, diagnose, judge, report, runs, trace, train
 from orchestration.errors import UsageError, YendorError, first_line, is_ours, root_cause
 
 INTERRUPTED = 130
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 train.add_to(app)
 runs.add_to(app)
+report.add_to(app)
+annotate.add_to(app)
 app.add_typer(trace.app, name="trace")
 app.add_typer(judge.app, name="judge")
 app.add_typer(config.app, name="config")

@@ -65,8 +65,14 @@ def status(run: Run, root: Root = Path("runs"), as_json: AsJson = False) -> None
 
 def _shown(name: str, value: Any) -> str:
     from orchestration.cli.output import age
-    from orchestration.live import duration
+    from orchestration.live import duration, measured, watch_line
+    from orchestration.summary import RewardWatchReport
 
+    if isinstance(value, RewardWatchReport):
+        share = "-" if value.top_share is None else f"{value.top_share:.0%} of the intrinsic return from one caption"
+        return watch_line(value) if value.flags else share
+    if name == "episode_metrics":
+        return measured(value)
     if name in ("started", "updated"):
         return f"{age(value)} ago" if value else "-"
     if name in ("wall_s", "eta_s"):

@@ -90,13 +90,31 @@ def show(
     start: Annotated[int, typer.Option("--from", min=0, help="First step.")] = 0,
     limit: Annotated[int, typer.Option(min=1, help="Most steps.")] = 50,
     screens: Annotated[bool, typer.Option("--screens", help="Print the screen after each step.")] = False,
+    credit: Annotated[bool, typer.Option("--credit", help="Show which step earned what, and why.")] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="With --credit: whose estimator; default: the run's newest.")
+    ] = None,
+    copy_to: Annotated[
+        Path | None, typer.Option("--out", help="With --credit: folder for a copy with these rewards, to view.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the steps of a trace."""
     from orchestration.cli.output import console, fields, print_json, table
+    from orchestration.errors import UsageError
     from orchestration.traces.reader import read_trace
 
     trace = read_trace(file)
+    if credit:
+        from orchestration.cli.credit import show_credit
+
+        if screens:
+            raise UsageError("--screens: has no effect with --credit")
+        show_credit(trace, start, limit, checkpoint=checkpoint, out=copy_to, as_json=as_json)
+        return
+    for name, value in (("--checkpoint", checkpoint), ("--out", copy_to)):
+        if value is not None:
+            raise UsageError(f"{name}: has no effect without --credit")
     steps = [step for step in trace.steps if step.step >= start][:limit]
     if as_json:
         print_json({"header": trace.header, "captions": trace.captions, "steps": steps, "end": trace.end})

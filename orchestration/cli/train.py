@@ -133,10 +133,16 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="Name or folder of a run, or a checkpoint.")],
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Seeds environments and actions.")] = 1,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Play in so many processes; default: one for each processor.")
+    ] = None,
     root: Annotated[Path, typer.Option("--dir", help="Where runs lie.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Play episodes with a trained policy, without learning, and report what they brought."""
+    """Play episodes with a trained policy, without learning, and report what they brought.
+
+    Training never plays these episodes, whatever its seed; the same seed gives the same ones for any policy.
+    """
     from orchestration.cli.output import console, print_json, table
     from orchestration.evaluate import evaluate as run_evaluation
     from orchestration.rundir import RunDir, find_run
@@ -144,7 +150,7 @@ def evaluate(
     folder = Path(target)
     if not folder.is_dir() or RunDir(folder).is_run() or (root / target).is_dir():
         folder = find_run(target, root).path
-    result = run_evaluation(folder, episodes=episodes, seed=seed)
+    result = run_evaluation(folder, episodes=episodes, seed=seed, processes=processes)
     if as_json:
         print_json(result)
     else:
@@ -162,5 +168,5 @@ def _evaluation_rows(result: "Evaluation") -> list[tuple[str, str]]:
         ("success", success),
         ("return", f"{result.return_mean:,.3f} ± {result.return_interval:,.3f} (95 %)"),
         ("length", f"{result.length_mean:,.1f} steps"),
-        *((name, f"{value:,.3f}") for name, value in result.metrics.items()),
+        *((name, f"{value:,.3f} ± {result.metric_intervals[name]:,.3f}") for name, value in result.metrics.items()),
     ]

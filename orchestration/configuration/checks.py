@@ -6,6 +6,7 @@ import re
 from collections.abc import Set
 from typing import Any
 
+from learner.credit.settings import ONLINE_METHODS
 from orchestration.config import Config
 from orchestration.configuration.keys import key_types, near_miss
 from orchestration.errors import ConfigError
@@ -103,9 +104,33 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "reward.model": Choice(("none", "classification")),
     "reward.w_ext": Range(),
     "reward.w_int": Range(),
+    "reward.w_prog": Range(),
+    "reward.w_ground": Range(),
     "reward.scale": POSITIVE,
     "reward.clip": POSITIVE,
     "reward.count_exponent": NOT_NEGATIVE,
+    "credit.method": Choice(ONLINE_METHODS),
+    "credit.outcome": Choice(("success", "return")),
+    "credit.return_low": Range(),
+    "credit.return_high": Range(),
+    "credit.hidden": COUNT,
+    "credit.heads": COUNT,
+    "credit.constraint": Choice(("none", "bounded", "non_negative", "unit")),
+    "credit.learning_rate": POSITIVE,
+    "credit.batch_episodes": Range(2),
+    "credit.steps_per_update": COUNT,
+    "credit.publish_every": COUNT,
+    "credit.min_episodes": COUNT,
+    "credit.replay_turns": Range(2),
+    "credit.max_turns": COUNT,
+    "credit.max_age": NOT_NEGATIVE,
+    "credit.holdout": Range(0, 0.9),
+    "credit.uncertainty": POSITIVE,
+    "credit.squash": POSITIVE,
+    "credit.advantage": Choice(("joint", "separate")),
+    "credit.schedule": Choice(("online", "staged")),
+    "credit.explore_steps": COUNT,
+    "credit.estimate_steps": COUNT,
     "judge.engine": Choice(("vllm", "transformers", "openai", "none")),
     "judge.model": Text(),
     "judge.url": Text(r"https?://[^\s/]+\S*", "must be an address such as http://127.0.0.1:8000/v1"),
@@ -121,6 +146,8 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "judge.dtype": Choice(("auto", "float32", "bfloat16", "float16")),
     "judge.cache_dir": Text(),
     "annotator.max_labels": NOT_NEGATIVE,
+    "annotator.max_labels_per_s": POSITIVE,
+    "annotator.reuse": Text(),
     "annotator.backlog": COUNT,
     "annotator.batch": COUNT,
     "annotator.in_flight": COUNT,
@@ -198,8 +225,9 @@ def check_consistency(config: Config, given: Set[str]) -> None:
             f"learner.batch_size={learner.batch_size}: must be a multiple of "
             f"actors.rollout_length={actors.rollout_length}"
         )
-    if reward.w_ext == 0 and not learns_intrinsic(config):
+    if reward.w_ext == 0 and not learns_intrinsic(config) and not learns_progress(config):
         raise ConfigError("reward.w_ext=0: nothing is left to learn from, as there is no intrinsic reward either")
+    _check_credit(config)
     if reward.model != "none" and reward.w_int != 0 and judge.engine == "none":
         raise ConfigError(
             f"judge.engine=none: leaves reward.w_int={reward.w_int:g} without labels; "
@@ -210,6 +238,29 @@ def check_consistency(config: Config, given: Set[str]) -> None:
             raise ConfigError("judge.url: judge.engine=openai needs the address of the server")
         if "judge.model" not in given:
             raise ConfigError("judge.model: judge.engine=openai needs the name that the server has for its model")
+
+
+def _check_credit(config: Config) -> None:
+    credit = config.credit
+    if credit.return_high <= credit.return_low:
+        raise ConfigError(
+            f"credit.return_high={credit.return_high:g}: must be more than credit.return_low={credit.return_low:g}"
+        )
+    if learns_progress(config) and credit.uncertainty is not None and credit.heads < 2:
+        raise ConfigError(
+            f"credit.uncertainty={credit.uncertainty:g}: needs credit.heads of at least 2 that can disagree"
+        )
+
+
+def attributes_credit(config: Config) -> bool:
+    """Whether a turn's reward is anything but what it was paid."""
+    grounds = config.credit.method == "spa+grounding" and config.reward.w_ground != 0
+    return config.credit.method == "outcome" or grounds or learns_progress(config)
+
+
+def learns_progress(config: Config) -> bool:
+    """Whether a progress estimator learns, and its contributions are part of what the agent learns from."""
+    return config.credit.method in ("spa", "spa+grounding", "potential") and config.reward.w_prog != 0
 
 
 def learns_intrinsic(config: Config) -> bool:

@@ -22,7 +22,7 @@ from orchestration.errors import ConfigError
 DEFAULT_NAME = "train"
 """Name of a run without a preset."""
 
-FIXED_ON_RESUME = ("env.id", "env.options", "run.seed", "agent.", "reward.model", "learner.algorithm")
+FIXED_ON_RESUME = ("env.id", "env.options", "run.seed", "agent.", "reward.model", "learner.algorithm", "credit.")
 """What a checkpoint was made for, and cannot be carried into."""
 
 

@@ -1,0 +1,1 @@
+"""Ways of giving credit, one a file; `learner.credit.registry` knows their names."""

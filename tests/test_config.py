@@ -167,7 +167,7 @@ def test_a_word_that_is_no_choice_is_refused_with_all_choices(key: str) -> None:
     [
         ("judge.temperature=nan", "must be finite"),
         ("runtime=rays", "did you mean ray?"),
-        ("judge.goal=defalt", "must be one of default; did you mean default?"),
+        ("judge.goal=defalt", "gold, stairs; did you mean default?"),
         ("env.id=minihack/KeyRoom-S16", "did you mean 'minihack/KeyRoom-S15'?"),
         ("run.name=../up", "must be letters"),
         ("run.name=.hidden", "must be letters"),

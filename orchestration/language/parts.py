@@ -14,15 +14,16 @@ from agents.language.episode import LanguageEpisode
 from agents.language.observer import LanguageObserver
 from agents.language.rollout import LanguageRollout
 from agents.language.template import ChatTemplate, load_tokenizer
+from learner.credit.language import LanguageCredit
 from learner.language.episodes import turn_rewards
 from learner.language.learner import LanguageLearner
-from learner.language.model import Lora, load_model
+from learner.language.model import Lora, load_model, width_of
 from learner.language.registry import build_objective
 from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import learns_intrinsic
+from orchestration.configuration import attributes_credit, learns_intrinsic
 from orchestration.configuration.objectives import objective_settings
 from orchestration.favourites import CaptionViews
 from orchestration.language.recorder import LanguageRecorder
@@ -162,6 +163,7 @@ class LanguageLearnerPart:
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
+            credit={} if self.learner.credit is None else self.learner.credit.metrics(),
             liked=self._views.liked,
             disliked=self._views.disliked,
             reward_s=rewarded - began,
@@ -226,6 +228,15 @@ def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> La
         reference=objective.needs_reference,
         checkpointing=settings.gradient_checkpointing,
     )
-    return LanguageLearner(
-        network, objective, settings, config.reward, intrinsic, seed=derive_seed(config.run.seed, "minibatches")
-    )
+    credit: LanguageCredit | None = None
+    if attributes_credit(config):
+        credit = LanguageCredit(
+            config.credit,
+            config.reward,
+            discount=getattr(objective.policy_settings, "discount", 1.0),
+            width=width_of(network.network),
+            seed=derive_seed(config.run.seed, "credit"),
+            device=device,
+        )
+    seed = derive_seed(config.run.seed, "minibatches")
+    return LanguageLearner(network, objective, settings, config.reward, intrinsic, seed=seed, credit=credit)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from envs import registry
 from learner.credit.attribution import CreditRule
 from learner.credit.estimator import ProgressEstimator
 from learner.credit.language import (
@@ -32,8 +33,10 @@ from learner.learner import NoIntrinsicReward
 from learner.settings import RewardSettings
 from orchestration.configuration import attributes_credit, load_config
 from orchestration.errors import ConfigError
+from tests.language_agents_support import Corridor, tiny_model
 from tests.language_learner_support import NoTokenizer, episode, network
 from tests.language_support import action_rows, randn, random_batch
+from tests.test_language_runs import metrics, train, weights
 
 CPU = torch.device("cpu")
 WIDTH = 16
@@ -273,3 +276,29 @@ def test_the_configuration_of_language_models():
     for more in (["learner.algorithm=ppo"], rloo):
         with pytest.raises(ConfigError, match=r"credit\.advantage=separate: learner\.algorithm="):
             load_config(None, [*keys, *more, "credit.advantage=separate"])
+
+
+@pytest.fixture
+def corridor():
+    registry.register_text_family("corridor", lambda name, **options: Corridor(**options), lambda: ["corridor/test"])
+    yield
+    del registry._families["corridor"]
+
+
+@pytest.mark.usefixtures("corridor")
+def test_a_serial_run_that_was_resumed_equals_one_that_was_not(tmp_path):
+    """From the configuration to checkpoints and on."""
+    model = tiny_model(tmp_path / "model")
+    keys = (
+        "learner.algorithm=reinforce++", "language.objective.kl_coefficient=0", "reward.model=none", "reward.w_prog=1",
+        "credit.method=spa", "credit.conserve=true", "credit.min_episodes=1", "credit.publish_every=1", "credit.holdout=0.25",
+        "language.learning_rate=1e-3",
+    )  # fmt: skip
+    whole = train(tmp_path, "whole", model, 48, *keys)
+    train(tmp_path, "parts", model, 24, *keys)
+    train(tmp_path, "parts", model, 48, *keys, resume=True)
+    one, other = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
+    assert whole.status == "done" and weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    names = ("reward/progress", "reward/total", "progress/episodes_low", "progress/episodes_high", "progress/version")
+    assert [[m[name] for name in names] for m in one] == [[m[name] for name in names] for m in other]
+    assert one[-1]["progress/episodes_low"] + one[-1]["progress/episodes_high"] > 0

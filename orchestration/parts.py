@@ -15,6 +15,7 @@ from agents.report import FinishedEpisode
 from agents.rollout import Rollout
 from agents.trajectory import Trajectory
 from envs import make
+from envs.captions import EMPTY_CAPTION_ID
 from envs.vector import VectorEnv
 from learner.checkpoint import save_checkpoint
 from learner.credit.fragments import Origin
@@ -148,6 +149,8 @@ class LearnerPart:
         credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
         self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)
         self._sums = EpisodeSums()
+        self._told: set[int] = set()
+        self._told_version = 0
         self._idle_since = time.perf_counter()
         self._views = CaptionViews(self.scorer)
 
@@ -176,6 +179,7 @@ class LearnerPart:
             self.scorer.observe(new_captions)
             self.scorer.count(trajectory.caption_id)
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
+        scores = self._new_scores(trajectory.caption_id, r_int)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
         self._views.refresh()
@@ -193,12 +197,25 @@ class LearnerPart:
             credit={} if self.learner.credit is None else self.learner.credit.metrics(),
             liked=self._views.liked,
             disliked=self._views.disliked,
+            scores=scores,
             reward_s=rewarded - began,
             waited_s=waited,
         )
         weights = self.learner.weights() if updates else None
         self._idle_since = time.perf_counter()
         return result, weights
+
+    def _new_scores(self, caption_id: NDArray[np.int64], r_int: NDArray[np.float32]) -> dict[int, float]:
+        """r_int of captions [T, B] that was not told before, for the traces."""
+        if self.scorer is None or not self.scorer.version or not is_traced(self.config):
+            return {}
+        if self.scorer.version != self._told_version:
+            self._told, self._told_version = {EMPTY_CAPTION_ID}, self.scorer.version
+        ids, first = np.unique(caption_id, return_index=True)
+        found = zip(ids.tolist(), r_int.ravel()[first].tolist(), strict=True)
+        new = {caption: value for caption, value in found if caption not in self._told}
+        self._told.update(new)
+        return new
 
     def _earned(self, trajectory: Trajectory, bonus: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
         """What each caption earned in the trajectory. Few steps are rewarded, so this costs microseconds."""

@@ -24,6 +24,8 @@ class FeedResult:
     samples_dropped: int
     liked: tuple[CaptionScore, ...]
     disliked: tuple[CaptionScore, ...]
+    scores: Mapping[int, float]
+    """r_int by caption id: of the trajectory's captions those that were not told under this version of the reward model."""
     reward_s: float
     """Seconds spent scoring captions and adding up their rewards, apart from the updates' own share."""
     waited_s: float

@@ -215,6 +215,16 @@ def replay(
     reward_model: Annotated[
         str | None, typer.Option("--reward-model", help="Compute the rewards again under this version or checkpoint.")
     ] = None,
+    force_tokens: Annotated[
+        bool,
+        typer.Option("--force-tokens", help="Score the stored tokens of language models again under stored weights."),
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Folder of those weights; default: the one that the trace names.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="So much log-probabilities may differ, in nats (0.1).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Execute episodes again from their seeds and compare everything. Exit code: 0 all match, 1 diverged, 3 cannot be."""
@@ -222,9 +232,10 @@ def replay(
 
     raise typer.Exit(
         run_replay(
-            files, start=start, fork=fork, policy=policy, seed=seed, out=out, reward_model=reward_model, as_json=as_json
+            files, start=start, fork=fork, policy=policy, seed=seed, out=out, reward_model=reward_model,
+            force_tokens=force_tokens, weights=weights, tolerance=tolerance, as_json=as_json,
         )
-    )
+    )  # fmt: skip
 
 
 @app.command("view")

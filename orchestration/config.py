@@ -5,6 +5,7 @@ from typing import Any
 
 from agents.settings import ActorSettings, AgentSettings
 from learner.credit.settings import CreditSettings
+from learner.language.settings import LanguageSettings, SFTSettings
 from learner.settings import LearnerSettings, RewardSettings
 from reward_server.settings import (
     AnnotatorSettings,
@@ -30,6 +31,13 @@ class EnvSettings:
     id: str = "minihack/KeyRoom-S15"
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Options of the environment's family, such as `max_episode_steps`; an unknown one is an error."""
+    tasks: int | None = None
+    """For language models: so many different episodes, the seeds from 0 on; null: no bound."""
+    mix: dict[str, float] = field(default_factory=dict[str, float])
+    """For language models: worlds that are played side by side in place of `env.id`, each with its share."""
+    curriculum: dict[str, int] = field(default_factory=dict[str, int])
+    """For language models: worlds that are played one after the other before `env.id` or the mix, each for so many
+    episodes."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class Config:
     actors: ActorSettings = field(default_factory=ActorSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
+    language: LanguageSettings = field(default_factory=LanguageSettings)
+    sft: SFTSettings = field(default_factory=SFTSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
     credit: CreditSettings = field(default_factory=CreditSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)

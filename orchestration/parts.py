@@ -15,6 +15,7 @@ from agents.report import FinishedEpisode
 from agents.rollout import Rollout
 from agents.trajectory import Trajectory
 from envs import make
+from envs.captions import EMPTY_CAPTION_ID
 from envs.vector import VectorEnv
 from learner.checkpoint import save_checkpoint
 from learner.credit.fragments import Origin
@@ -26,10 +27,10 @@ from learner.precision import resolve_precision
 from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
 from orchestration.configuration import attributes_credit, is_traced, learns_intrinsic
+from orchestration.favourites import CaptionViews
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed, training_seed
-from orchestration.summary import CaptionScore
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
 from reward_server.distiller import Distiller
@@ -40,9 +41,6 @@ from reward_server.scorer import CaptionScorer
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge, PairJudge
-
-_SHOWN_CAPTIONS = 5
-_REFRESH_SHOWN_S = 5.0
 
 
 def action_count(config: Config) -> int:
@@ -151,9 +149,10 @@ class LearnerPart:
         credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
         self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)
         self._sums = EpisodeSums()
+        self._told: set[int] = set()
+        self._told_version = 0
         self._idle_since = time.perf_counter()
-        self._shown: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
-        self._shown_at = -_REFRESH_SHOWN_S
+        self._views = CaptionViews(self.scorer)
 
     def weights(self) -> Weights:
         return self.learner.weights()
@@ -180,9 +179,10 @@ class LearnerPart:
             self.scorer.observe(new_captions)
             self.scorer.count(trajectory.caption_id)
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
+        scores = self._new_scores(trajectory.caption_id, r_int)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
-        self._refresh_shown()
+        self._views.refresh()
         rewarded = time.perf_counter()
         updates = self.learner.feed(trajectory, _origin(source, trajectory, episodes))
         if self.scorer is not None:
@@ -195,8 +195,9 @@ class LearnerPart:
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
             credit={} if self.learner.credit is None else self.learner.credit.metrics(),
-            liked=self._shown[0],
-            disliked=self._shown[1],
+            liked=self._views.liked,
+            disliked=self._views.disliked,
+            scores=scores,
             reward_s=rewarded - began,
             waited_s=waited,
         )
@@ -204,29 +205,24 @@ class LearnerPart:
         self._idle_since = time.perf_counter()
         return result, weights
 
+    def _new_scores(self, caption_id: NDArray[np.int64], r_int: NDArray[np.float32]) -> dict[int, float]:
+        """r_int of captions [T, B] that was not told before, for the traces."""
+        if self.scorer is None or not self.scorer.version or not is_traced(self.config):
+            return {}
+        if self.scorer.version != self._told_version:
+            self._told, self._told_version = {EMPTY_CAPTION_ID}, self.scorer.version
+        ids, first = np.unique(caption_id, return_index=True)
+        found = zip(ids.tolist(), r_int.ravel()[first].tolist(), strict=True)
+        new = {caption: value for caption, value in found if caption not in self._told}
+        self._told.update(new)
+        return new
+
     def _earned(self, trajectory: Trajectory, bonus: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
         """What each caption earned in the trajectory. Few steps are rewarded, so this costs microseconds."""
         if self.scorer is None:
             return ()
         sums = sums_by_id(trajectory.caption_id, bonus)
         return tuple(zip(self.scorer.texts(sums), sums.values(), strict=True))
-
-    def _refresh_shown(self) -> None:
-        if self.scorer is None or time.perf_counter() - self._shown_at < _REFRESH_SHOWN_S:
-            return
-        self._shown_at = time.perf_counter()
-        self._shown = self.favourites()
-
-    def favourites(self) -> tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]]:
-        """The captions that the reward model likes most and least, the frequent ones first among equals."""
-        if self.scorer is None:
-            return (), ()
-        top = self.scorer.top(_SHOWN_CAPTIONS)
-        liked, disliked = (
-            tuple(CaptionScore(caption.text, caption.probability, caption.count) for caption in captions)
-            for captions in (top.liked, top.disliked)
-        )
-        return liked, disliked
 
     def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
         """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""

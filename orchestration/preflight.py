@@ -21,6 +21,7 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
     environment's options, `ResourceError` for the machine, `JudgeError` for the judge, `AnnotationStoreError` for labels
     that were to be reused.
     """
+    _check_model(config)
     _check_env(config)
     if config.runtime == "serial" or os.environ.get("RAY_ADDRESS", "local") == "local":
         check_cpus(config, available_cpus(), "this machine")
@@ -71,12 +72,18 @@ def check_device(config: Config) -> None:
 
 
 def _check_env(config: Config) -> None:
-    if not config.env.options:
+    language = config.agent.model is not None
+    if not config.env.options and not language:
         return  # The id is known already, and loading the game here would cost the run a second.
     import envs
 
     try:
-        envs.make(config.env.id, **config.env.options).close()
+        if language:
+            from orchestration.language.tasks import Tasks
+
+            Tasks(config).make_env().close()
+        else:
+            envs.make(config.env.id, **config.env.options).close()
     except envs.EnvironmentOptionError as error:
         raise ConfigError(f"env.options: {error}") from error
 
@@ -91,6 +98,20 @@ def _check_offline(config: Config) -> None:
             read_model(config.reward.offline_path)
     except OfflineModelError as error:
         raise ConfigError(f"reward.offline_path={error}") from error
+
+
+def _check_model(config: Config) -> None:
+    """Raises `LanguageModelError` for a model that is not there, and for an engine that is not installed."""
+    if config.agent.model is None:
+        return
+    from agents.language.engines import check_engine
+    from agents.language.template import check_folder
+    from learner.language.small import NAME
+    from orchestration.language.models import acting_model
+
+    check_engine(config.agent.engine)
+    if config.agent.model != NAME:
+        check_folder(acting_model(config))
 
 
 def _check_reuse(config: Config) -> None:

@@ -37,7 +37,7 @@ class SerialRuntime:
             build_rollout(config, index, observer=build_observer(config, session.rundir.traces, index))
             for index in range(config.actors.count)
         ]
-        self.reward_server = _build_reward_server(config, session)
+        self.reward_server = reward_server_here(config, session)
         # One event loop for the whole run: engines keep connections and queues that belong to it.
         self._loop = asyncio.new_event_loop()
         self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
@@ -110,7 +110,8 @@ class SerialRuntime:
         self._loop.close()
 
 
-def _build_reward_server(config: Config, session: Session) -> RewardServer | None:
+def reward_server_here(config: Config, session: Session) -> RewardServer | None:
+    """The reward server with its judge in this process; None where the run has none."""
     if not uses_judge(config):
         return None
     from reward_server.judge import build_judge, build_pair_judge

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir, code_revision
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
-from orchestration.traces.late import copy_labels
+from orchestration.traces.late import LabelCopier, ScoreLog
 from orchestration.traces.run_trace import REWARD_SERVER, RunTrace
 from reward_server.status import RewardServerStatus
 
 _RATE_WINDOW_S = 20.0
+_UNREADABLE = 0.9
+"""Share of answers that could not be read, from which on a person is told."""
 
 
 @dataclass(slots=True)
@@ -74,6 +76,8 @@ class Session:
         self._updates: deque[Update] = deque(maxlen=64)
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
+        self._output_tokens = 0
+        self._warned_of_answers = False
         self._first_step_s: float | None = None
         self._clock = Clock()
         self._waits: dict[str, dict[str, float]] = {}
@@ -81,7 +85,10 @@ class Session:
         self._rate: deque[tuple[float, int]] = deque()
         if resumed is not None:
             self.load_state_dict(resumed)
-        self.trace = _run_trace(config, rundir)
+        self.trace_errors = 0
+        self.trace = _run_trace(config, rundir, self.trouble)
+        self._labels = LabelCopier(rundir.annotations, rundir.traces)
+        self._scores = ScoreLog(rundir.traces)
         self._began = time.monotonic()
         self._started = time.time()
         self.metrics = MetricsWriter(
@@ -99,10 +106,13 @@ class Session:
             self._first_step_s = time.time() - psutil.Process().create_time()
         self.env_steps += report.steps
         self._captions.update(caption for caption, _ in report.new_captions)
-        self._bytes_per_step = report.trajectory_bytes / report.steps
+        self._bytes_per_step = report.trajectory_bytes / max(report.steps, 1)
+        self._output_tokens += report.output_tokens
         for failure in report.failures:
             self.env_errors += 1
             self.view.event(f"an environment of {report.source} raised and was replaced: {failure.error}", warning=True)
+        for trouble in report.trouble:
+            self.trouble(trouble)
         for what, seconds in (("env", report.env_s), ("policy", report.inference_s), ("other", report.other_s)):
             self._clock.add("actor", what, seconds)
 
@@ -124,6 +134,9 @@ class Session:
             )
         self._updates.extend(result.updates)
         self._unlogged.extend(result.updates)
+        self._watch_answers(result)
+        if result.scores:
+            self._record(lambda: self._scores.add(result.reward_model_version, result.scores))
         if self.trace is not None:
             self.trace.weights(result.policy_version)
             self.trace.reward_model(result.reward_model_version)
@@ -137,6 +150,18 @@ class Session:
             self._clock.add("learner", "rewards", update.reward_s)
         self._clock.add("learner", "rewards", result.reward_s)
         self._clock.add("learner", "wait", result.waited_s)
+
+    def _watch_answers(self, result: FeedResult) -> None:
+        """Warns, once, of a language model that hardly says anything that can be read."""
+        shares = [update.metrics["failures"] for update in result.updates if "failures" in update.metrics]
+        if shares and shares[-1] > _UNREADABLE and not self._warned_of_answers:
+            self._warned_of_answers = True
+            agent = self.config.agent
+            self.view.event(
+                f"{shares[-1]:.0%} of the model's answers could not be read as agent.answer={agent.answer}: fine-tune it on "
+                f"demonstrations first (yendor sft), or raise agent.max_new_tokens={agent.max_new_tokens}",
+                warning=True,
+            )
 
     def judged(self, status: RewardServerStatus) -> None:
         """Notes how the reward server stands, and says so where the judge went away or came back."""
@@ -179,7 +204,8 @@ class Session:
     def checkpoint(self, path: Path) -> None:
         self._checkpoint = path
         if self.trace is not None:
-            self._copy_labels()
+            self._record(self._labels.copy)
+            self._record(self._scores.flush)
             self.trace.checkpoint(path.name, self.env_steps)
 
     def waited(self, part: str, what: str, seconds: float) -> None:
@@ -215,29 +241,31 @@ class Session:
         """The last snapshot of the run, also written."""
         if self._unlogged:
             self._log()
+        self._end_trace(status, error)
         summary = replace(self.summary(status), error=error)
         write_summary(self.rundir.summary, summary, durable=True)
         self.metrics.close()
-        self._end_trace(status, error)
         return summary
 
     def _end_trace(self, status: Status, error: str | None) -> None:
-        """Ends the run's trace. Trouble with it is told, but takes no other end's place."""
         trace, self.trace = self.trace, None
-        if trace is None:
-            return
-        self._copy_labels()
-        try:
+        if trace is not None:
+            self._record(self._labels.copy)
+            self._record(self._scores.flush)
             trace.end(str(status), self.env_steps, error)
-        except TraceError as trouble:
-            self.view.event(str(trouble), warning=True)
 
-    def _copy_labels(self) -> None:
-        """Copies new labels beside the traces. They are safe in the store, so another time will do."""
+    def _record(self, write: Callable[[], object]) -> None:
         try:
-            copy_labels(self.rundir.annotations, self.rundir.traces)
-        except TraceError as trouble:
-            self.view.event(f"labels are not beside the traces yet: {trouble}", warning=True)
+            write()
+        except TraceError as error:
+            self.trouble(str(error))
+
+    def trouble(self, why: str) -> None:
+        """Notes that something could not be recorded, which is no reason to end a run. Only the first time is told: a full
+        disk has as many as there are episodes."""
+        self.trace_errors += 1
+        if self.trace_errors == 1:
+            self.view.event(f"not recorded: {why}; the run goes on, and further such errors are counted", warning=True)
 
     def summary(self, status: Status) -> Summary:
         recent, tenths = self.episodes.recent(), self.episodes.tenths(self.env_steps)
@@ -291,6 +319,7 @@ class Session:
             actors=self.actors,
             actor_restarts=self.actor_restarts,
             env_errors=self.env_errors,
+            trace_errors=self.trace_errors,
             waits=self._waits,
             liked=liked,
             disliked=disliked,
@@ -350,9 +379,13 @@ class Session:
             metrics["captions/dropped"] = annotator.dropped
             metrics["captions/queued"] = annotator.queued
         now = time.monotonic()
-        self._waits = self._clock.shares(now - self._window_began, {"actor": self.actors})
+        window_s = max(now - self._window_began, 1e-9)
+        self._waits = self._clock.shares(window_s, {"actor": self.actors})
         self._clock, self._window_began = Clock(), now
         timing: dict[str, float | None] = {"wall_s": self.wall_s, "steps_per_second": self._steps_per_second()}
+        if self.config.agent.model is not None:
+            timing["output_tokens_per_second"] = self._output_tokens / window_s
+            self._output_tokens = 0
         if self.reward_status is not None:
             timing["labels_per_second"] = self.reward_status.annotator.labels_per_second
             timing.update(self.reward_status.annotator.counters())
@@ -389,7 +422,7 @@ class Session:
         return to_yaml(self.config)
 
 
-def _run_trace(config: Config, rundir: RunDir) -> RunTrace | None:
+def _run_trace(config: Config, rundir: RunDir, on_trouble: Callable[[str], None]) -> RunTrace | None:
     """The trace of the run itself; None where nothing is traced."""
     if not is_traced(config):
         return None
@@ -399,8 +432,9 @@ def _run_trace(config: Config, rundir: RunDir) -> RunTrace | None:
         env_id=config.env.id,
         env_options=config.env.options,
         seed=config.run.seed,
-        policy=config.agent.network,
+        policy=config.agent.model or config.agent.network,
         policy_version=0,
         code_revision=code_revision(),
         count_exponent=config.reward.count_exponent,
+        on_trouble=on_trouble,
     )

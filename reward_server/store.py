@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +75,21 @@ class Labelled:
     text: str
     label: int
     probability: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenAnswer:
+    """An answer as it was written, under whichever key."""
+
+    seq: int
+    caption_id: int
+    state: str
+    """`labelled`, or `failed` where none could be read."""
+    answer: Answer
+    attempts: int
+    created: float
+    """Seconds since the epoch."""
+    key: JudgeKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +406,28 @@ class AnnotationStore:
 
     def _refuse(self, cause: str, remedy: str) -> None:
         raise AnnotationStoreError(f"annotation store {self.path}: {cause}; {remedy}")
+
+
+def answers_after(path: Path, seq: int = 0, timeout_s: float = 10.0) -> list[GivenAnswer]:
+    """All answers in the store at `path` that were written after number `seq`, in their order.
+
+    Only reads, also while another process writes, and does not look the file over for damage as a store does that is
+    opened: it can be asked often. Raises `AnnotationStoreError`.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=timeout_s)) as db:
+            db.text_factory = _text
+            rows = db.execute(
+                "SELECT seq, caption_id, state, label, probability, raw, latency_s, attempts, labels.created,"
+                f" {_KEY_COLUMNS} FROM labels JOIN keys ON keys.id = key_id WHERE seq > ? ORDER BY seq",
+                (seq,),
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise AnnotationStoreError(f"annotation store {path}: the labels cannot be read: {error}") from error
+    return [
+        GivenAnswer(number, caption, state, Answer(label, probability, raw, took), attempts, created, JudgeKey(*key))
+        for number, caption, state, label, probability, raw, took, attempts, created, *key in rows
+    ]
 
 
 _KEY_COLUMNS = "prompt_version, goal, model, mode, sampling"

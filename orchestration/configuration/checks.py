@@ -9,6 +9,7 @@ from typing import Any
 from learner.credit.settings import ONLINE_METHODS
 from orchestration.config import Config
 from orchestration.configuration.keys import key_types, near_miss
+from orchestration.configuration.objectives import COMPARING, OBJECTIVES, objective_settings
 from orchestration.errors import ConfigError
 from reward_server.kinds import KINDS, Source
 
@@ -70,21 +71,65 @@ SHARE = Range(0, 1)
 COUNT = Range(1)
 NOT_NEGATIVE = Range(0)
 
+NETWORK_ALGORITHM = "appo"
+"""Of recurrent networks."""
+
 CHECKS: dict[str, Range | Choice | Text] = {
     "runtime": Choice(("ray", "serial")),
     "run.name": Text(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*", "must be letters, digits and _ . = - (the first: no . = -)"),
     "run.dir": Text(),
     "run.seed": Range(0, 2**63 - 1),
     "env.id": Text(),
+    "env.tasks": COUNT,
     "train.env_steps": COUNT,
     "train.max_wall_s": POSITIVE,
     "actors.count": COUNT,
     "actors.cpus": POSITIVE,
+    "actors.gpus": NOT_NEGATIVE,
     "actors.envs": COUNT,
     "actors.rollout_length": COUNT,
     "actors.in_flight": Range(1, 16),
     "agent.network": Choice(("fast", "oni")),
-    "learner.algorithm": Choice(("appo",)),
+    "agent.model": Text(),
+    "agent.engine": Choice(("vllm", "transformers")),
+    "agent.answer": Choice(("thought", "command")),
+    "agent.template": Choice(("append", "exact")),
+    "agent.context": Range(64),
+    "agent.history": Choice(("stop", "window")),
+    "agent.max_new_tokens": COUNT,
+    "agent.temperature": Range(0, 2, above=True),
+    "agent.failure_penalty": NOT_NEGATIVE,
+    "agent.group_size": COUNT,
+    "agent.dtype": Choice(("auto", "float32", "bfloat16", "float16")),
+    "learner.algorithm": Choice((NETWORK_ALGORITHM, *OBJECTIVES)),
+    "language.batch_episodes": COUNT,
+    "language.epochs": COUNT,
+    "language.minibatches": COUNT,
+    "language.micro_batch_tokens": COUNT,
+    "language.learning_rate": POSITIVE,
+    "language.critic_learning_rate": POSITIVE,
+    "language.critic_warmup": NOT_NEGATIVE,
+    "language.warmup": NOT_NEGATIVE,
+    "language.weight_decay": NOT_NEGATIVE,
+    "language.adam_beta1": Range(0, 1, below=True),
+    "language.adam_beta2": Range(0, 1, below=True),
+    "language.adam_eps": POSITIVE,
+    "language.max_grad_norm": POSITIVE,
+    "language.lora_rank": NOT_NEGATIVE,
+    "language.lora_alpha": POSITIVE,
+    "language.lora_targets": Text(),
+    "sft.demonstrations": COUNT,
+    "sft.demonstration_cost": POSITIVE,
+    "sft.traces": Text(),
+    "sft.holdout": Range(0, 0.9),
+    "sft.epochs": POSITIVE,
+    "sft.batch_episodes": COUNT,
+    "sft.learning_rate": POSITIVE,
+    "sft.warmup": SHARE,
+    "sft.weight_decay": NOT_NEGATIVE,
+    "sft.adam_beta2": Range(0, 1, below=True),
+    "sft.max_grad_norm": POSITIVE,
+    "sft.micro_batch_tokens": COUNT,
     "learner.device": Choice(("auto", "cpu", "cuda")),
     "learner.precision": Choice(("auto", "fp32", "bf16")),
     "learner.threads": COUNT,
@@ -231,16 +276,31 @@ def _check_goal(config: Config) -> None:
 def _check_env(config: Config) -> None:
     import envs
 
-    try:
-        envs.validate_id(config.env.id)
-    except envs.EnvironmentIdError as error:
-        raise ConfigError(f"env.id={config.env.id}: {error}") from error
+    player = "language" if config.agent.model else "network"
+    worlds = {"env.id": config.env.id}
+    for key, values in (("env.mix", config.env.mix), ("env.curriculum", config.env.curriculum)):
+        for world, amount in values.items():
+            if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 < amount < math.inf:
+                raise ConfigError(f"{key}.{world}={amount}: must be a number above 0")
+            worlds[f"{key}.{world}"] = world
+    for key, world in worlds.items():
+        try:
+            envs.validate_id(world, player=player)
+        except envs.EnvironmentIdError as error:
+            raise ConfigError(f"{key}={world}: {error}" if key == "env.id" else f"{key}: {error}") from error
 
 
 def check_consistency(config: Config, given: Set[str]) -> None:
     """Raises `ConfigError` for keys that contradict each other. `given` are the keys that somebody set."""
     learner, actors, reward, judge = config.learner, config.actors, config.reward, config.judge
-    if learner.batch_size % actors.rollout_length:
+    if config.agent.model is not None:
+        _check_language(config)
+    elif learner.algorithm != NETWORK_ALGORITHM:
+        raise ConfigError(
+            f"learner.algorithm={learner.algorithm}: is for language models; name one with agent.model, or take "
+            f"learner.algorithm={NETWORK_ALGORITHM}"
+        )
+    elif learner.batch_size % actors.rollout_length:
         raise ConfigError(
             f"learner.batch_size={learner.batch_size}: must be a multiple of "
             f"actors.rollout_length={actors.rollout_length}"
@@ -276,6 +336,25 @@ def _check_judge(config: Config, given: Set[str]) -> None:
         raise ConfigError(
             "judge.pairs=pairwise: the embedded judge was taught to judge one caption at a time; take pointwise, or "
             "another judge.model"
+        )
+
+
+def _check_language(config: Config) -> None:
+    """What must fit together where a language model acts."""
+    agent, algorithm = config.agent, config.learner.algorithm
+    if algorithm not in OBJECTIVES:
+        raise ConfigError(
+            f"learner.algorithm={algorithm}: is for networks; with agent.model choose one of {', '.join(OBJECTIVES)}"
+        )
+    objective_settings(algorithm, config.language.objective)
+    if algorithm in COMPARING and agent.group_size < 2:
+        raise ConfigError(
+            f"agent.group_size={agent.group_size}: learner.algorithm={algorithm} compares episodes of the same task, so a "
+            "group needs at least 2"
+        )
+    if agent.max_new_tokens >= agent.context:
+        raise ConfigError(
+            f"agent.max_new_tokens={agent.max_new_tokens}: leaves no room for a prompt in agent.context={agent.context}"
         )
 
 

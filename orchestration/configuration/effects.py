@@ -104,6 +104,23 @@ _OF_NETWORKS = tuple(
 """What `hash` does without."""
 
 
+def _network_acts(config: Config) -> str | None:
+    return None if config.agent.model else "a network acts (agent.model is not set)"
+
+
+def _model_acts(config: Config) -> str | None:
+    return "a language model acts (agent.model)" if config.agent.model else None
+
+
+def _no_critic(config: Config) -> str | None:
+    return None if config.learner.algorithm == "ppo" else f"learner.algorithm={config.learner.algorithm} has no critic"
+
+
+def _one_engine(config: Config) -> str | None:
+    alone = config.agent.model and config.runtime == "serial" and config.actors.count != 1
+    return "runtime=serial has one engine" if alone else None
+
+
 def _no_progress(config: Config) -> str | None:
     if learns_progress(config):
         return None
@@ -136,6 +153,23 @@ RULES = (
     Rule(
         ("judge.goals_file",), lambda c: None if _is_own_goal(c) else f"judge.goal={c.judge.goal} is not in that file"
     ),
+    Rule(("agent.", "language.", "sft."), _network_acts, unless=("agent.network", "agent.model")),
+    Rule(("env.tasks", "env.mix", "env.curriculum"), _network_acts),
+    Rule(("agent.network", "actors.rollout_length"), _model_acts),
+    Rule(
+        ("learner.",),
+        _model_acts,
+        unless=("learner.algorithm", "learner.device", "learner.precision", "learner.threads"),
+    ),
+    Rule(("language.critic_learning_rate", "language.critic_warmup"), _no_critic),
+    Rule(
+        ("language.lora_alpha", "language.lora_targets"),
+        lambda c: "language.lora_rank=0" if c.language.lora_rank == 0 else None,
+    ),
+    Rule(("sft.env_options",), lambda c: "sft.traces has the worlds' options" if c.sft.traces else None),
+    Rule(("actors.count",), _one_engine),
+    Rule(("actors.gpus",), _network_acts),
+    Rule(("actors.gpus",), lambda c: "runtime=serial has one process" if c.runtime == "serial" else None),
     Rule(("judge.engine",), lambda c: _no_judge(c) if c.judge.engine != "none" else None),
     Rule(("reward.w_int",), lambda c: "reward.model=none" if c.reward.model == "none" and c.reward.w_int else None),
     Rule(("reward.count_exponent",), _no_intrinsic),

@@ -35,9 +35,9 @@ from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
 from reward_server.distiller import Distiller
 from reward_server.kinds import KINDS, Source
-from reward_server.models.base import RewardModelVersion, reward_model_kind
+from reward_server.models.base import RewardModelVersion
 from reward_server.pairs import PairSource
-from reward_server.scorer import CaptionScorer
+from reward_server.scorer import CaptionScorer, build_scorer
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge, PairJudge
@@ -140,11 +140,8 @@ class LearnerPart:
         self.scorer: CaptionScorer | None = None
         intrinsic: IntrinsicReward = NoIntrinsicReward()
         if learns_intrinsic(config):
-            kind = reward_model_kind(config.reward.model)
             settings = config.model_settings(derive_seed(config.run.seed, "reward model"))
-            self.scorer = intrinsic = CaptionScorer(kind.model(settings, "cpu"))
-            if kind.fixed is not None:
-                self.scorer.update(kind.fixed(settings))
+            self.scorer = intrinsic = build_scorer(config.reward.model, settings)
         policy = build_policy(config.agent.network, actions)
         credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
         self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)

@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from reward_server.label_rows import LabelRecord, LabelRows, to_bytes
 from reward_server.pair_table import PAIR_SCHEMA, PairTable
-from reward_server.types import JudgeKey
+from reward_server.types import Answer, JudgeKey
 from reward_server.writer_lock import LockHeldError, WriterLock
 
 SCHEMA_VERSION = 1

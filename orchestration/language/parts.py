@@ -31,11 +31,10 @@ from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.seeds import derive_seed
 from orchestration.traces.recorder import TraceRun
-from reward_server.models.base import reward_model_kind
-from reward_server.scorer import CaptionScorer
+from reward_server.scorer import CaptionScorer, build_scorer
 
 if TYPE_CHECKING:
-    from reward_server.distiller import RewardModelVersion
+    from reward_server.models.base import RewardModelVersion
 
 _MOST_OF_A_GPU, _HALF_A_GPU = 0.9, 0.45
 """Share of its memory that vLLM takes of a GPU of its own, and of one that the learner has too (`runtime=serial`)."""
@@ -119,9 +118,8 @@ class LanguageLearnerPart:
         self.scorer: CaptionScorer | None = None
         intrinsic: IntrinsicReward = NoIntrinsicReward()
         if learns_intrinsic(config):
-            self.scorer = intrinsic = CaptionScorer(
-                reward_model_kind(config.reward.model).model(config.distiller, "cpu")
-            )
+            settings = config.model_settings(derive_seed(config.run.seed, "reward model"))
+            self.scorer = intrinsic = build_scorer(config.reward.model, settings)
         self.learner = _build_learner(config, model, intrinsic)
         self._views = CaptionViews(self.scorer)
         self._idle_since = time.perf_counter()
@@ -155,6 +153,10 @@ class LanguageLearnerPart:
         self._views.refresh()
         rewarded = time.perf_counter()
         updates = self.learner.feed(episodes)
+        if self.scorer is not None:
+            for episode in episodes:
+                ids = np.array([[turn.caption_id] for turn in episode.turns], np.int64).reshape(-1, 1)
+                self.scorer.learn("episodes", ids)
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,

@@ -314,6 +314,7 @@ def test_a_pointwise_judge_asks_about_each_caption_once() -> None:
 
         async def ask(self, captions: Sequence[str]) -> list[Answer]:
             self.asked += captions
+            await asyncio.sleep(0.01)
             return [Answer(None if "9" in c else int("3" in c), None, "", 0.0) for c in captions]
 
         async def close(self) -> None: ...
@@ -323,6 +324,12 @@ def test_a_pointwise_judge_asks_about_each_caption_once() -> None:
     assert [a.label for a in asyncio.run(judge.ask(pairs))] == [1, 2, 0, None]
     assert [a.label for a in asyncio.run(judge.ask(pairs))] == [1, 2, 0, None]
     assert sorted(Single.asked) == ["1", "13", "3", "9", "9"]  # what could not be read is asked about again
+
+    async def at_once() -> None:
+        await asyncio.gather(judge.ask([Pair(1, 2, "33", "34")]), judge.ask([Pair(1, 3, "33", "35")]))
+
+    asyncio.run(at_once())
+    assert sorted(Single.asked[5:]) == ["33", "34", "35"]
     assert judge.key.prompt_version == "pointwise:classification"
 
 

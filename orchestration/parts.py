@@ -28,7 +28,7 @@ from orchestration.config import Config
 from orchestration.configuration import attributes_credit, is_traced
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
-from orchestration.scoring import CaptionViews, ToldScores, build_scorer
+from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed, training_seed
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
@@ -135,7 +135,7 @@ class LearnerPart:
     def __init__(self, config: Config, actions: int) -> None:
         torch.manual_seed(derive_seed(config.run.seed, "policy"))
         self.config = config
-        self.scorer = build_scorer(config)
+        self.scorer = scorer_of(config)
         intrinsic = NoIntrinsicReward() if self.scorer is None else self.scorer
         policy = build_policy(config.agent.network, actions)
         credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None

@@ -28,12 +28,12 @@ from orchestration.language.recorder import LanguageRecorder
 from orchestration.language.tasks import Tasks
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
-from orchestration.scoring import CaptionViews, ToldScores, build_scorer
+from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed
 from orchestration.traces.recorder import TraceRun
 
 if TYPE_CHECKING:
-    from reward_server.distiller import RewardModelVersion
+    from reward_server.models.base import RewardModelVersion
 
 _MOST_OF_A_GPU, _HALF_A_GPU = 0.9, 0.45
 """Share of its memory that vLLM takes of a GPU of its own, and of one that the learner has too (`runtime=serial`)."""
@@ -114,7 +114,7 @@ class LanguageLearnerPart:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         self._origin = model
-        self.scorer = build_scorer(config)
+        self.scorer = scorer_of(config)
         self.learner = _build_learner(config, model, NoIntrinsicReward() if self.scorer is None else self.scorer)
         self._views = CaptionViews(self.scorer)
         self._told = ToldScores(config, self.scorer)

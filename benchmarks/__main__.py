@@ -19,9 +19,10 @@ ROUTINE = (
     "demo",
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
-LONG = ("memory", "growth")
-"""Half an hour of training; a thousand processes. Only by name."""
+LONG = ("memory", "growth", "evidence_textworld")
+"""Half an hour of training; a thousand processes; hours of language models. Only by name."""
 WITH_OPTIONS = (
+    "evidence_textworld",
     "growth",
     "judge_cost",
     "labels",

@@ -290,7 +290,7 @@ def test_a_serial_run_that_was_resumed_equals_one_that_was_not(tmp_path):
     """From the configuration to checkpoints and on."""
     model = tiny_model(tmp_path / "model")
     keys = (
-        "learner.algorithm=reinforce++", "language.objective.kl_coefficient=0", "reward.model=none", "reward.w_prog=1",
+        "language.objective.kl_coefficient=0", "reward.model=none", "reward.w_prog=1",
         "credit.method=spa", "credit.conserve=true", "credit.min_episodes=1", "credit.publish_every=1", "credit.holdout=0.25",
         "language.learning_rate=1e-3",
     )  # fmt: skip

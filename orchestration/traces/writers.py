@@ -1,0 +1,266 @@
+"""Writes the episodes that an actor records at once: in its process, or in one of its own beside it.
+
+Invariant: no trouble with a file, nor the end of that process, ends the rollout; the episode is given up and told of.
+"""
+
+import os
+import pickle
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from agents.observer import EpisodeFinish, EpisodeStart, EpisodeSteps
+from envs.clock import PINNED
+from orchestration.errors import TraceError
+from orchestration.traces.episode import AT_ONCE, EpisodeFile
+from orchestration.traces.files import Finisher, TraceFile
+from orchestration.traces.schema import SCHEMA, Header
+from orchestration.traces.versions import native_versions, package_versions
+
+_CLOSE_S = 5.0
+"""So long `close` waits for what is still to be written."""
+_PIPE_BYTES = 2**20
+_SET_PIPE_SIZE = 1031
+"""`F_SETPIPE_SZ` of Linux."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRun:
+    """What a recorder says about the run in each header."""
+
+    run: str
+    seed: int
+    code_revision: str | None = None
+    count_exponent: float | None = None
+    versions: Mapping[str, str | None] = field(default_factory=lambda: package_versions())
+    policy: str | None = None
+    """Name of the network or of the language model that acts."""
+
+
+class Writers(Protocol):
+    """Open episodes, by the environment that plays them."""
+
+    def start(self, env_index: int, start: EpisodeStart, kept: str) -> None: ...
+
+    def steps(self, env_index: int, steps: EpisodeSteps) -> None: ...
+
+    def finish(self, env_index: int, finish: EpisodeFinish) -> None: ...
+
+    def take_trouble(self) -> tuple[str, ...]:
+        """Why episodes could not be recorded, a line each; since the last call."""
+        ...
+
+    def close(self) -> None:
+        """Gives up the episodes that still run: what was recorded of them stays, as `.part`."""
+        ...
+
+
+class EpisodeWriters:
+    """Writes in this process. `aside`: files are completed in a thread."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run: TraceRun,
+        agent: str,
+        *,
+        frame_lines: int = 512,
+        frame_s: float = 15.0,
+        aside: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._run = run
+        self._agent = agent
+        self._frame_lines, self._frame_s = frame_lines, frame_s
+        self._clock = clock
+        self._open: dict[int, EpisodeFile] = {}
+        self._finisher = Finisher(aside=aside)
+        self._trouble: list[str] = []
+
+    def start(self, env_index: int, start: EpisodeStart, kept: str) -> None:
+        """Begins the trace of the episode that environment `env_index` plays."""
+        try:
+            self._open[env_index] = self.open(start, f"{self._agent}/{env_index}", kept)
+        except TraceError as error:
+            self._trouble.append(str(error))
+
+    def open(self, start: EpisodeStart, agent: str, kept: str) -> EpisodeFile:
+        """The file of an episode that begins. Raises `TraceError` where it cannot be written."""
+        file = TraceFile(
+            self._folder, start.episode_id, frame_lines=self._frame_lines, frame_s=self._frame_s, clock=self._clock
+        )
+        return EpisodeFile(file, self._header(start), start, agent, kept, at_once=min(AT_ONCE, self._frame_lines))
+
+    def _header(self, start: EpisodeStart) -> Header:
+        born = start.seeds.get(PINNED)
+        return Header(
+            schema=SCHEMA,
+            episode_id=start.episode_id,
+            run=self._run.run,
+            env_id=start.env_id,
+            env_options=dict(start.env_options),
+            action_names=start.action_names,
+            seeds=dict(start.seeds),
+            policy_version=start.policy_version,
+            versions=self._run.versions,
+            code_revision=self._run.code_revision,
+            clock="unpinned" if born is None else f"pinned:{born}",
+            recorded_at=time.time(),
+            count_exponent=self._run.count_exponent,
+            reward_model_version=start.reward_model_version,
+            policy=self._run.policy,
+            natives=native_versions(),
+        )
+
+    def steps(self, env_index: int, steps: EpisodeSteps) -> None:
+        """Records the next steps of the episode that environment `env_index` plays."""
+        episode = self._open.get(env_index)
+        if episode is None:
+            return
+        try:
+            episode.steps(steps)
+        except TraceError as error:
+            self._give_up(env_index, error)
+
+    def finish(self, env_index: int, finish: EpisodeFinish) -> None:
+        """Ends the trace: it gets its final name."""
+        episode = self._open.get(env_index)
+        if episode is None:
+            return
+        try:
+            episode.finish(finish)
+            self._finisher.complete(episode.file)
+            del self._open[env_index]
+        except TraceError as error:
+            self._give_up(env_index, error)
+
+    def _give_up(self, env_index: int, error: TraceError) -> None:
+        self._trouble.append(str(error))
+        self._open.pop(env_index).file.drop()
+
+    def take_trouble(self) -> tuple[str, ...]:
+        trouble, self._trouble = (*self._trouble, *self._finisher.take_trouble()), []
+        return trouble
+
+    def close(self) -> None:
+        while self._open:
+            _, episode = self._open.popitem()
+            try:
+                episode.write()
+                episode.file.abandon()
+            except TraceError as error:
+                self._trouble.append(str(error))
+        self._finisher.close()
+
+
+class WritersAside:
+    """Hands everything to a process that writes it, so that the rollout pays only for the copying.
+
+    The process begins with the first episode. It reads what it is told before it works on it, so the rollout waits only
+    where the process falls behind by a whole call.
+    """
+
+    def __init__(self, folder: Path, run: TraceRun, agent: str) -> None:
+        self._made_of = (folder, run, agent)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._trouble: list[str] = []
+        self._gone = False
+
+    def start(self, env_index: int, start: EpisodeStart, kept: str) -> None:
+        self._tell("start", env_index, start, kept)
+
+    def steps(self, env_index: int, steps: EpisodeSteps) -> None:
+        self._tell("steps", env_index, steps)
+
+    def finish(self, env_index: int, finish: EpisodeFinish) -> None:
+        self._tell("finish", env_index, finish)
+
+    def _tell(self, *message: Any) -> None:
+        if self._gone:
+            return
+        try:
+            if self._process is None:
+                self._process = _start_process()
+                self._send(self._made_of)
+            self._send(message)
+        except OSError as error:
+            self._gone = True
+            self._trouble.append(
+                f"episodes are no longer recorded: the process that writes them is gone: {error.strerror}"
+            )
+
+    def _send(self, message: Any) -> None:
+        assert self._process is not None
+        pickle.dump(message, _stream(self._process.stdin), protocol=5)
+
+    def take_trouble(self) -> tuple[str, ...]:
+        if self._process is not None and not self._gone:
+            out = _stream(self._process.stdout)
+            while select.select([out], [], [], 0.0)[0]:
+                line = out.readline()
+                if not line:
+                    break
+                self._trouble.append(line.decode("utf-8", "replace").rstrip("\n"))
+        trouble, self._trouble = tuple(self._trouble), []
+        return trouble
+
+    def close(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        killer = threading.Timer(_CLOSE_S, process.kill)
+        killer.start()
+        try:
+            _stream(process.stdin).close()
+            self._trouble += _stream(process.stdout).read().decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            self._trouble.append(str(error))
+        if process.wait() and not self._gone:
+            self._trouble.append(f"the process that writes episodes ended with exit code {process.returncode}")
+        killer.cancel()
+        _stream(process.stdout).close()
+        self._gone = True
+
+
+def _stream(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None
+    return stream
+
+
+def _start_process() -> "subprocess.Popen[bytes]":
+    import fcntl
+
+    command = [sys.executable, "-c", "from orchestration.traces.writers import main; main()"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0)
+    if sys.platform == "linux":
+        fcntl.fcntl(_stream(process.stdin), _SET_PIPE_SIZE, _PIPE_BYTES)
+    return process
+
+
+def main() -> None:
+    """The process: reads what `WritersAside` tells from the standard input; says its troubles, a line each."""
+    source = os.fdopen(0, "rb", buffering=_PIPE_BYTES)
+    folder, run, agent = pickle.load(source)
+    writers = EpisodeWriters(folder, run, agent, aside=True)
+    try:
+        while True:
+            name, *parts = pickle.load(source)
+            getattr(writers, name)(*parts)
+            _say(writers.take_trouble())
+    except EOFError:
+        writers.close()
+        _say(writers.take_trouble())
+
+
+def _say(lines: tuple[str, ...]) -> None:
+    for line in lines:
+        sys.stdout.write(line.replace("\n", " ") + "\n")
+    sys.stdout.flush()

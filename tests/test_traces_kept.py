@@ -116,6 +116,7 @@ def test_the_rollout_goes_on_without_the_process_that_writes(tmp_path: Path) -> 
     tracing = recorder(tmp_path, beside=True)
     played = Played("e1", [0] * 9, [""] * 9, [0.0] * 9, [3] * 9)
     record(tracing, played, finish=False)
+    assert tracing.take_trouble() == ()
     process = tracing._writers._process  # type: ignore[attr-defined]  # pyright: ignore
     process.kill()
     process.wait()

@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from agents.observer import EpisodeFinish, EpisodeStart, EpisodeSteps
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.observer import Cells, EpisodeFinish, EpisodeStart, EpisodeSteps
 from envs.clock import PINNED
 from orchestration.errors import TraceError
 from orchestration.traces.episode import AT_ONCE, EpisodeFile
@@ -170,37 +173,48 @@ class WritersAside:
     def __init__(self, folder: Path, run: TraceRun, agent: str) -> None:
         self._made_of = (folder, run, agent)
         self._process: subprocess.Popen[bytes] | None = None
+        self._waiting: list[tuple[Any, ...]] = []
         self._trouble: list[str] = []
         self._gone = False
 
     def start(self, env_index: int, start: EpisodeStart, kept: str) -> None:
-        self._tell("start", env_index, start, kept)
+        # Sent later, so what is the rollout's own has to be copied.
+        screen = Cells(start.screen.planes.copy()) if isinstance(start.screen, Cells) else start.screen
+        observation = {name: array.copy() for name, array in start.observation.items()}
+        self._tell("start", env_index, replace(start, screen=screen, observation=observation), kept)
 
     def steps(self, env_index: int, steps: EpisodeSteps) -> None:
-        self._tell("steps", env_index, steps)
+        if isinstance(steps.screens, Cells):
+            self._tell("steps", env_index, replace(steps, screens=()), _Changes.of(steps.screens))
+        else:
+            self._tell("steps", env_index, steps, None)
 
     def finish(self, env_index: int, finish: EpisodeFinish) -> None:
         self._tell("finish", env_index, finish)
 
     def _tell(self, *message: Any) -> None:
-        if self._gone:
+        if not self._gone:
+            self._waiting.append(message)
+
+    def _send(self) -> None:
+        """All that was told since the last time, at once: many small messages would cost more than what is in them."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
             return
         try:
             if self._process is None:
                 self._process = _start_process()
-                self._send(self._made_of)
-            self._send(message)
+                _write(_stream(self._process.stdin), pickle.dumps(self._made_of, protocol=5))
+            _write(_stream(self._process.stdin), pickle.dumps(waiting, protocol=5))
         except OSError as error:
             self._gone = True
             self._trouble.append(
                 f"episodes are no longer recorded: the process that writes them is gone: {error.strerror}"
             )
 
-    def _send(self, message: Any) -> None:
-        assert self._process is not None
-        pickle.dump(message, _stream(self._process.stdin), protocol=5)
-
     def take_trouble(self) -> tuple[str, ...]:
+        """Once for each rollout call: also sends what was told in it."""
+        self._send()
         if self._process is not None and not self._gone:
             out = _stream(self._process.stdout)
             while select.select([out], [], [], 0.0)[0]:
@@ -212,6 +226,7 @@ class WritersAside:
         return trouble
 
     def close(self) -> None:
+        self._send()
         process = self._process
         if process is None:
             return
@@ -227,6 +242,40 @@ class WritersAside:
         killer.cancel()
         _stream(process.stdout).close()
         self._gone = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """Screens of a terminal as what changes from one to the next: a fortieth of their bytes."""
+
+    shape: tuple[int, ...]
+    """Of `Cells.planes`."""
+    place: NDArray[np.uint32]
+    """[N], of eight bytes that change, counted from those of the second screen."""
+    change: NDArray[np.uint64]
+    """[N], exclusive or with what was there."""
+
+    @classmethod
+    def of(cls, cells: Cells) -> "_Changes":
+        words = cells.planes.reshape(len(cells.planes), -1).view(np.uint64)
+        changes = (words[1:] ^ words[:-1]).ravel()
+        place = np.flatnonzero(changes)
+        return cls(cells.planes.shape, place.astype(np.uint32), changes[place])
+
+    def after(self, screen: NDArray[np.uint8]) -> Cells:
+        """The screens, where `screen` [2, rows, columns] was the first."""
+        first = screen.reshape(-1).view(np.uint64)
+        words = np.zeros((self.shape[0], len(first)), np.uint64)
+        words[1:].reshape(-1)[self.place] = self.change
+        words[0] = first
+        np.bitwise_xor.accumulate(words, axis=0, out=words)
+        return Cells(words.view(np.uint8).reshape(self.shape))
+
+
+def _write(pipe: IO[bytes], data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[pipe.write(view) :]
 
 
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:
@@ -250,14 +299,34 @@ def main() -> None:
     source = os.fdopen(0, "rb", buffering=_PIPE_BYTES)
     folder, run, agent = pickle.load(source)
     writers = EpisodeWriters(folder, run, agent, aside=True)
+    shown: dict[int, NDArray[np.uint8]] = {}
     try:
         while True:
-            name, *parts = pickle.load(source)
-            getattr(writers, name)(*parts)
+            for message in pickle.load(source):
+                _take(writers, shown, *message)
             _say(writers.take_trouble())
     except EOFError:
         writers.close()
         _say(writers.take_trouble())
+
+
+def _take(
+    writers: EpisodeWriters, shown: dict[int, NDArray[np.uint8]], name: str, env_index: int, told: Any, *rest: Any
+) -> None:
+    """Does what was told. `shown` is the newest screen of each environment that draws on a terminal."""
+    if name == "start":
+        if isinstance(told.screen, Cells):
+            shown[env_index] = told.screen.planes[-1]
+        writers.start(env_index, told, *rest)
+    elif name == "steps":
+        (changes,) = rest
+        if changes is not None:
+            screens = changes.after(shown[env_index])
+            shown[env_index] = screens.planes[-1].copy()
+            told = replace(told, screens=screens)
+        writers.steps(env_index, told)
+    else:
+        writers.finish(env_index, told)
 
 
 def _say(lines: tuple[str, ...]) -> None:

@@ -16,8 +16,7 @@ from envs.captions import caption_id
 from reward_server.distiller import Distiller
 from reward_server.judge.engines.base import Chat, Completion, Request
 from reward_server.judge.judge import PromptedJudge, answer, judge_key, judge_prompt, parse
-from reward_server.judge.pairs import AsShown, PointwiseJudge, compare
-from reward_server.judge.probe import probe
+from reward_server.judge.pairs import PointwiseJudge, compare
 from reward_server.judge.prompts import PromptTemplate, quote, read_goals
 from reward_server.pairs import PairSource
 from reward_server.server import RewardServer
@@ -285,15 +284,6 @@ def test_a_pairwise_judge_shows_both_captions_and_keeps_the_preference(mode: str
     assert last.endswith(f"Message 1:\n{quote(pair.first)}\nMessage 2:\n{quote(pair.second)}")
     assert engine.requests[-1] == Request(1, ("0", "1", "2"), 0.0)
     assert len(engine.requests) == (2 if mode == "reasoned" else 1)
-
-
-def test_a_probe_finds_a_planted_position_bias_in_either_order_of_asking() -> None:
-    """The first is always preferred: shown in the order that the probe gives, not in that of `Pair.of`."""
-    chosen = JudgeSettings(model="org/model", pairs="pairwise")
-    single = PromptedJudge(Engine("1", None), judge_prompt(chosen), judge_key(chosen))
-    report = asyncio.run(probe(single, pairs=AsShown(single.pairwise(chosen)), repeats=1))
-    found = {check.name: check for check in report.checks}
-    assert found["position"].value == found["order"].value == 1.0 and not found["position"].ok
 
 
 def test_answers_about_pairs_are_read() -> None:

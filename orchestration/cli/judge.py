@@ -144,9 +144,7 @@ async def _probe(
 ) -> "ProbeReport":
     import sys
 
-    from orchestration.configuration import compares_pairs
     from reward_server.judge.judge import build_judge
-    from reward_server.judge.pairs import AsShown, asks_pairwise
     from reward_server.judge.probe import probe as run_probe
 
     def say(line: str) -> None:
@@ -157,12 +155,9 @@ async def _probe(
             sys.stderr.write(f"\r{asked} questions asked")
 
     judge = build_judge(config.judge, say)
-    # What a pointwise judge says of pairs follows from what it says of captions.
-    pairwise = compares_pairs(config) and asks_pairwise(config.judge)
     try:
         report = await run_probe(
             judge,
-            pairs=AsShown(judge.pairwise(config.judge)) if pairwise else None,
             questions=questions,
             limits=limits,
             repeats=repeats,

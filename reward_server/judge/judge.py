@@ -52,13 +52,6 @@ class PromptedJudge:
         found = await self._engine.complete(chats, decide)
         return [answer(c, labels, reasoning=t) for c, t in zip(found, thoughts, strict=True)]
 
-    def pairwise(self, settings: JudgeSettings) -> "PromptedJudge":
-        """The judge of pairs on the same engine; close one of the two."""
-        prompt, key = judge_prompt(settings, pairs=True), judge_key(settings, pairs=True)
-        return PromptedJudge(
-            self._engine, prompt, key, temperature=self._temperature, reason_tokens=self._reason_tokens
-        )
-
     async def start(self) -> None:
         """Loads the model now; otherwise the first question does."""
         await self._engine.start()

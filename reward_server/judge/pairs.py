@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from reward_server.judge.models import EMBEDDED
 from reward_server.settings import JudgeSettings
-from reward_server.types import Answer, Judge, JudgeKey, Pair, PairJudge
+from reward_server.types import Answer, Judge, JudgeKey, Pair
 
 _REMEMBERED = 65_536
 """Captions whose answers are kept: a caption comes in many pairs and is asked about once."""
@@ -69,17 +69,6 @@ class PointwiseJudge:
     def _forget(self, texts: list[str]) -> None:
         for text in texts:
             self._asking.pop(text, None)
-
-
-class AsShown:
-    """A judge of pairs that is given two texts, and shows them in the order in which they are given: for probes."""
-
-    def __init__(self, judge: PairJudge) -> None:
-        self._judge = judge
-
-    async def ask(self, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
-        """As `reward_server.judge.probe.PairQuestion` has it."""
-        return await self._judge.ask([Pair(0, 0, first, second) for first, second in pairs])
 
 
 def compare(first: Answer, second: Answer) -> Answer:

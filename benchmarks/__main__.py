@@ -16,13 +16,14 @@ ROUTINE = (
     "text_envs",
     "credit",
     "language_learner",
+    "language_rollouts",
     "traces",
     "startup",
     "demo",
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
-LONG = ("memory", "growth", "pairs", "evidence_minihack")
-"""Half an hour of training; a thousand processes; a minute; hours of training. Only by name."""
+LONG = ("memory", "growth", "pairs", "evidence_minihack", "evidence_textworld")
+"""Half an hour of training; a thousand processes; a minute; hours of training, twice. Only by name."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)

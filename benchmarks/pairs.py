@@ -56,7 +56,7 @@ def accuracy(choice: str, strength: Floats, budget: int, seed: int) -> float:
     scores = np.zeros(count)
     asked: list[tuple[int, int]] = []
     answers: list[float] = []
-    while drawn := source.draw(_BATCH, lambda texts, s=scores: s[[int(text) for text in texts]]):
+    while drawn := source.draw(_BATCH, lambda texts, known=scores: known[[int(text) for text in texts]]):
         for _, pair in drawn:
             a, b = int(pair.first), int(pair.second)
             margin = strength[a] - strength[b]

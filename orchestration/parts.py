@@ -15,21 +15,20 @@ from agents.report import FinishedEpisode
 from agents.rollout import Rollout
 from agents.trajectory import Trajectory
 from envs import make
-from envs.captions import EMPTY_CAPTION_ID
 from envs.vector import VectorEnv
 from learner.checkpoint import save_checkpoint
 from learner.credit.fragments import Origin
 from learner.credit.online import OnlineCredit
 from learner.credit.outcomes import EpisodeOutcome
 from learner.fusion import fuse
-from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights, resolve_device
+from learner.learner import Learner, NoIntrinsicReward, Weights, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import attributes_credit, is_traced, learns_intrinsic
-from orchestration.favourites import CaptionViews
+from orchestration.configuration import attributes_credit, is_traced
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
+from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed, training_seed
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
@@ -37,7 +36,6 @@ from reward_server.distiller import Distiller
 from reward_server.kinds import KINDS, Source
 from reward_server.models.base import RewardModelVersion
 from reward_server.pairs import PairSource
-from reward_server.scorer import CaptionScorer, build_scorer
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge, PairJudge
@@ -137,17 +135,13 @@ class LearnerPart:
     def __init__(self, config: Config, actions: int) -> None:
         torch.manual_seed(derive_seed(config.run.seed, "policy"))
         self.config = config
-        self.scorer: CaptionScorer | None = None
-        intrinsic: IntrinsicReward = NoIntrinsicReward()
-        if learns_intrinsic(config):
-            settings = config.model_settings(derive_seed(config.run.seed, "reward model"))
-            self.scorer = intrinsic = build_scorer(config.reward.model, settings)
+        self.scorer = scorer_of(config)
+        intrinsic = NoIntrinsicReward() if self.scorer is None else self.scorer
         policy = build_policy(config.agent.network, actions)
         credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
         self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)
         self._sums = EpisodeSums()
-        self._told: set[int] = set()
-        self._told_version = 0
+        self._told = ToldScores(config, self.scorer)
         self._idle_since = time.perf_counter()
         self._views = CaptionViews(self.scorer)
 
@@ -176,7 +170,7 @@ class LearnerPart:
             self.scorer.observe(new_captions)
             self.scorer.count(trajectory.caption_id)
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
-        scores = self._new_scores(trajectory.caption_id, r_int)
+        scores = self._told.new(trajectory.caption_id, r_int)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
         self._views.refresh()
@@ -201,18 +195,6 @@ class LearnerPart:
         weights = self.learner.weights() if updates else None
         self._idle_since = time.perf_counter()
         return result, weights
-
-    def _new_scores(self, caption_id: NDArray[np.int64], r_int: NDArray[np.float32]) -> dict[int, float]:
-        """r_int of captions [T, B] that was not told before, for the traces."""
-        if self.scorer is None or not self.scorer.version or not is_traced(self.config):
-            return {}
-        if self.scorer.version != self._told_version:
-            self._told, self._told_version = {EMPTY_CAPTION_ID}, self.scorer.version
-        ids, first = np.unique(caption_id, return_index=True)
-        found = zip(ids.tolist(), r_int.ravel()[first].tolist(), strict=True)
-        new = {caption: value for caption, value in found if caption not in self._told}
-        self._told.update(new)
-        return new
 
     def _earned(self, trajectory: Trajectory, bonus: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
         """What each caption earned in the trajectory. Few steps are rewarded, so this costs microseconds."""

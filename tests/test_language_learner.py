@@ -60,8 +60,10 @@ def _slow_tokens(net, critic, items, temperature):
             log_prob = (out.logits[0] / temperature).log_softmax(-1)
             hidden = out.hidden_states[-1][0]
             value = torch.zeros(len(hidden)) if critic is None else critic(hidden)[:, 0]
-            for n in np.flatnonzero(s.action):
-                rows.append((log_prob[n - 1, s.tokens[n]], float(s.log_prob[n]), value[n - 1], int(s.turn[n])))
+            rows += [
+                (log_prob[n - 1, s.tokens[n]], float(s.log_prob[n]), value[n - 1], int(s.turn[n]))
+                for n in np.flatnonzero(s.action)
+            ]
         found.append((rows, value[-1]))
     return found
 
@@ -176,7 +178,7 @@ def test_rewards_of_turns_are_the_sum_of_their_parts():
 
 def test_a_batch_that_cannot_be_learned_from_is_refused():
     learner = _learner("rloo", objective={"kl_coefficient": 0.0})
-    with pytest.raises(ValueError, match="mixes sampling temperatures: 0.8, 1.0"):
+    with pytest.raises(ValueError, match=r"mixes sampling temperatures: 0\.8, 1\.0"):
         learner.update([episode(0), episode(1, temperature=0.8)])
     with pytest.raises(ValueError, match="played greedily"):
         learner.update([episode(0, temperature=0.0)])
@@ -185,7 +187,7 @@ def test_a_batch_that_cannot_be_learned_from_is_refused():
         _learner("rloo", short, {"kl_coefficient": 0.0}).update([episode(0), episode(1)])
     with pytest.raises(ValueError, match="needs a model with a critic"):
         _learner("ppo", short)
-    with pytest.raises(FloatingPointError, match="language.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"language\.learning_rate"):
         perturb(learner.model.network, 0, float("inf"))
         learner.update([episode(0, reward=0.0), episode(1, reward=1.0)])
 

@@ -1,13 +1,17 @@
 """The rollout loop of language models: many episodes at once, each at its own pace.
 
 An episode waits for the engine or for its world, never for another episode; the engine puts together what waits for it.
-Worlds step in threads (`threads`), so that a slow one holds up nobody; without threads they step where they are called,
+Worlds step in threads (`threads`), so that a slow one holds up nobody, but for those of its kind that share something with it
+(`TextEnv.exclusive`); without threads they step where they are called,
 and the order of everything is the same each time.
 """
 
 import asyncio
 import contextlib
+import functools
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -91,16 +95,26 @@ class _Captions:
         return new
 
 
+_EXCLUSIVE: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""One lock for each name in `TextEnv.exclusive`."""
+
+
 class _Hands:
     """Carries out what worlds do: in threads where there are any."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, f"{name}-worlds") if threads else None
 
-    async def do(self, work: Callable[..., _T], *arguments: Any) -> _T:
+    async def do(self, work: Callable[[], _T], exclusive: str | None = None) -> _T:
+        """`work`, and nothing else of the same `exclusive` name meanwhile."""
+
+        def alone() -> _T:
+            with _EXCLUSIVE[exclusive] if exclusive else contextlib.nullcontext():
+                return work()
+
         if self._pool is None:
-            return work(*arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, alone)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -178,7 +192,7 @@ class LanguageRollout:
                 failures.append(WorldFailure(episode_id, str(trouble)))
                 await self._bury(env, episode_id, trouble)
             except BaseException:
-                await self._setup.hands.do(_close_quietly, env)
+                await self._setup.hands.do(functools.partial(_close_quietly, env), env.exclusive)
                 raise
             else:
                 self._failures_in_a_row = 0
@@ -192,7 +206,7 @@ class LanguageRollout:
         """Ends a world that raised. Raises that error where all of them do."""
         if self._setup.observer is not None:
             self._setup.observer.fail(episode_id, str(trouble))
-        await self._setup.hands.do(_close_quietly, env)
+        await self._setup.hands.do(functools.partial(_close_quietly, env), env.exclusive)
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= FAILURES_IN_A_ROW:
             raise trouble.error from trouble
@@ -326,7 +340,7 @@ class _Play:
         """What the world does. Raises `_WorldRaisedError`, but for a task that cannot be made at all."""
         began = time.perf_counter()
         try:
-            brought = await self._setup.hands.do(act)
+            brought = await self._setup.hands.do(act, self._env.exclusive)
         except (EnvironmentOptionError, EnvironmentUnavailableError):
             raise
         except Exception as error:

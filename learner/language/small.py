@@ -52,16 +52,16 @@ class SmallModel:
     """Of each game."""
     steps: int = 8
     """Of an episode."""
-    hidden_size: int = 256
-    layers: int = 4
-    heads: int = 4
+    hidden_size: int = 192
+    layers: int = 3
+    heads: int = 6
     key_value_heads: int = 2
-    head_dim: int = 64
-    intermediate_size: int = 768
+    head_dim: int = 32
+    intermediate_size: int = 512
     context: int = 4096
-    epochs: float = 1.0
-    batch_episodes: int = 8
-    learning_rate: float = 2e-3
+    epochs: float = 2.0
+    batch_episodes: int = 4
+    learning_rate: float = 3e-3
     warmup: float = 0.05
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Of the worlds."""

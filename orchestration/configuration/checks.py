@@ -280,7 +280,7 @@ def _check_env(config: Config) -> None:
     worlds = {"env.id": config.env.id}
     for key, values in (("env.mix", config.env.mix), ("env.curriculum", config.env.curriculum)):
         for world, amount in values.items():
-            if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 < amount < math.inf:
+            if not 0 < amount < math.inf:
                 raise ConfigError(f"{key}.{world}={amount}: must be a number above 0")
             worlds[f"{key}.{world}"] = world
     for key, world in worlds.items():

@@ -81,6 +81,7 @@ def play_held_out(
 
 async def _play(rollout: LanguageRollout, episodes: int) -> list[GroupResult]:
     try:
+        await rollout.generator.start()
         return list(await asyncio.gather(*(rollout.play_group(group) for group in range(episodes))))
     finally:
         await rollout.generator.close()

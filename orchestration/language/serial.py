@@ -53,6 +53,8 @@ class LanguageSerialRuntime:
             observer=build_language_observer(config, session.rundir.traces),
             threads=False,
         )
+        # Before anything is asked of it: the first batch is then made up as any other.
+        self._loop.run_until_complete(self.rollout.generator.start())
         if resumed is not None and resumed["runtime"] == "serial":
             self.rollout.load_state_dict(resumed["rollout"])
         self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s

@@ -81,6 +81,7 @@ class _Worlds(TextEnv):
 
     def __init__(self, worlds: list[TextEnv]) -> None:
         self._worlds = worlds
+        self.exclusive = next((world.exclusive for world in worlds if world.exclusive), None)
         self._now = worlds[0]
         self.env_spec = self._now.env_spec
 

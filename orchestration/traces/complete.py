@@ -47,6 +47,9 @@ class Late:
     scores: Scores
     settings: "RewardSettings | None"
     """None for traces that lie in no run."""
+    credited: bool = False
+    """Whether the learner attributed credit: what a step is paid then depends on its estimator, and is not made out here
+    (`yendor trace show --credit` does), only what the reward model gave."""
 
     @classmethod
     def beside(cls, traces: Path) -> "Late":
@@ -58,7 +61,8 @@ class Late:
             for label in read_labels(traces):
                 labels.setdefault(label.caption_id, []).append(label)
             _newest.clear()
-            _newest[traces] = known = (stamp, cls(labels, read_scores(traces), _settings(traces.parent)))
+            settings, credited = _settings(traces.parent)
+            _newest[traces] = known = (stamp, cls(labels, read_scores(traces), settings, credited))
         return known[1]
 
     def complete(self, trace: Trace) -> "Completed":
@@ -72,7 +76,7 @@ class Late:
         known = self.settings is not None and trace.end is not None and not _has_components(trace)
         if known:
             assert self.settings is not None
-            known = _reward(trace, added, self.scores, self.settings)
+            known = _reward(trace, added, self.scores, self.settings, credited=self.credited)
         return Completed(added.trace(known), known)
 
     def complete_path(self, path: Path) -> Trace | None:
@@ -109,14 +113,17 @@ def _stat(path: Path) -> Any:
         return None
 
 
-def _settings(run: Path) -> "RewardSettings | None":
+def _settings(run: Path) -> "tuple[RewardSettings | None, bool]":
+    """Of the rewards of a run, and whether it attributes credit."""
     path = run / _CONFIG
     if not path.is_file():
-        return None
+        return None, False
+    from orchestration.configuration import attributes_credit
     from orchestration.configuration.loader import read_config
 
     try:
-        return read_config(path).reward
+        config = read_config(path)
+        return config.reward, attributes_credit(config)
     except ConfigError as error:
         raise TraceError(f"the rewards of its steps cannot be made out: {error}") from error
 
@@ -125,7 +132,7 @@ def _has_components(trace: Trace) -> bool:
     return any(isinstance(event, Reward) and event.part != RAW for event in trace.events)
 
 
-def _reward(trace: Trace, added: "_Added", scores: Scores, settings: "RewardSettings") -> bool:
+def _reward(trace: Trace, added: "_Added", scores: Scores, settings: "RewardSettings", *, credited: bool) -> bool:
     """Adds what each step's reward is made of; False, and nothing, where a caption was not looked up."""
     from learner.fusion import fuse
 
@@ -143,16 +150,18 @@ def _reward(trace: Trace, added: "_Added", scores: Scores, settings: "RewardSett
     columns = (fused.extrinsic.tolist(), fused.intrinsic.tolist(), fused.total.tolist())
     for step, (version, r_int), extrinsic, intrinsic, total in zip(steps, found, *columns, strict=True):
         if r_int:
-            added.reward(step, r_int, REWARD_MODEL, "process", RAW, version)
+            added.reward(step, r_int, REWARD_MODEL, "verifier", RAW, version)
+        if credited:
+            continue
         for value, source, family, of in (
             (extrinsic, "environment", "outcome", None),
-            (intrinsic, REWARD_MODEL, "process", version),
+            (intrinsic, REWARD_MODEL, "verifier", version),
         ):
             if value:
                 added.reward(step, value, source, family, COMPONENT, of)
         if extrinsic or intrinsic:
             added.reward(step, total, "fusion", "hybrid", TOTAL, None)
-    return True
+    return not credited
 
 
 def _looked_up(step: EnvStep, version: int | None, scores: Scores) -> tuple[int | None, float] | None:

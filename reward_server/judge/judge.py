@@ -52,6 +52,13 @@ class PromptedJudge:
         found = await self._engine.complete(chats, decide)
         return [answer(c, labels, reasoning=t) for c, t in zip(found, thoughts, strict=True)]
 
+    def for_pairs(self, settings: JudgeSettings) -> "PromptedJudge":
+        """The same model, asked about pairs put to it as pairs."""
+        prompt, key = judge_prompt(settings, pairs=True), judge_key(settings, pairs=True)
+        return PromptedJudge(
+            self._engine, prompt, key, temperature=self._temperature, reason_tokens=self._reason_tokens
+        )
+
     async def start(self) -> None:
         """Loads the model now; otherwise the first question does."""
         await self._engine.start()
@@ -133,6 +140,12 @@ def build_pair_judge(settings: JudgeSettings, progress: Callable[[str], None] = 
     if asks_pairwise(settings):
         return build_judge(settings, progress, pairwise=True)
     return PointwiseJudge(build_judge(settings, progress))
+
+
+def pairs_beside(judge: PromptedJudge, settings: JudgeSettings) -> PairJudge:
+    """A judge of pairs with the settings of `judge` and on its engine, pairwise or pointwise as `judge.pairs` says. To close
+    one of them closes the other."""
+    return judge.for_pairs(settings) if asks_pairwise(settings) else PointwiseJudge(judge)
 
 
 def preflight(settings: JudgeSettings) -> None:

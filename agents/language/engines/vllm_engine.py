@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from agents.language.engines.base import Generation, Sampling
+from agents.language.engines.vllm_worker import WeightsExtension
 from agents.language.episode import Ids
 from agents.language.errors import EngineDiedError, LanguageModelError
 from inference.vllm_options import cpu_kv_bytes, has_gpu, prepare_environment
@@ -92,7 +93,7 @@ class VllmGenerator:
         self._open.clear()
         try:
             await self._engine.pause_generation(mode="keep", clear_cache=True)
-            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            await self._engine.collective_rpc("take_weights", args=(str(folder),))
             await self._engine.reset_prefix_cache(reset_running_requests=True)
             self._version = version
             await self._engine.resume_generation()
@@ -149,6 +150,7 @@ class VllmGenerator:
                 max_num_seqs=self._sequences,
                 # The distribution that was drawn from, its temperature included.
                 logprobs_mode="processed_logprobs",
+                worker_extension_cls=f"{WeightsExtension.__module__}.{WeightsExtension.__qualname__}",
                 use_tqdm_on_load=False,
                 **machine,
             )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agents.observer import Cells, EpisodeFinish, EpisodeObserver, EpisodeStart, EpisodeSteps, Screens
 from agents.recall import EpisodeMemory
-from envs.base import Observation, YendorEnv
+from envs.base import Observation, Terminal, YendorEnv
 from envs.vector import VectorEnv, VectorStep
 
 
@@ -36,14 +36,11 @@ class _Followed:
     """An episode that is followed, and what the running call has brought of it since it was last told."""
 
     episode_id: str
-    length: int
-    """T."""
-    steps: int = 0
-    """Steps of the episode that were told."""
     first: int = 0
     """The first step of the call that was not told."""
     captions: list[str] = field(default_factory=list[str])
-    cells: Cells | None = None
+    cells: NDArray[np.uint8] | None = None
+    """Where it is drawn on a terminal, the planes of T + 1 screens: the newest that was told, and `seen` after it."""
     texts: list[str] = field(default_factory=list[str])
     seen: int = 0
     """Steps since `first` that were seen: all but one that raised."""
@@ -53,14 +50,12 @@ class _Followed:
     def saw(self, env: YendorEnv, row: Observation, ended: bool) -> None:
         """`envs.vector.Watcher`."""
         terminal = env.terminal()
-        if terminal is None:
+        if terminal is None or self.cells is None:
             self.texts.append(env.screen())
         else:
-            if self.cells is None:
-                shape = (self.length - self.first, *terminal.chars.shape)
-                self.cells = Cells(np.empty(shape, np.uint8), np.empty(shape, np.int8))
-            self.cells.chars[self.seen] = terminal.chars
-            self.cells.colors[self.seen] = terminal.colors
+            planes = self.cells[self.seen + 1]
+            planes[0] = terminal.chars
+            planes[1] = terminal.colors
         self.seen += 1
         if ended:
             self.final = {name: array.copy() for name, array in row.items()}
@@ -68,13 +63,14 @@ class _Followed:
     def screens(self) -> Screens:
         if self.cells is None:
             return tuple(self.texts)
-        return Cells(self.cells.chars[: self.seen], self.cells.colors[: self.seen])
+        return Cells(self.cells[: self.seen + 1])
 
-    def told(self, first: int, steps: int) -> None:
+    def told(self, first: int) -> None:
         """What was collected is with the observer now; the next step is number `first` of a call."""
-        self.steps += steps
         self.first = first
-        self.captions, self.cells, self.texts, self.seen, self.final = [], None, [], 0, None
+        if self.cells is not None:
+            self.cells[0] = self.cells[self.seen]
+        self.captions, self.texts, self.seen, self.final = [], [], 0, None
 
 
 class Follower:
@@ -87,6 +83,7 @@ class Follower:
         self._length = length
         self._followed: dict[int, _Followed] = {}
         self._remembered = EpisodeMemory(envs.env_spec)
+        self._room: dict[int, NDArray[np.uint8]] = {}
         self._arrays: CallArrays | None = None
         self._versions: tuple[int, int | None] = (0, None)
         self._at = np.zeros(length)
@@ -159,6 +156,7 @@ class Follower:
             return
         spec, env = self._envs.env_spec, self._envs.env(index)
         terminal = env.terminal()
+        cells = None if terminal is None else self._cells(index, terminal)
         start = EpisodeStart(
             episode_id=episode_id,
             env_id=spec.id,
@@ -168,12 +166,21 @@ class Follower:
             policy_version=self._versions[0],
             reward_model_version=self._versions[1],
             observation={name: array[index] for name, array in self._envs.observation.items()},
-            screen=[env.screen()] if terminal is None else Cells(terminal.chars[None], terminal.colors[None]),
+            screen=[env.screen()] if cells is None else Cells(cells[:1]),
             at=time.monotonic(),
         )
-        followed = self._followed[index] = _Followed(episode_id, self._length, first=t or 0)
+        followed = self._followed[index] = _Followed(episode_id, first=t or 0, cells=cells)
         self._envs.watched[index] = followed.saw
         self._observer.start(index, start)
+
+    def _cells(self, index: int, terminal: Terminal) -> NDArray[np.uint8]:
+        """Room for the screens of a call, which begins with the one that is seen now. The same for all episodes of a place:
+        fresh memory costs more than what is written into it."""
+        if index not in self._room:
+            self._room[index] = np.empty((self._length + 1, 2, *terminal.chars.shape), np.uint8)
+        cells = self._room[index]
+        cells[0, 0], cells[0, 1] = terminal.chars, terminal.colors
+        return cells
 
     def _tell(self, index: int, followed: _Followed, end: int) -> None:
         """Tells of the steps of the call up to number `end`."""
@@ -197,8 +204,8 @@ class Follower:
             observation=_observations(arrays.observation, index, first, followed),
             screens=followed.screens(),
         )
-        followed.told(end, len(steps))
         self._observer.steps(index, steps)
+        followed.told(end)
 
     def _ended(self, t: int, index: int, episode_index: int, finish: EpisodeFinish) -> None:
         episode_id = self._episode_id(index, episode_index)

@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """L screens of a terminal."""
+    """L screens of a terminal, after one that was there before. The rollout's own array: valid during the call."""
 
-    chars: NDArray[np.uint8]
-    """[L, rows, columns], latin-1."""
-    colors: NDArray[np.int8]
-    """[L, rows, columns], the terminal's 16 colours; of a blank cell any."""
+    planes: NDArray[np.uint8]
+    """[L + 1, 2, rows, columns]: characters (latin-1), and the terminal's 16 colours (of a blank cell any)."""
 
     def __len__(self) -> int:
-        return len(self.chars)
+        return len(self.planes) - 1
 
 
 Screens = Cells | Sequence[str]
@@ -40,7 +38,7 @@ class EpisodeStart:
     observation: Mapping[str, NDArray[Any]]
     """The rollout's own arrays: valid during the call."""
     screen: Screens
-    """One."""
+    """One; of a terminal, that before the first step."""
     at: float
     """When it began, on the clock of `time.monotonic`."""
 

@@ -144,6 +144,7 @@ def _feed_result(version: int, samples: int, waited_s: float) -> "FeedResult":
         samples_dropped=0,
         liked=(),
         disliked=(),
+        scores={},
         reward_s=0.0,
         waited_s=waited_s,
     )

@@ -25,6 +25,10 @@ class Terminal:
     colors: NDArray[np.int8]
     """[rows, columns], the terminal's 16 colours; of a blank cell whatever the game left there."""
 
+    def planes(self) -> NDArray[np.uint8]:
+        """[2, rows, columns], a copy of both."""
+        return np.stack([self.chars, self.colors.view(np.uint8)])
+
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:

@@ -7,7 +7,14 @@ from agents.settings import ActorSettings, AgentSettings
 from learner.credit.settings import CreditSettings
 from learner.language.settings import LanguageSettings, SFTSettings
 from learner.settings import LearnerSettings, RewardSettings
-from reward_server.settings import AnnotatorSettings, DistillerSettings, JudgeSettings
+from reward_server.settings import (
+    AnnotatorSettings,
+    DistillerSettings,
+    EllmSettings,
+    JudgeSettings,
+    ModelSettings,
+    RndSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,12 @@ class Config:
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     annotator: AnnotatorSettings = field(default_factory=AnnotatorSettings)
     distiller: DistillerSettings = field(default_factory=DistillerSettings)
+    rnd: RndSettings = field(default_factory=RndSettings)
+    ellm: EllmSettings = field(default_factory=EllmSettings)
     trace: TraceSettings = field(default_factory=TraceSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)
+
+    def model_settings(self, seed: int = 0) -> ModelSettings:
+        """What the side of the reward model that rewards depends on."""
+        return ModelSettings(self.distiller, self.rnd, self.ellm, self.reward.offline_path, seed)

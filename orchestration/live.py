@@ -155,7 +155,9 @@ def panel(summary: Summary, sparks: str = "", events: tuple[Text, ...] = ()) -> 
         table.add_row("success", Text.assemble((_share(summary.success_rate), "bold green"), "  ", (sparks, "green")))
     table.add_row("return", _returns(summary))
     if summary.episode_metrics:
-        table.add_row("episode", measured(summary.episode_metrics))
+        # Without the score, of which the return tells enough: one line for the rest.
+        told = {name: value for name, value in summary.episode_metrics.items() if name != "score"}
+        table.add_row("episode", measured(told))
     table.add_row("captions", _captions(summary))
     table.add_row("judge", _judge(summary))
     if summary.reward_watch.flags:
@@ -200,18 +202,22 @@ def _returns(summary: Summary) -> str:
     return f"{_number(summary.return_mean)} · intrinsic {_number(summary.intrinsic_return_mean)}{length}"
 
 
+_SHORT = {"dungeon_level": "depth", "experience_level": "level"}
+
+
 def measured(metrics: Mapping[str, float]) -> str:
-    """What the environment measures of an episode, in words."""
-    return " · ".join(f"{name.replace('_', ' ')} {value:,.1f}" for name, value in metrics.items())
+    """What the environment measures of an episode, in few words."""
+    words = ((_SHORT.get(name, name.replace("_", " ")), value) for name, value in metrics.items())
+    return " · ".join(f"{name} {value:,.0f}" if abs(value) >= 100 else f"{name} {value:.1f}" for name, value in words)
 
 
 def watch_line(watch: RewardWatchReport) -> str:
     """The first flag of the reward hacking watch, in one line."""
     flag = watch.flags[0]
-    more = f" (and {len(watch.flags) - 1} more)" if len(watch.flags) > 1 else ""
+    more = f" (+{len(watch.flags) - 1})" if len(watch.flags) > 1 else ""
     return (
-        f"{flag.share:.0%} of the intrinsic return from {_short(flag.text, 32)!r}, {flag.earned_before:.2f} → "
-        f"{flag.earned_now:.2f} an episode, {flag.goal} {flag.goal_before:.2f} → {flag.goal_now:.2f}{more}"
+        f"{flag.share:.0%} of intrinsic return from {_short(flag.text, 28)!r}, {flag.earned_before:.2f} → "
+        f"{flag.earned_now:.2f}; {flag.goal} {flag.goal_before:.2f} → {flag.goal_now:.2f}{more}"
     )
 
 

@@ -21,23 +21,24 @@ from learner.credit.fragments import Origin
 from learner.credit.online import OnlineCredit
 from learner.credit.outcomes import EpisodeOutcome
 from learner.fusion import fuse
-from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights, resolve_device
+from learner.learner import Learner, NoIntrinsicReward, Weights, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import attributes_credit, is_traced, learns_intrinsic
-from orchestration.favourites import CaptionViews
+from orchestration.configuration import attributes_credit, is_traced
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
+from orchestration.scoring import CaptionViews, ToldScores, build_scorer
 from orchestration.seeds import derive_seed, training_seed
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder, TraceRun
-from reward_server.distiller import Distiller, RewardModelVersion
-from reward_server.models.base import reward_model_kind
-from reward_server.scorer import CaptionScorer
+from reward_server.distiller import Distiller
+from reward_server.kinds import KINDS, Source
+from reward_server.models.base import RewardModelVersion
+from reward_server.pairs import PairSource
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
-from reward_server.types import Judge
+from reward_server.types import Judge, PairJudge
 
 
 def action_count(config: Config) -> int:
@@ -94,21 +95,24 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
     )
 
 
-def build_reward_server(config: Config, rundir: RunDir, judge: Judge) -> RewardServer:
-    """Annotator, store and distiller, around a judge."""
+def build_reward_server(config: Config, rundir: RunDir, judge: Judge | PairJudge) -> RewardServer:
+    """Annotator, store and distiller, around a judge: of pairs where the reward model learns from pairs."""
     store = AnnotationStore(rundir.annotations)
+    seed = config.run.seed
+    compares = KINDS[config.reward.model].source is Source.PAIRS
     return RewardServer(
         judge,
         store,
         config.annotator,
         Distiller(
-            store,
+            store.pairs if compares else store,
             judge.key,
             config.distiller,
             model=config.reward.model,
-            seed=derive_seed(config.run.seed, "distiller"),
+            seed=derive_seed(seed, "distiller"),
         ),
-        seed=derive_seed(config.run.seed, "annotator"),
+        seed=derive_seed(seed, "annotator"),
+        pairs=PairSource(config.annotator, seed=derive_seed(seed, "pairs")) if compares else None,
     )
 
 
@@ -131,16 +135,13 @@ class LearnerPart:
     def __init__(self, config: Config, actions: int) -> None:
         torch.manual_seed(derive_seed(config.run.seed, "policy"))
         self.config = config
-        self.scorer: CaptionScorer | None = None
-        intrinsic: IntrinsicReward = NoIntrinsicReward()
-        if learns_intrinsic(config):
-            self.scorer = intrinsic = CaptionScorer(
-                reward_model_kind(config.reward.model).model(config.distiller, "cpu")
-            )
+        self.scorer = build_scorer(config)
+        intrinsic = NoIntrinsicReward() if self.scorer is None else self.scorer
         policy = build_policy(config.agent.network, actions)
         credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
         self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)
         self._sums = EpisodeSums()
+        self._told = ToldScores(config, self.scorer)
         self._idle_since = time.perf_counter()
         self._views = CaptionViews(self.scorer)
 
@@ -169,11 +170,14 @@ class LearnerPart:
             self.scorer.observe(new_captions)
             self.scorer.count(trajectory.caption_id)
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
+        scores = self._told.new(trajectory.caption_id, r_int)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
         self._views.refresh()
         rewarded = time.perf_counter()
         updates = self.learner.feed(trajectory, _origin(source, trajectory, episodes))
+        if self.scorer is not None:
+            self.scorer.learn(source, trajectory.caption_id)
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,
@@ -184,6 +188,7 @@ class LearnerPart:
             credit={} if self.learner.credit is None else self.learner.credit.metrics(),
             liked=self._views.liked,
             disliked=self._views.disliked,
+            scores=scores,
             reward_s=rewarded - began,
             waited_s=waited,
         )

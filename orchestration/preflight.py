@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestration.config import Config
-from orchestration.configuration import uses_judge
+from orchestration.configuration import learns_intrinsic, uses_judge
 from orchestration.errors import ConfigError, ResourceError
 from orchestration.machine import GIB, available_cpus, available_memory, free_disk, gibibytes
 
@@ -26,6 +26,7 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
     if config.runtime == "serial" or os.environ.get("RAY_ADDRESS", "local") == "local":
         check_cpus(config, available_cpus(), "this machine")
     check_device(config)
+    _check_offline(config)
     if uses_judge(config):
         from reward_server.judge.judge import preflight as preflight_judge
 
@@ -85,6 +86,18 @@ def _check_env(config: Config) -> None:
             envs.make(config.env.id, **config.env.options).close()
     except envs.EnvironmentOptionError as error:
         raise ConfigError(f"env.options: {error}") from error
+
+
+def _check_offline(config: Config) -> None:
+    if config.reward.model != "offline" or not learns_intrinsic(config) or config.reward.offline_path is None:
+        return
+    from reward_server.models.offline import OfflineModelError, holds_labels, read_model
+
+    try:
+        if not holds_labels(config.reward.offline_path):
+            read_model(config.reward.offline_path)
+    except OfflineModelError as error:
+        raise ConfigError(f"reward.offline_path={error}") from error
 
 
 def _check_model(config: Config) -> None:

@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayError
 
 from agents.report import RolloutReport
 from orchestration.config import Config
-from orchestration.configuration import attributes_credit, uses_judge
+from orchestration.configuration import attributes_credit, compares_pairs, uses_judge
 from orchestration.errors import WorkerDiedError, death
 from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
 from orchestration.results import FeedResult, actor_name
@@ -237,12 +237,14 @@ class RayRuntime:
         if self.config.judge.engine != "openai":
             from reward_server.embedded import is_built
             from reward_server.judge import deployment
+            from reward_server.judge.pairs import asks_pairwise
 
             if self.config.judge.model == "embedded" and not is_built(self.config.judge.cache_dir):
                 self.session.view.event(
                     "the embedded judge is made first, once, which takes minutes beside the training"
                 )
-            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0)
+            pairwise = compares_pairs(self.config) and asks_pairwise(self.config.judge)
+            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0, pairwise=pairwise)
         self._reward_server = (
             ray.remote(RewardServerWorker)
             .options(num_cpus=0, max_restarts=-1)

@@ -19,16 +19,18 @@ class FeedResult:
     updates: tuple[Update, ...]
     intrinsic_returns: Mapping[tuple[int, int], float]
     """Sum of r_int / N^β of each episode that ended in the trajectory, by (t, environment)."""
-    earned: tuple[tuple[str, float], ...]
-    """Captions that were rewarded in the trajectory, with the sum of r_int / N^β of each."""
     policy_version: int
     reward_model_version: int
     samples_dropped: int
     liked: tuple[CaptionScore, ...]
     disliked: tuple[CaptionScore, ...]
+    scores: Mapping[int, float]
+    """r_int by caption id: of the trajectory's captions those that were not told under this version of the reward model."""
     reward_s: float
     """Seconds spent scoring captions and adding up their rewards, apart from the updates' own share."""
     waited_s: float
     """Seconds since the call before: what the learner waited for trajectories."""
     credit: Mapping[str, float] = field(default_factory=dict[str, float])
     """How the progress estimator stands, as metrics; empty without one."""
+    earned: tuple[tuple[str, float], ...] = ()
+    """Captions that were rewarded in the trajectory, with the sum of r_int / N^β of each."""

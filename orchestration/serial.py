@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from orchestration.config import Config
-from orchestration.configuration import uses_judge
+from orchestration.configuration import compares_pairs, uses_judge
 from orchestration.parts import (
     LearnerPart,
     action_count,
@@ -114,6 +114,7 @@ def reward_server_here(config: Config, session: Session) -> RewardServer | None:
     """The reward server with its judge in this process; None where the run has none."""
     if not uses_judge(config):
         return None
-    from reward_server.judge import build_judge
+    from reward_server.judge import build_judge, build_pair_judge
 
-    return build_reward_server(config, session.rundir, build_judge(config.judge))
+    build = build_pair_judge if compares_pairs(config) else build_judge
+    return build_reward_server(config, session.rundir, build(config.judge))

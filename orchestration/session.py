@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir, code_revision
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
-from orchestration.traces.late import copy_labels
+from orchestration.traces.late import LabelCopier, ScoreLog
 from orchestration.traces.run_trace import REWARD_SERVER, RunTrace
 from reward_server.status import RewardServerStatus
 
@@ -85,7 +85,10 @@ class Session:
         self._rate: deque[tuple[float, int]] = deque()
         if resumed is not None:
             self.load_state_dict(resumed)
-        self.trace = _run_trace(config, rundir)
+        self.trace_errors = 0
+        self.trace = _run_trace(config, rundir, self.trouble)
+        self._labels = LabelCopier(rundir.annotations, rundir.traces)
+        self._scores = ScoreLog(rundir.traces)
         self._began = time.monotonic()
         self._started = time.time()
         self.metrics = MetricsWriter(
@@ -108,6 +111,8 @@ class Session:
         for failure in report.failures:
             self.env_errors += 1
             self.view.event(f"an environment of {report.source} raised and was replaced: {failure.error}", warning=True)
+        for trouble in report.trouble:
+            self.trouble(trouble)
         for what, seconds in (("env", report.env_s), ("policy", report.inference_s), ("other", report.other_s)):
             self._clock.add("actor", what, seconds)
 
@@ -130,6 +135,8 @@ class Session:
         self._updates.extend(result.updates)
         self._unlogged.extend(result.updates)
         self._watch_answers(result)
+        if result.scores:
+            self._record(lambda: self._scores.add(result.reward_model_version, result.scores))
         if self.trace is not None:
             self.trace.weights(result.policy_version)
             self.trace.reward_model(result.reward_model_version)
@@ -197,7 +204,8 @@ class Session:
     def checkpoint(self, path: Path) -> None:
         self._checkpoint = path
         if self.trace is not None:
-            self._copy_labels()
+            self._record(self._labels.copy)
+            self._record(self._scores.flush)
             self.trace.checkpoint(path.name, self.env_steps)
 
     def waited(self, part: str, what: str, seconds: float) -> None:
@@ -233,29 +241,31 @@ class Session:
         """The last snapshot of the run, also written."""
         if self._unlogged:
             self._log()
+        self._end_trace(status, error)
         summary = replace(self.summary(status), error=error)
         write_summary(self.rundir.summary, summary, durable=True)
         self.metrics.close()
-        self._end_trace(status, error)
         return summary
 
     def _end_trace(self, status: Status, error: str | None) -> None:
-        """Ends the run's trace. Trouble with it is told, but takes no other end's place."""
         trace, self.trace = self.trace, None
-        if trace is None:
-            return
-        self._copy_labels()
-        try:
+        if trace is not None:
+            self._record(self._labels.copy)
+            self._record(self._scores.flush)
             trace.end(str(status), self.env_steps, error)
-        except TraceError as trouble:
-            self.view.event(str(trouble), warning=True)
 
-    def _copy_labels(self) -> None:
-        """Copies new labels beside the traces. They are safe in the store, so another time will do."""
+    def _record(self, write: Callable[[], object]) -> None:
         try:
-            copy_labels(self.rundir.annotations, self.rundir.traces)
-        except TraceError as trouble:
-            self.view.event(f"labels are not beside the traces yet: {trouble}", warning=True)
+            write()
+        except TraceError as error:
+            self.trouble(str(error))
+
+    def trouble(self, why: str) -> None:
+        """Notes that something could not be recorded, which is no reason to end a run. Only the first time is told: a full
+        disk has as many as there are episodes."""
+        self.trace_errors += 1
+        if self.trace_errors == 1:
+            self.view.event(f"not recorded: {why}; the run goes on, and further such errors are counted", warning=True)
 
     def summary(self, status: Status) -> Summary:
         recent, tenths = self.episodes.recent(), self.episodes.tenths(self.env_steps)
@@ -309,6 +319,7 @@ class Session:
             actors=self.actors,
             actor_restarts=self.actor_restarts,
             env_errors=self.env_errors,
+            trace_errors=self.trace_errors,
             waits=self._waits,
             liked=liked,
             disliked=disliked,
@@ -361,6 +372,7 @@ class Session:
             metrics["policy/lag_mean"] = sum(u.lag_mean * u.samples for u in updates) / weight
             metrics["policy/lag_max"] = max(u.lag_max for u in updates)
         if self.reward_status is not None:
+            metrics.update(self.reward_status.quality())
             annotator = self.reward_status.annotator
             metrics["captions/labelled"] = annotator.labelled
             metrics["captions/failed"] = annotator.failed
@@ -410,7 +422,7 @@ class Session:
         return to_yaml(self.config)
 
 
-def _run_trace(config: Config, rundir: RunDir) -> RunTrace | None:
+def _run_trace(config: Config, rundir: RunDir, on_trouble: Callable[[str], None]) -> RunTrace | None:
     """The trace of the run itself; None where nothing is traced."""
     if not is_traced(config):
         return None
@@ -424,4 +436,5 @@ def _run_trace(config: Config, rundir: RunDir) -> RunTrace | None:
         policy_version=0,
         code_revision=code_revision(),
         count_exponent=config.reward.count_exponent,
+        on_trouble=on_trouble,
     )

@@ -134,6 +134,8 @@ class Summary:
     actors: int = 0
     actor_restarts: int = 0
     env_errors: int = 0
+    trace_errors: int = 0
+    """Episodes, labels and other records that could not be written; training goes on without."""
     """Environments that raised and were replaced."""
     waits: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict[str, dict[str, float]])
     """For each part of the system, what it spends its time on: shares that sum to at most 1."""

@@ -167,7 +167,7 @@ def test_a_word_that_is_no_choice_is_refused_with_all_choices(key: str) -> None:
     [
         ("judge.temperature=nan", "must be finite"),
         ("runtime=rays", "did you mean ray?"),
-        ("judge.goal=defalt", "must be one of default; did you mean default?"),
+        ("judge.goal=defalt", "gold, stairs; did you mean default?"),
         ("env.id=minihack/KeyRoom-S16", "did you mean 'minihack/KeyRoom-S15'?"),
         ("run.name=../up", "must be letters"),
         ("run.name=.hidden", "must be letters"),
@@ -248,7 +248,7 @@ def test_presets_have_the_settings_of_oni() -> None:
         "nethack_staircase_lvl4": ("nethack/StaircaseLvl4", 10, 0.1),
         "nethack_reward_free": ("nethack/Score", 0, 0.4),
     }
-    assert set(preset_names()) == {"demo", *settings}
+    assert set(preset_names()) == {"demo", "minihack_spa", "minihack_spa_staged", *settings}
     for preset, (env, w_ext, w_int) in settings.items():
         config = load_config(preset)
         assert (config.env.id, config.reward.w_ext, config.reward.w_int) == (env, w_ext, w_int)
@@ -263,7 +263,7 @@ def test_presets_have_the_settings_of_oni() -> None:
 
 def test_a_misspelt_preset() -> None:
     assert error_of(preset="nethack_scor") == "nethack_scor: no such preset; did you mean nethack_score?"
-    assert "there are demo, nethack_oracle" in error_of(preset="qqq")
+    assert "there are demo, minihack_spa" in error_of(preset="qqq")
 
 
 def test_a_preset_of_ones_own(tmp_path: Path) -> None:

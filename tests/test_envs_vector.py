@@ -58,7 +58,7 @@ def test_every_episode_has_its_seed_and_ends_as_its_environment_says() -> None:
         (2, 5, False, False),
     ]
     assert env.seeds(1) == {"seed": "1001"}
-    assert env.screen(0) == "2"
+    assert env.env(0).screen() == "2"
 
 
 def test_an_environment_that_raises_is_replaced_and_counted_and_the_others_go_on() -> None:

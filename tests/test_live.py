@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestration.live import PLAIN_INTERVAL_S, LiveView, duration, final_summary, panel, plain_line
-from orchestration.summary import CaptionScore, Status, Summary
+from orchestration.summary import CaptionScore, HackingFlag, RewardWatchReport, Status, Summary
 
 BUSY = Summary(
     "demo",
@@ -63,6 +63,29 @@ def rendered(renderable: object) -> list[str]:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(renderable)
     return console.export_text().splitlines()
+
+
+def test_nethacks_measures_and_a_flag_fit_too_and_are_told() -> None:
+    flag = HackingFlag("You close the door. It opens again.", ("grows",), 0.62, 0.5, 1.5, "success", 0.31, 0.3)
+    measures = {
+        "dungeon_level": 3.2,
+        "gold": 120.0,
+        "experience_level": 4.2,
+        "score": 1234.5,
+        "scout": 812.0,
+        "kills": 12,
+    }
+    summary = dataclasses.replace(
+        BUSY, episode_metrics=measures, reward_watch=RewardWatchReport(100, 0.62, 0.9, 0.5, True, (flag, flag))
+    )
+    lines = rendered(panel(summary, "▁▂▃▄▅▆▇█" * 4, tuple(Text(f"12:00:0{n} actor 0 was replaced") for n in range(3))))
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    told = " ".join(" ".join(line.strip("│ ") for line in lines).split())
+    for text in (told, plain_line(summary)):
+        assert (
+            "62% of intrinsic return from 'You close the door. It open…', 0.50 → 1.50; success 0.31 → 0.30 (+1)" in text
+        )
+    assert "depth 3.2 · gold 120 · level 4.2 · scout 812 · kills 12.0" in told
 
 
 def test_the_panel_fits_80_by_24_and_tells_all() -> None:

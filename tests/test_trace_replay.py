@@ -20,7 +20,7 @@ from envs.clock import birth_of, pin_birth
 from envs.registry import register_text_family
 from envs.text import SimpleTextEnv, TextEnvSpec
 from orchestration.errors import UsageError
-from orchestration.traces.episode import observation_hash
+from orchestration.traces.hashes import observation_hash
 from orchestration.traces.reader import Trace, read_trace, trace_files
 from orchestration.traces.replay import AT_RESET, Outcome, command, isolate, replay, replay_trace, worlds
 from orchestration.traces.replay.command import run_replay

@@ -133,18 +133,18 @@ def test_the_answers_of_the_run_are_shown_with_its_traces(tmp_path: Path) -> Non
     _, (tree,), _ = read_page(tmp_path / "out.html")
     first, second = tree["labels"]
     assert (first["frames"], second["frames"]) == ([1, 4], [3])
-    assert first["fields"]["goal"] == "win the game"
-    assert [first["fields"][name] for name in ("label", "probability", "answer", "judge")] == [
-        1,
-        0.875,
-        "yes",
-        "judge-7b",
-    ]
-    assert [second["fields"][name] for name in ("label", "answer")] == [None, HOSTILE[0]]
+    (_, _, _, _, _, fields, texts), (_, _, _, _, _, unreadable, answer) = (
+        tree["events"][at["event"]] for at in (first, second)
+    )
+    assert [fields[name] for name in ("label", "probability", "judge")] == [1, 0.875, "judge-7b"]
+    assert [tree["texts"][texts[name]] for name in ("question", "answer")] == [
+        "direct@1, goal win the game, mode direct", "yes",
+    ]  # fmt: skip
+    assert (unreadable["label"], tree["texts"][answer["answer"]]) == (None, HOSTILE[0])
     (tmp_path / "annotations.sqlite").write_bytes(b"no database" * 100)
     page = render(list((tmp_path / "traces").iterdir()), tmp_path / "out.html")
     assert page.episodes == 1, "an episode is shown without them"
-    assert "labels of the run" in page.unreadable[0]
+    assert "the labels cannot be read" in page.unreadable[0]
 
 
 def test_a_trace_in_the_survey_s_schema_is_shown(tmp_path: Path) -> None:

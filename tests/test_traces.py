@@ -19,7 +19,7 @@ from agents.observer import EpisodeFinish
 from envs.captions import caption_id
 from orchestration.errors import TraceError
 from orchestration.traces.codec import decode, encode
-from orchestration.traces.episode import observation_hash
+from orchestration.traces.hashes import observation_hash
 from orchestration.traces.reader import Trace, read_lines, read_outline, read_trace, records_of, trace_files
 from orchestration.traces.recorder import is_sampled
 from orchestration.traces.schema import (
@@ -343,7 +343,10 @@ def plant(path: Path) -> None:
 
 @pytest.mark.parametrize(("rule", "change", "fault"), PLANTED)
 def test_validation_finds_what_is_wrong(tmp_path: Path, rule: str, change: Any, fault: str) -> None:
-    record(recorder(tmp_path), Played("e1", [0, 1, 2], ["", CAPTIONS[1], CAPTIONS[1]], [0.0, 1.0, 0.0], [3, 3, 4]))
+    record(
+        recorder(tmp_path, frame_lines=1),
+        Played("e1", [0, 1, 2], ["", CAPTIONS[1], CAPTIONS[1]], [0.0, 1.0, 0.0], [3, 3, 4]),
+    )
     path = tmp_path / "e1.jsonl.zst"
     plant(path)
     assert validate_file(path) == []
@@ -353,7 +356,7 @@ def test_validation_finds_what_is_wrong(tmp_path: Path, rule: str, change: Any, 
 
 
 def test_every_rule_is_planted() -> None:
-    elsewhere = {"cut", "name", "finite"}
+    elsewhere = {"cut", "name", "finite", "late"}
     assert {rule for rule, _, _ in PLANTED} | elsewhere == set(RULES)
 
 

@@ -1,9 +1,12 @@
 """Which episodes are kept, and the trace of the run itself, in real rollouts and runs."""
 
 import math
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +14,28 @@ import numpy as np
 import pytest
 
 from agents.networks.base import RecurrentPolicy
-from agents.observer import EpisodeFinish
+from agents.observer import EpisodeFinish, Recalled
 from agents.recall import EpisodeMemory
 from agents.rollout import Rollout
-from envs.base import EnvSpec
+from envs import make
+from envs.base import EnvSpec, View
+from envs.captions import caption_id
 from envs.vector import VectorEnv
-from orchestration.errors import TraceError
-from orchestration.traces.again import player
-from orchestration.traces.late import FILE, copy_labels, read_labels
+from orchestration.traces.again import AsideKeeper, Recipe
+from orchestration.traces.complete import Late
+from orchestration.traces.index import load_index
+from orchestration.traces.late import LABELS, LabelCopier, ScoreLog, read_labels, read_scores
 from orchestration.traces.reader import read_trace, run_traces, trace_files
-from orchestration.traces.recorder import TraceRecorder, TraceRun
+from orchestration.traces.recorder import Again, TraceRecorder, TraceRun
 from orchestration.traces.run_trace import RunTrace
-from orchestration.traces.schema import Error, LlmCall, Spawn, Stop, ToolCall, WeightsUpdate
+from orchestration.traces.schema import Annotation, Error, LlmCall, Reward, Spawn, Stop, ToolCall, WeightsUpdate
 from orchestration.traces.validate import validate_file
+from reward_server.judge.prompts import PromptTemplate
 from reward_server.store import AnnotationStore, LabelRecord
 from reward_server.types import Answer, JudgeKey
-from tests.trace_support import Played, record, recorder
+from tests.trace_support import Played, begin, record, recorder, steps_of
 
+ENV_ID = "minihack/Room-Random-5x5"
 SPEC = EnvSpec("toy/x", {}, ("a", "b"), 9, False)
 
 
@@ -37,12 +45,13 @@ def test_the_memory_gives_back_what_an_episode_did() -> None:
     memory.begin(1, "e0", {"seed": "5"}, None)
     for version, first in enumerate((0, 4, 8)):
         part = actions[first : first + 4]
-        memory.add(version, part, part.astype(np.float32), -part.astype(np.float32))
+        memory.add(version, -1, part, part.astype(np.float32), -part.astype(np.float32))
         if version == 1:
             whole = memory.recall(1, "e0", 2)
             assert whole is not None
             assert whole.actions.tolist() == actions[:7, 1].tolist()
             assert whole.policy_versions.tolist() == [0] * 4 + [1] * 3
+            assert whole.reward_model_versions.tolist() == [-1] * 7
             assert whole.values.tolist() == [-float(x) for x in actions[:7, 1]]
             assert (whole.seeds, whole.env_id) == ({"seed": "5"}, "toy/x")
             memory.begin(1, "e1", {"seed": "6"}, 3)
@@ -58,10 +67,10 @@ def test_the_memory_is_bounded() -> None:
     memory.begin(0, "long", {}, None)
     part = np.zeros((5, 2), np.int64)
     for _ in range(4):
-        memory.add(0, part, part.astype(np.float32), part.astype(np.float32))
+        memory.add(0, -1, part, part.astype(np.float32), part.astype(np.float32))
     assert memory.recall(0, "long", 4) is None
     memory.begin(0, "short", {}, 4)
-    memory.add(0, part, part.astype(np.float32), part.astype(np.float32))
+    memory.add(0, -1, part, part.astype(np.float32), part.astype(np.float32))
     found = memory.recall(0, "short", 1)
     assert found is not None
     assert len(found.actions) == 3
@@ -82,12 +91,31 @@ def finish(value: float, error: str | None = None) -> EpisodeFinish:
     return EpisodeFinish(value, 3, True, None, {}, error)
 
 
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120.0
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class NoKeeper:
+    """Keeps nothing."""
+
+    def submit(self, again: Again) -> None:
+        pytest.fail("not asked to play")
+
+    def take_trouble(self) -> tuple[str, ...]:
+        return ()
+
+    def close(self) -> None: ...
+
+
 def test_best_worst_and_failed_are_wanted_back(tmp_path: Path) -> None:
-    tracing = TraceRecorder(tmp_path, 0.0, TraceRun("demo", 0), player=lambda _: pytest.fail("not asked to play"))
+    tracing = TraceRecorder(tmp_path, 0.0, TraceRun("demo", 0), keeper=NoKeeper())
     wanted = [tracing.wants_back("e", finish(value)) for value in (0.0, 0.0, 1.0, 0.5, -1.0, 1.0, 2.0)]
     assert wanted == [False, False, True, False, True, False, True]
     assert sum(tracing.wants_back("e", finish(0.0, "ValueError: x")) for _ in range(99)) == 20
-    assert not recorder(tmp_path, rate=0.0).wants_back("e", finish(9.0, "no player"))
+    assert not recorder(tmp_path, rate=0.0).wants_back("e", finish(9.0, "no keeper"))
 
 
 def test_completing_aside_tells_its_errors(tmp_path: Path) -> None:
@@ -99,14 +127,14 @@ def test_completing_aside_tells_its_errors(tmp_path: Path) -> None:
     record(tracing, Played("e2", [0], [""], [0.0], [3]), finish=False)
     (tmp_path / "e2.jsonl.zst.part").unlink()
     tracing.finish(0, finish(0.0))
-    with pytest.raises(TraceError, match=r"e2.jsonl.zst: cannot be written: No such file"):
-        tracing.close()
+    tracing.close()
+    (told,) = tracing.take_trouble()
+    assert told.endswith("e2.jsonl.zst: cannot be written: No such file or directory")
 
 
 def test_what_was_recalled_is_what_was_recorded(tmp_path: Path) -> None:
     """Two equal rollouts in MiniHack, one that records every episode and one that records the extremes alone."""
     from agents.networks import NETWORKS, build_policy
-    from envs import make
 
     view = NETWORKS["fast"].view
 
@@ -114,12 +142,14 @@ def test_what_was_recalled_is_what_was_recorded(tmp_path: Path) -> None:
         import torch
 
         def make_env() -> Any:
-            return make("minihack/Room-Random-5x5", view, max_episode_steps=12)
+            return make(ENV_ID, view, max_episode_steps=12)
 
         envs = VectorEnv(make_env, 2, lambda env, episode: 1000 * env + episode)
         torch.manual_seed(0)
         policy: RecurrentPolicy = build_policy("fast", len(envs.env_spec.action_names))
-        tracing = TraceRecorder(folder, rate, TraceRun("demo", 0), player=player(make_env))
+        run = TraceRun("demo", 0)
+        keeper = AsideKeeper(Recipe(ENV_ID, view, {"max_episode_steps": 12}, folder, run), close_s=120.0)
+        tracing = TraceRecorder(folder, rate, run, keeper=keeper)
         return Rollout(envs, policy, length=10, seed=0, name="actor-00", observer=tracing)
 
     for folder, rate in ((tmp_path / "all", 1.0), (tmp_path / "some", 0.0)):
@@ -137,25 +167,65 @@ def test_what_was_recalled_is_what_was_recorded(tmp_path: Path) -> None:
         assert again.end.kept in ("best", "worst")
         assert again.header.seeds == first.header.seeds
         assert len(again.steps) == len(first.steps)
-        for one, other in zip(again.steps[:-1], first.steps[:-1], strict=True):
-            assert (one.action, one.screen, one.observation_hash) == (
-                other.action,
-                other.screen,
-                other.observation_hash,
-            )
+        for one, other in zip(again.steps, first.steps, strict=True):
+            assert one.screen and one.observation_hash
+            assert (one.action, one.screen, one.colors) == (other.action, other.screen, other.colors)
+            assert one.observation_hash == other.observation_hash
             assert (one.caption_id, one.caption_count, one.grounded) == (
                 other.caption_id, other.caption_count, other.grounded,
             )  # fmt: skip
             assert (one.log_prob, one.value, one.reward) == (other.log_prob, other.value, other.reward)
-        # Played again, the last screen is there too.
-        assert again.steps[-1].screen
     assert validate_file(tmp_path / "all" / some[0].name) == []
+
+
+def test_a_process_that_dies_is_told_and_the_next_episode_is_kept(tmp_path: Path) -> None:
+    """The first episode asks for an action that there is not, the second one's process is killed."""
+    env = make(ENV_ID, View(), max_episode_steps=5)
+    env.reset(seed=3)
+
+    names = (*env.env_spec.action_names, *["none"] * 99)
+
+    def again(name: str, action: int, kept: str) -> Again:
+        episode = Recalled(
+            name, env.env_spec.id, env.env_spec.options, names, env.seeds, np.full(5, action),
+            np.zeros(5, np.float32), np.zeros(5, np.float32), np.zeros(5, np.int64), np.arange(5),
+        )  # fmt: skip
+        return Again(
+            episode, EpisodeFinish(0.0, 5, False, None, {}, "IndexError: x" if kept == "failed" else None), "a/0", kept
+        )
+
+    run = TraceRun("demo", 0)
+    keeper = AsideKeeper(Recipe(ENV_ID, View(), {"max_episode_steps": 5}, tmp_path, run), idle_s=60.0, close_s=120.0)
+    keeper.submit(again("raises", 99, "failed"))
+    wait_for(lambda: (tmp_path / "raises.jsonl.zst").exists())
+    failed = read_trace(tmp_path / "raises.jsonl.zst")
+    assert validate_file(failed.path) == []
+    assert (len(failed.steps), failed.end and failed.end.kept, failed.end and failed.end.error) == (
+        1,
+        "failed",
+        "IndexError: x",
+    )
+    process = keeper._process  # pyright: ignore[reportPrivateUsage]
+    assert process is not None
+    process.kill()
+    process.wait()
+    told: list[str] = []
+    keeper.submit(again("lost", 0, "failed"))
+    wait_for(lambda: bool(told.extend(keeper.take_trouble()) or told))
+    assert told == ["lost (failed) could not be kept: the process that played it again died (exit code -9)"]
+    keeper.submit(again("kept", 0, "failed"))
+    keeper.close()
+    kept = read_trace(tmp_path / "kept.jsonl.zst")
+    assert validate_file(kept.path) == []
+    updates = [event.to_version for event in kept.events if isinstance(event, WeightsUpdate)]
+    assert (kept.header.reward_model_version, updates) == (0, [1, 2, 3, 4])
+    assert keeper.take_trouble() == ()
 
 
 def run_trace(folder: Path, clock: Callable[[], float]) -> RunTrace:
     return RunTrace(
         folder, run="demo", env_id="minihack/X", env_options={}, seed=7, policy="fast", policy_version=0,
-        code_revision=None, count_exponent=3.0, clock=clock,
+        code_revision=None, count_exponent=3.0, on_trouble=pytest.fail, clock=clock,
     )  # fmt: skip
 
 
@@ -186,11 +256,30 @@ def test_the_run_has_a_trace_of_its_own(tmp_path: Path) -> None:
     assert call.calls == 3
     assert read.end is not None
     assert (read.end.length, read.end.costs["llm_calls"]) == (200, 3)
-    second = run_trace(tmp_path, lambda: math.inf)
-    assert second.path != path
+    run_trace(tmp_path, lambda: math.inf)
+    assert len(run_traces(tmp_path)) == 2
 
 
-# Labels that come later.
+def test_a_run_goes_on_where_its_trace_cannot_be_written(tmp_path: Path) -> None:
+    told: list[str] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        trace = RunTrace(
+            tmp_path, run="demo", env_id="x", env_options={}, seed=0, policy="fast", policy_version=0, code_revision=None,
+            count_exponent=None, on_trouble=told.append,
+        )  # fmt: skip
+        for number in range(50):
+            trace.spawned(f"actor-{number * 7919:x}", "actor")
+            trace.checkpoint(str(number), number)
+        trace.end("done", 50, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(told) == 1
+    assert told[0].endswith("cannot be written: File too large")
+
+
+# What comes later.
 
 
 def test_labels_go_to_a_sidecar_once(tmp_path: Path) -> None:
@@ -204,25 +293,87 @@ def test_labels_go_to_a_sidecar_once(tmp_path: Path) -> None:
 
     traces = tmp_path / "traces"
     traces.mkdir()
-    assert copy_labels(tmp_path / "nothing.sqlite", traces) == 0
+    assert LabelCopier(tmp_path / "nothing.sqlite", traces).copy() == 0
+    copier = LabelCopier(store.path, traces)
     give([-5])
-    assert copy_labels(store.path, traces) == 1
-    assert copy_labels(store.path, traces) == 0
-    whole = (traces / FILE).read_bytes()
+    assert [copier.copy(), copier.copy(), LabelCopier(store.path, traces).copy()] == [1, 0, 0]
+    whole = (traces / LABELS).read_bytes()
     give([2**62])
-    assert copy_labels(store.path, traces) == 1
-    labels = read_labels(traces)
-    assert labels["-5"].probability == 0.9
-    assert (labels[str(2**62)].answer, labels[str(2**62)].label) == (answers[2**62].raw, 0)
-    assert labels["-5"].judge == "model"
+    # Also what is in the store alone.
+    first, second = labels = read_labels(traces)
+    assert copier.copy() == 1
+    assert read_labels(traces) == labels
+    assert (first.caption_id, first.probability, first.judge) == ("-5", 0.9, "model")
+    assert (second.caption_id, second.answer, second.label) == (str(2**62), answers[2**62].raw, 0)
     # Cut anywhere, the next copy mends it.
-    mended = (traces / FILE).read_bytes()
+    mended = (traces / LABELS).read_bytes()
     for size in range(len(whole), len(mended)):
-        (traces / FILE).write_bytes(mended[:size])
-        assert copy_labels(store.path, traces) == 1
-        assert read_labels(traces) == labels
+        (traces / LABELS).write_bytes(mended[:size])
+        assert LabelCopier(store.path, traces).copy() == 1
+        assert (traces / LABELS).read_bytes() == mended
+    assert read_labels(traces) == labels
     assert trace_files(traces) == []
     store.close()
+
+
+def test_scores_are_those_of_the_version_that_counted(tmp_path: Path) -> None:
+    log = ScoreLog(tmp_path)
+    log.add(2, {7: 0.5, -1: 0.0})
+    log.flush()
+    log.add(5, {7: 0.25})
+    log.flush()
+    ScoreLog(tmp_path).flush()
+    scores = read_scores(tmp_path)
+    assert [scores.of("7", version) for version in (0, 1, 2, 3, 5, 6)] == [
+        (0, 0.0), (2, 0.5), (2, 0.5), (5, 0.25), (5, 0.25), None,
+    ]  # fmt: skip
+    assert scores.of("-1", 1) == (2, 0.0)
+    assert scores.of("8", 1) is None
+
+
+def test_an_episode_is_completed_by_what_came_late(tmp_path: Path) -> None:
+    """R = w_ext clip(s r) + w_int r_int / N^b, by hand: w_ext 1, s 0.5, w_int 0.1, b 1."""
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    (tmp_path / "config.yaml").write_text("reward: {scale: 0.5, clip: 1.0, w_int: 0.1, count_exponent: 1.0}\n")
+    played = Played("e1", [0] * 4, ["", *["You see here a key."] * 2, "It's a wall."], [4.0, 0.0, -1.0, 0.0], [3] * 4)
+    tracing = recorder(traces)
+    begin(tracing, played, reward_model_version=1)
+    steps = steps_of(played, 0, 4)
+    tracing.steps(0, replace(steps, reward_model_version=2))
+    tracing.finish(0, EpisodeFinish(3.0, 4, True, True, {}, None))
+    (path,) = trace_files(traces)
+    key, wall = str(caption_id("You see here a key.")), str(caption_id("It's a wall."))
+    assert not Late.beside(traces).complete(read_trace(path)).known
+    assert load_index(traces).rows([0])[0].get("component_environment") is None
+    log = ScoreLog(traces)
+    log.add(1, {int(key): 9.0})
+    log.add(2, {int(key): 0.6, int(wall): 0.0})
+    log.flush()
+    with AnnotationStore(tmp_path / "annotations.sqlite") as store:
+        template = PromptTemplate.load()
+        asked = JudgeKey(template.version, template.goals[0], "judge", "direct", "{}")
+        store.write(asked, [LabelRecord(int(key), Answer(1, 0.8, "yes", 0.1))], [(int(key), "You see here a key.")])
+    done = Late.beside(traces).complete(read_trace(path))
+    assert done.known
+    rewards = [event for event in done.trace.events if isinstance(event, Reward)]
+    told = [(event.target, event.source, event.part, event.version, round(event.value, 6)) for event in rewards]
+    ids = [step.id for step in done.trace.steps]
+    assert [each for each in told if each[2] != "raw"] == [
+        (ids[0], "environment", "component", None, 1.0), (ids[0], "fusion", "total", None, 1.0),
+        (ids[1], "reward_model", "component", 2, 0.06), (ids[1], "fusion", "total", None, 0.06),
+        (ids[2], "environment", "component", None, -0.5), (ids[2], "reward_model", "component", 2, 0.03),
+        (ids[2], "fusion", "total", None, -0.47),
+    ]  # fmt: skip
+    assert [each[4] for each in told if each[1:3] == ("reward_model", "raw")] == [0.6, 0.6]
+    (label,) = [event for event in done.trace.events if isinstance(event, Annotation)]
+    assert (label.label, label.probability, done.trace.texts[label.answer_ref or ""]) == (1, 0.8, "yes")
+    assert "You see here a key." in done.trace.texts[label.question_ref or ""]
+    assert done.trace.end is not None
+    assert done.trace.end.components == pytest.approx({"environment": 0.5, "reward_model": 0.09})
+    assert validate_file(path) == []
+    row = load_index(traces).rows([0])[0]
+    assert (row["component_environment"], row["component_reward_model"]) == pytest.approx((0.5, 0.09))
 
 
 @pytest.mark.slow

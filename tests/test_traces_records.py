@@ -222,10 +222,10 @@ def test_files_of_the_second_version_are_read(tmp_path: Path) -> None:
 # Screens of terminals.
 
 
-terminals = st.integers(1, 12).flatmap(
-    lambda count: st.tuples(
-        arrays(np.uint8, (count, 3, 5), elements=st.sampled_from(b" .@d|\xe9")),
-        arrays(np.int8, (count, 3, 5), elements=st.integers(0, 15)),
+terminals = st.tuples(st.integers(1, 12), st.sampled_from([5, 8])).flatmap(
+    lambda shape: st.tuples(
+        arrays(np.uint8, (shape[0], 3, shape[1]), elements=st.sampled_from(b" .@d|\xe9")),
+        arrays(np.uint8, (shape[0], 3, shape[1]), elements=st.integers(0, 15)),
     )
 )
 
@@ -242,17 +242,21 @@ def test_cells_and_their_colours_come_back(shown: tuple[Any, Any], at_once: int)
         )
         for text, screen in zip(texts, colors, strict=True)
     ]
-    assert (text_of(chars[0]), colors_of(chars[0], colors[0])) == (texts[0], inks[0])
-    packer, unpacker = CellPacker(chars[0], colors[0]), CellUnpacker(texts[0], inks[0])
+    planes = np.stack([chars, colors], axis=1)
+    assert (text_of(planes[0]), colors_of(planes[0])) == (texts[0], inks[0])
+    packer, unpacker = CellPacker(planes[0]), CellUnpacker(texts[0], inks[0])
     found: list[tuple[str, str]] = []
-    for low in range(1, len(chars), at_once):
-        columns = packer.pack(chars[low : low + at_once], colors[low : low + at_once])
+    for low in range(0, len(chars) - 1, at_once * 2):
+        for part in (low, low + at_once):
+            if part < len(planes) - 1:
+                packer.add(planes[part : part + at_once + 1])
+        columns = packer.columns()
         found += unpacker.unpack(orjson.loads(orjson.dumps(columns, option=orjson.OPT_SERIALIZE_NUMPY)))
     assert found == list(zip(texts[1:], inks[1:], strict=True))
 
 
 def test_lines_that_do_not_follow_are_refused(tmp_path: Path) -> None:
-    record(recorder(tmp_path), Played("e1", [0, 1], ["", ""], [0.0, 0.0], [3, 3]))
+    record(recorder(tmp_path, frame_lines=1), Played("e1", [0, 1], ["", ""], [0.0, 0.0], [3, 3]))
     path = tmp_path / "e1.jsonl.zst"
     lines = read_lines(path).lines
     for old, new in (

@@ -33,12 +33,13 @@ class Played:
         return [self.captions[: at + 1].count(text) if text else 0 for at, text in enumerate(self.captions)]
 
 
-def begin(recorder: TraceRecorder, played: Played, *, env: int = 0) -> None:
+def begin(recorder: TraceRecorder, played: Played, *, env: int = 0, reward_model_version: int | None = None) -> None:
     seeds = {"core": str(2**64 - 1), "disp": "0"}
     options = {"max_episode_steps": 9}
-    recorder.start(
-        env, EpisodeStart(played.episode_id, "minihack/X", options, ACTIONS, seeds, 3, None, observation(0), ["@"], 0.0)
+    start = EpisodeStart(
+        played.episode_id, "minihack/X", options, ACTIONS, seeds, 3, reward_model_version, observation(0), ["@"], 0.0
     )
+    recorder.start(env, start)
 
 
 def record(recorder: TraceRecorder, played: Played, *, env: int = 0, finish: bool = True, at_once: int = 1) -> None:

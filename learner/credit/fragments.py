@@ -49,28 +49,30 @@ def square(x: Floats, steps: int) -> NDArray[np.float32]:
 
 
 def turns_of(
-    batch: Trajectory, fused: FusedReward, progress: Floats, outcome: NDArray[np.float64], slots: Sequence[Slot]
+    batch: Trajectory, fused: FusedReward, progress: Floats, outcome: Floats, slots: Sequence[Slot], columns: slice
 ) -> Turns:
-    """The turns of a batch; progress [K], outcome [T, B] (NaN where no episode ends or R is unknown), slots of its columns."""
-    ended = (batch.terminated | batch.truncated).T  # [B, T]
+    """The turns of some columns of a batch, each of another slot.
+
+    progress, outcome [k] of their turns (NaN where no episode ends or its R is unknown).
+    """
+    ended = (batch.terminated | batch.truncated)[:, columns].T  # [B, T]
     begins = np.zeros_like(ended)
     begins[:, 0] = True
     begins[:, 1:] = ended[:, :-1]
     offsets = np.append(np.flatnonzero(begins), ended.size).astype(np.int64)
     last, first = offsets[1:] - 1, offsets[:-1]
-    steps = batch.steps
-    goes_on = (first % steps == 0) & ~batch.start[0][first // steps]
-    column = first // steps
+    column = first // batch.steps
+    goes_on = (first % batch.steps == 0) & ~batch.start[0, columns][column]
     carried = [np.array([getattr(slot, name) for slot in slots]) for name in ("extrinsic", "progress")]
     return Turns(
         offsets=offsets,
-        extrinsic=flat(fused.extrinsic),
-        intrinsic=flat(fused.intrinsic),
+        extrinsic=flat(fused.extrinsic[:, columns]),
+        intrinsic=flat(fused.intrinsic[:, columns]),
         progress=progress,
-        grounded=batch.grounded.T.reshape(-1),
+        grounded=batch.grounded[:, columns].T.reshape(-1),
         ended=ended.reshape(-1)[last],
-        terminated=batch.terminated.T.reshape(-1)[last],
-        outcome=outcome.T.reshape(-1)[last],
+        terminated=batch.terminated[:, columns].T.reshape(-1)[last],
+        outcome=outcome[last],
         past=Past(*(np.where(goes_on, x[column], 0.0) for x in carried)),
     )
 

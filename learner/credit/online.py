@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from agents.trajectory import Trajectory
-from learner.credit.assembly import Slot, Slots
-from learner.credit.attribution import CreditRule
+from learner.credit.assembly import Slots
+from learner.credit.attribution import Attribution, CreditRule, Floats
 from learner.credit.components import ComponentCritics
 from learner.credit.estimator import ProgressEstimator
-from learner.credit.fragments import Origin, carry, square, turns_of
+from learner.credit.fragments import Origin, carry, flat, square, turns_of
 from learner.credit.outcomes import outcome_of
 from learner.credit.registry import build_credit
 from learner.credit.settings import CreditSettings
@@ -80,10 +80,6 @@ class OnlineCredit:
         `batch` is the trajectories that came from `origins`, side by side; `fused` their rewards without credit; state
         [T + 1, B, H] the core's, under the policy's `version`.
         """
-        slots: list[Slot] = []
-        for origin in origins:
-            self._slots.hear(origin.source)
-            slots += self._slots.of(origin.source, origin.first, origin.width)
         outcome = np.full(batch.action.shape, np.nan)
         progress = np.zeros(batch.action.size)
         deviation = progress
@@ -93,13 +89,9 @@ class OnlineCredit:
             action = torch.from_numpy(np.array(batch.action)).to(state.device)
             features = turn_features(state[:-1], action, self._actions).transpose(0, 1)  # [B, T, F]
             progress, deviation = self.estimator.contributions(features.flatten(0, 1))
-        turns = turns_of(batch, fused, progress, outcome, slots)
-        paid = self.method.attribute(turns)
-        carry(turns, slots)
-        self._collect(batch, slots, features, outcome, version)
-        extrinsic, intrinsic, earned, grounding = (
-            square(x, batch.steps) for x in (paid.extrinsic, paid.intrinsic, paid.progress, paid.grounding)
-        )
+        paid = self._attribute(batch, origins, fused, progress, flat(outcome))
+        self._collect(batch, origins, features, outcome, version)
+        extrinsic, intrinsic, earned, grounding = (square(x, batch.steps) for x in paid)
         return replace(
             fused,
             extrinsic=extrinsic,
@@ -108,6 +100,24 @@ class OnlineCredit:
             grounding=grounding,
             uncertainty=float(deviation.mean()),
         )
+
+    def _attribute(
+        self, batch: Trajectory, origins: Sequence[Origin], fused: FusedReward, progress: Floats, outcome: Floats
+    ) -> list[Floats]:
+        """The four components [K]. One origin after the other: a batch may hold two parts of the same episode."""
+        paid: list[Attribution] = []
+        first = 0
+        for origin in origins:
+            self._slots.hear(origin.source)
+            slots = self._slots.of(origin.source, origin.first, origin.width)
+            columns = slice(first, first + origin.width)
+            rows = slice(first * batch.steps, columns.stop * batch.steps)
+            turns = turns_of(batch, fused, progress[rows], outcome[rows], slots, columns)
+            paid.append(self.method.attribute(turns))
+            carry(turns, slots)
+            first = columns.stop
+        names = ("extrinsic", "intrinsic", "progress", "grounding")
+        return [np.concatenate([getattr(each, name) for each in paid]) for name in names]
 
     def _outcomes(self, batch: Trajectory, origins: Sequence[Origin]) -> NDArray[np.float64]:
         """R [T, B] where episodes ended whose outcome is told, NaN elsewhere."""
@@ -122,13 +132,14 @@ class OnlineCredit:
     def _collect(
         self,
         batch: Trajectory,
-        slots: Sequence[Slot],
+        origins: Sequence[Origin],
         features: Tensor | None,
         outcome: NDArray[np.float64],
         version: int,
     ) -> None:
         kept = None if features is None else features.to("cpu", torch.float16)
         ended = batch.terminated | batch.truncated
+        slots = [slot for each in origins for slot in self._slots.of(each.source, each.first, each.width)]
         for b, slot in enumerate(slots):
             outcomes = outcome[ended[:, b], b].tolist()
             part = None if kept is None else kept[b]

@@ -71,13 +71,16 @@ class EpisodeReplay:
         self._min = min_episodes
         self._max_age = max_age
         self._halves: tuple[deque[EpisodeFeatures], deque[EpisodeFeatures]] = (deque(), deque())
+        self._turns = [0, 0]
+        """Kept in each half."""
 
     def add(self, episode: EpisodeFeatures) -> None:
-        self._halves[episode.outcome >= 0.5].append(episode)
-        for half in self._halves:
-            kept = sum(each.turns for each in half)
-            while len(half) > 1 and (kept > self._bound or self._is_stale(half, episode.version)):
-                kept -= half.popleft().turns
+        mine = int(episode.outcome >= 0.5)
+        self._halves[mine].append(episode)
+        self._turns[mine] += episode.turns
+        for at, half in enumerate(self._halves):
+            while len(half) > 1 and (self._turns[at] > self._bound or self._is_stale(half, episode.version)):
+                self._turns[at] -= half.popleft().turns
 
     def _is_stale(self, half: deque[EpisodeFeatures], version: int) -> bool:
         return len(half) > self._min and version - half[0].version > self._max_age
@@ -118,6 +121,7 @@ class EpisodeReplay:
         for half, saved in zip(self._halves, state, strict=True):
             half.clear()
             half.extend(episode_from_state(each) for each in saved)
+        self._turns = [sum(each.turns for each in half) for half in self._halves]
 
 
 def episode_state(episode: EpisodeFeatures) -> dict[str, Any]:

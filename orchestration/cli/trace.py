@@ -90,13 +90,31 @@ def show(
     start: Annotated[int, typer.Option("--from", min=0, help="First step.")] = 0,
     limit: Annotated[int, typer.Option(min=1, help="Most steps.")] = 50,
     screens: Annotated[bool, typer.Option("--screens", help="Print the screen after each step.")] = False,
+    credit: Annotated[bool, typer.Option("--credit", help="Show which step earned what, and why.")] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="With --credit: whose estimator; default: the run's newest.")
+    ] = None,
+    copy_to: Annotated[
+        Path | None, typer.Option("--out", help="With --credit: folder for a copy with these rewards, to view.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the steps of a trace."""
     from orchestration.cli.output import console, fields, print_json, table
+    from orchestration.errors import UsageError
     from orchestration.traces.reader import read_trace
 
     trace = read_trace(file)
+    if credit:
+        from orchestration.cli.credit import show_credit
+
+        if screens:
+            raise UsageError("--screens: has no effect with --credit")
+        show_credit(trace, start, limit, checkpoint=checkpoint, out=copy_to, as_json=as_json)
+        return
+    for name, value in (("--checkpoint", checkpoint), ("--out", copy_to)):
+        if value is not None:
+            raise UsageError(f"{name}: has no effect without --credit")
     steps = [step for step in trace.steps if step.step >= start][:limit]
     if as_json:
         print_json({"header": trace.header, "captions": trace.captions, "steps": steps, "end": trace.end})
@@ -197,6 +215,16 @@ def replay(
     reward_model: Annotated[
         str | None, typer.Option("--reward-model", help="Compute the rewards again under this version or checkpoint.")
     ] = None,
+    force_tokens: Annotated[
+        bool,
+        typer.Option("--force-tokens", help="Score the stored tokens of language models again under stored weights."),
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Folder of those weights; default: the one that the trace names.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="So much log-probabilities may differ, in nats (0.1).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Execute episodes again from their seeds and compare everything. Exit code: 0 all match, 1 diverged, 3 cannot be."""
@@ -204,9 +232,10 @@ def replay(
 
     raise typer.Exit(
         run_replay(
-            files, start=start, fork=fork, policy=policy, seed=seed, out=out, reward_model=reward_model, as_json=as_json
+            files, start=start, fork=fork, policy=policy, seed=seed, out=out, reward_model=reward_model,
+            force_tokens=force_tokens, weights=weights, tolerance=tolerance, as_json=as_json,
         )
-    )
+    )  # fmt: skip
 
 
 @app.command("view")

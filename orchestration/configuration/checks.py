@@ -11,6 +11,7 @@ from orchestration.config import Config
 from orchestration.configuration.keys import key_types, near_miss
 from orchestration.configuration.objectives import COMPARING, OBJECTIVES, objective_settings
 from orchestration.errors import ConfigError
+from reward_server.kinds import KINDS, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,8 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "learner.entropy_coefficient": NOT_NEGATIVE,
     "learner.max_grad_norm": POSITIVE,
     "learner.max_lag": NOT_NEGATIVE,
-    "reward.model": Choice(("none", "classification")),
+    "reward.model": Choice(("none", *KINDS)),
+    "reward.offline_path": Text(),
     "reward.w_ext": Range(),
     "reward.w_int": Range(),
     "reward.w_prog": Range(),
@@ -183,6 +185,8 @@ CHECKS: dict[str, Range | Choice | Text] = {
         r"[A-Za-z_][A-Za-z0-9_]*", "must be the name of an environment variable (never the key itself)"
     ),
     "judge.goal": Text(),
+    "judge.goals_file": Text(),
+    "judge.pairs": Choice(("auto", "pairwise", "pointwise")),
     "judge.mode": Choice(("direct", "reasoned")),
     "judge.reason_tokens": COUNT,
     "judge.temperature": Range(0, 2),
@@ -203,6 +207,9 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "annotator.backoff_s": POSITIVE,
     "annotator.breaker_failures": COUNT,
     "annotator.probe_interval_s": POSITIVE,
+    "annotator.pair_choice": Choice(("uniform", "informative")),
+    "annotator.pair_reservoir": Range(2),
+    "annotator.pairs_per_caption": POSITIVE,
     "distiller.learning_rate": POSITIVE,
     "distiller.batch_size": COUNT,
     "distiller.steps_per_update": COUNT,
@@ -213,9 +220,17 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "distiller.interval_s": NOT_NEGATIVE,
     "distiller.max_share": Range(0, 1, above=True),
     "distiller.threshold": SHARE,
+    "distiller.rank_threshold": Range(),
+    "distiller.max_grad_norm": POSITIVE,
     "distiller.holdout": Range(0, 0.9),
     "distiller.holdout_after": NOT_NEGATIVE,
     "distiller.caption_bytes": Range(123, 65536),
+    "rnd.learning_rate": POSITIVE,
+    "rnd.share": Range(0, 1, above=True),
+    "rnd.discount": SHARE,
+    "ellm.goals": Text(r"(?s).*[^;\s].*", "must name a goal"),
+    "ellm.embedding": Text(),
+    "ellm.threshold": Range(-1, 1),
     "trace.rate": SHARE,
     "trace.episodes": Text(r"[\w.*?,\[\]!-]*", "must be names of episodes or patterns of them, separated by commas"),
     "checkpoint.interval_s": POSITIVE,
@@ -246,9 +261,14 @@ def check_values(config: Config) -> None:
 
 
 def _check_goal(config: Config) -> None:
-    from reward_server.judge.prompts import PromptTemplate
+    from reward_server.judge.prompts import PromptTemplate, read_goals
+    from reward_server.types import JudgeError
 
-    fault = Choice(PromptTemplate.load().goals).fault(config.judge.goal)
+    try:
+        own = read_goals(config.judge.goals_file) if config.judge.goals_file else {}
+    except JudgeError as error:
+        raise ConfigError(str(error)) from error
+    fault = Choice((*own, *PromptTemplate.load().goals)).fault(config.judge.goal)
     if fault:
         raise ConfigError(f"judge.goal={config.judge.goal}: {fault}")
 
@@ -260,7 +280,7 @@ def _check_env(config: Config) -> None:
     worlds = {"env.id": config.env.id}
     for key, values in (("env.mix", config.env.mix), ("env.curriculum", config.env.curriculum)):
         for world, amount in values.items():
-            if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 < amount < math.inf:
+            if not 0 < amount < math.inf:
                 raise ConfigError(f"{key}.{world}={amount}: must be a number above 0")
             worlds[f"{key}.{world}"] = world
     for key, world in worlds.items():
@@ -288,16 +308,35 @@ def check_consistency(config: Config, given: Set[str]) -> None:
     if reward.w_ext == 0 and not learns_intrinsic(config) and not learns_progress(config):
         raise ConfigError("reward.w_ext=0: nothing is left to learn from, as there is no intrinsic reward either")
     _check_credit(config)
-    if reward.model != "none" and reward.w_int != 0 and judge.engine == "none":
+    if wants_judge(config) and judge.engine == "none":
         raise ConfigError(
             f"judge.engine=none: leaves reward.w_int={reward.w_int:g} without labels; "
             "set reward.w_int=0 too, or choose an engine"
         )
-    if uses_judge(config) and judge.engine == "openai":
+    if reward.model == "offline" and reward.offline_path is None:
+        raise ConfigError("reward.offline_path: reward.model=offline needs labels or a trained reward model")
+    if uses_judge(config):
+        _check_judge(config, given)
+
+
+def _check_judge(config: Config, given: Set[str]) -> None:
+    judge = config.judge
+    if judge.engine == "openai":
         if judge.url is None:
             raise ConfigError("judge.url: judge.engine=openai needs the address of the server")
         if "judge.model" not in given:
             raise ConfigError("judge.model: judge.engine=openai needs the name that the server has for its model")
+    if judge.model != "embedded" or judge.engine == "openai":
+        return
+    if judge.goal != "default":
+        raise ConfigError(
+            f"judge.goal={judge.goal}: the embedded judge was taught one goal, default; choose another judge.model"
+        )
+    if judge.pairs == "pairwise" and compares_pairs(config):
+        raise ConfigError(
+            "judge.pairs=pairwise: the embedded judge was taught to judge one caption at a time; take pointwise, or "
+            "another judge.model"
+        )
 
 
 def _check_language(config: Config) -> None:
@@ -347,6 +386,11 @@ def learns_intrinsic(config: Config) -> bool:
     return config.reward.model != "none" and config.reward.w_int != 0
 
 
+def wants_judge(config: Config) -> bool:
+    """Whether the reward model learns from a judge's labels."""
+    return learns_intrinsic(config) and KINDS[config.reward.model].source.asks_judge
+
+
 def is_traced(config: Config) -> bool:
     """Whether the run records episodes, and itself."""
     return config.trace.rate > 0 or bool(config.trace.episodes)
@@ -354,4 +398,9 @@ def is_traced(config: Config) -> bool:
 
 def uses_judge(config: Config) -> bool:
     """Whether a judge is started: only where its labels end up in the reward."""
-    return learns_intrinsic(config) and config.judge.engine != "none"
+    return wants_judge(config) and config.judge.engine != "none"
+
+
+def compares_pairs(config: Config) -> bool:
+    """Whether the judge is asked about pairs of captions."""
+    return uses_judge(config) and KINDS[config.reward.model].source is Source.PAIRS

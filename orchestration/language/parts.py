@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agents.language.engines import Generator, build_engine
 from agents.language.episode import LanguageEpisode
@@ -22,17 +23,14 @@ from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import learns_intrinsic
 from orchestration.configuration.objectives import objective_settings
-from orchestration.favourites import CaptionViews
 from orchestration.language.recorder import LanguageRecorder
 from orchestration.language.tasks import Tasks
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
+from orchestration.scoring import CaptionViews, ToldScores, build_scorer
 from orchestration.seeds import derive_seed
 from orchestration.traces.recorder import TraceRun
-from reward_server.models.base import reward_model_kind
-from reward_server.scorer import CaptionScorer
 
 if TYPE_CHECKING:
     from reward_server.distiller import RewardModelVersion
@@ -116,14 +114,10 @@ class LanguageLearnerPart:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         self._origin = model
-        self.scorer: CaptionScorer | None = None
-        intrinsic: IntrinsicReward = NoIntrinsicReward()
-        if learns_intrinsic(config):
-            self.scorer = intrinsic = CaptionScorer(
-                reward_model_kind(config.reward.model).model(config.distiller, "cpu")
-            )
-        self.learner = _build_learner(config, model, intrinsic)
+        self.scorer = build_scorer(config)
+        self.learner = _build_learner(config, model, NoIntrinsicReward() if self.scorer is None else self.scorer)
         self._views = CaptionViews(self.scorer)
+        self._told = ToldScores(config, self.scorer)
         self._idle_since = time.perf_counter()
 
     def publish(self, needed: int | None = None) -> tuple[int, Path]:
@@ -151,10 +145,14 @@ class LanguageLearnerPart:
         began = time.perf_counter()
         if self.scorer is not None:
             self.scorer.observe(new_captions)
-        returns, earned = self._earned(episodes)
+        captions = np.array([turn.caption_id for episode in episodes for turn in episode.turns], np.int64)
+        scores = self._told.new(captions, self.learner.intrinsic.lookup(captions))
+        returns, earned = self._earned(episodes, captions)
         self._views.refresh()
         rewarded = time.perf_counter()
         updates = self.learner.feed(episodes)
+        if self.scorer is not None:
+            self.scorer.learn("episodes", captions[:, None])  # one after the other
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,
@@ -164,6 +162,7 @@ class LanguageLearnerPart:
             samples_dropped=self.learner.dropped_samples,
             liked=self._views.liked,
             disliked=self._views.disliked,
+            scores=scores,
             reward_s=rewarded - began,
             waited_s=waited,
         )
@@ -171,12 +170,11 @@ class LanguageLearnerPart:
         return result
 
     def _earned(
-        self, episodes: Sequence[LanguageEpisode]
+        self, episodes: Sequence[LanguageEpisode], captions: NDArray[np.int64]
     ) -> tuple[dict[tuple[int, int], float], tuple[tuple[str, float], ...]]:
         """Sum of r_int / N^β of each episode, by (0, member), and of each caption."""
         if self.scorer is None or not episodes:
             return {(0, episode.member): 0.0 for episode in episodes}, ()
-        captions = np.array([turn.caption_id for episode in episodes for turn in episode.turns], np.int64)
         self.scorer.count(captions)
         bonus = turn_rewards(episodes, self.learner.intrinsic, self.config.reward).bonus
         ends = np.cumsum([episode.length for episode in episodes])[:-1]

@@ -13,7 +13,11 @@ from orchestration.summary import CaptionScore, Summary
 
 _SHARE = (0.0, 1.0)
 _COMPONENTS = "reward/"
-_DIAGNOSTICS = ("loss/", "policy/entropy", "policy/kl", "policy/clipped", "policy/grad_norm", "value/", "grounded")
+_SHOWN = (
+    "episode/", "reward/", "reward_model/", "captions/", "hacking/", "policy/lag_mean", "policy/lag_max", "policy/version",
+    "episodes",
+)  # fmt: skip
+"""Metrics that the sections show, or that tell nothing; all others are in detail."""
 _KNOWN_EPISODE = ("episode/return", "episode/success", "episode/intrinsic_return", "episode/length")
 
 
@@ -44,8 +48,14 @@ def render(groups: Sequence[Group]) -> str:
         section("Labels and reward model", charts(_labels(groups)), charts(_quality(groups))),
         section("Judge", _judge_health(runs), charts(_judge(groups))),
         section("Captions", _captions(runs)),
-        section("Lag and speed", charts(_system(groups)), _budget(runs)),
-        section("Learner in detail", details("losses, policy, value", charts(_diagnostics(groups)))),
+        section(
+            "Lag and speed",
+            charts([*_system(groups), *_budget(groups)]),
+            note="The time budget says what each part of the system spent its time on; the rest is idle, or not measured.",
+        ),
+        section(
+            "In detail", details("losses, policy, value, and whatever else is measured", charts(_diagnostics(groups)))
+        ),
         section("Configuration", _configuration(groups)),
     ]
     return page(title, style, "".join(content))
@@ -173,7 +183,7 @@ def _system(groups: Sequence[Group]) -> list[str]:
 
 
 def _diagnostics(groups: Sequence[Group]) -> list[str]:
-    names = [name for prefix in _DIAGNOSTICS for name in _all_names(groups, prefix)]
+    names = [name for name in _all_names(groups, "") if not name.startswith(_SHOWN) and _changes(groups, name)]
     return [_metric(groups, _words(name), name) for name in names]
 
 
@@ -314,17 +324,28 @@ def _scores(scores: Sequence[CaptionScore]) -> str:
     return table(("score", "caption", "times"), rows)
 
 
-def _budget(runs: Sequence[RunData]) -> str:
-    """What each part spent its time on, mean over the run."""
-    rows: list[tuple[str, list[tuple[str, float]]]] = []
-    for run in runs:
-        for part, shares in _shares(run).items():
-            rows.append((f"{run.name}: {part}" if len(runs) > 1 else part, list(shares.items())))
-    if not rows:
-        return ""
-    kinds = list(dict.fromkeys(kind for _, shares in rows for kind, _ in shares))
-    note = "What each part of the system spent its time on, mean over the run. The rest is idle, or not measured."
-    return charts([figure("Time budget", stacked_bars(rows, kinds), note, kinds)])
+def _budget(groups: Sequence[Group]) -> list[str]:
+    """What each part spent its time on, one chart for each group, mean over its runs."""
+    rows: list[list[tuple[str, list[tuple[str, float]]]]] = []
+    for group in groups:
+        shares = [_shares(run) for run in group.runs]
+        parts = list(dict.fromkeys(part for of_run in shares for part in of_run))
+        rows.append([(part, _mean_shares([of_run.get(part, {}) for of_run in shares])) for part in parts])
+    kinds = list(dict.fromkeys(kind for of_group in rows for _, shares in of_group for kind, _ in shares))
+    return [
+        figure(
+            f"Time budget: {group.label}" if len(groups) > 1 else "Time budget",
+            stacked_bars(of_group, kinds),
+            names=kinds,
+        )
+        for group, of_group in zip(groups, rows, strict=True)
+        if of_group
+    ]
+
+
+def _mean_shares(shares: Sequence[Mapping[str, float]]) -> list[tuple[str, float]]:
+    kinds = dict.fromkeys(kind for of_run in shares for kind in of_run)
+    return [(kind, sum(of_run.get(kind, 0.0) for of_run in shares) / len(shares)) for kind in kinds]
 
 
 def _shares(run: RunData) -> Mapping[str, Mapping[str, float]]:

@@ -176,8 +176,7 @@ class Player:
         from envs import make
 
         recipe = self._recipe
-        env = self._env or make(recipe.env_id, recipe.view, **recipe.env_options)
-        self._env = None
+        env = self._env = self._env or make(recipe.env_id, recipe.view, **recipe.env_options)
         observation, _ = env.reset(seed=int(episode.seeds["seed"]))
         policies, rewards = episode.policy_versions, episode.reward_model_versions
         start = EpisodeStart(
@@ -200,18 +199,18 @@ class Player:
         bounds = np.unique([0, len(episode.actions), *changes, *range(0, len(episode.actions), _AT_ONCE)])
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             yield self._some(env, episode, low, high)
-        # Only one that did not raise is used again.
-        if self._env is None:
-            env.close()
+            # Only an environment that did not raise goes on, and is used again.
+            if self._env is None:
+                env.close()
+                return
 
     def _some(self, env: YendorEnv, episode: Recalled, low: int, high: int) -> EpisodeSteps:
         observations: list[dict[str, Any]] = []
-        screens: list[Any] = []
+        screens: list[Any] = [] if env.terminal() is None else [_shot(env)]
         captions: list[str] = []
         rewards = np.zeros(high - low, np.float32)
         grounded = np.zeros(high - low, np.bool_)
         at = np.zeros(high - low)
-        self._env = env
         for number, action in enumerate(episode.actions[low:high].tolist()):
             try:
                 observation, reward, _, _, info = env.step(action)
@@ -249,15 +248,15 @@ def _version(number: Any) -> int | None:
 
 
 def _shot(env: YendorEnv) -> Any:
-    """What is seen now: (chars, colors) of a terminal, or text."""
+    """What is seen now: the planes of a terminal, or text."""
     terminal = env.terminal()
-    return env.screen() if terminal is None else (terminal.chars.copy(), terminal.colors.copy())
+    return env.screen() if terminal is None else terminal.planes()
 
 
 def _join(shots: list[Any]) -> Screens:
     if not shots or isinstance(shots[0], str):
         return shots
-    return Cells(np.stack([chars for chars, _ in shots]), np.stack([colors for _, colors in shots]))
+    return Cells(np.stack(shots))
 
 
 def main() -> None:

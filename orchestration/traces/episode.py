@@ -1,100 +1,83 @@
 """The file of one episode while it is recorded. See `files` for what is promised of it, `packing` for its lines."""
 
-import functools
-import hashlib
 import math
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from agents.observer import Cells, EpisodeFinish, EpisodeStart, EpisodeSteps
-from envs.captions import EMPTY_CAPTION_ID
 from orchestration.traces.cells import colors_of, text_of
 from orchestration.traces.codec import encode
 from orchestration.traces.files import TraceFile
+from orchestration.traces.hashes import observation_hash
 from orchestration.traces.packing import StepPacker
 from orchestration.traces.schema import (
-    POLICY,
-    REWARD_MODEL,
     Caption,
     End,
     EnvReset,
     Error,
     Header,
-    WeightsUpdate,
     clean,
 )
 
-_HASH_BYTES = 6
+AT_ONCE = 128
+"""Steps in a line; """
+_LATEST_S = 10.0
+"""So long they wait at most, as far as the rollout tells of others meanwhile."""
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 
 class EpisodeFile:
-    """Writes what happens in one episode. `kept` says why."""
+    """Writes what happens in one episode. `kept` says why; `at_once` steps are in a line."""
 
-    def __init__(self, file: TraceFile, header: Header, start: EpisodeStart, agent: str, kept: str) -> None:
+    def __init__(
+        self, file: TraceFile, header: Header, start: EpisodeStart, agent: str, kept: str, *, at_once: int = AT_ONCE
+    ) -> None:
         self.file = file
         self._agent = agent
         self._kept = kept
+        self._at_once = at_once
         self._began = start.at
         self._t = 0.0
         self._seq = 0
         self._last = ""
-        self._versions: dict[str, int | None] = {POLICY: start.policy_version, REWARD_MODEL: start.reward_model_version}
-        self._packer = StepPacker.after(start.screen)
+        self._packer = StepPacker(start)
+        self._due = 0.0
         self._length = 0
         self._return = 0.0
         shown = start.screen
-        screen, colors = (
-            (text_of(shown.chars[0]), colors_of(shown.chars[0], shown.colors[0]))
-            if isinstance(shown, Cells)
-            else (clean(shown[0]), "")
-        )
+        if isinstance(shown, Cells):
+            screen, colors = text_of(shown.planes[0]), colors_of(shown.planes[0])
+        else:
+            screen, colors = clean(shown[0]), ""
         file.write(header)
         reset = EnvReset(
             **self._event(()), observation_hash=observation_hash(start.observation), screen=screen, colors=colors
         )
         self._last = reset.id
         file.write(reset)
-        file.flush()
 
     def steps(self, steps: EpisodeSteps) -> None:
-        """The next steps."""
-        self._t = max(self._t, round(float(steps.at[0]) - self._began, 3))
-        self._version(POLICY, steps.policy_version)
-        self._version(REWARD_MODEL, steps.reward_model_version)
-        known = self._packer.captions
-        for at in np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist():
-            caption = int(steps.caption_id[at])
-            if caption not in known:
-                known[caption] = len(known)
-                self.file.write(Caption(caption_id=str(caption), text=clean(steps.captions[at])))
-        line = self._packer.pack(steps, self._began, list(hashes_of(steps.observation)))
-        count = len(steps)
-        self._seq += count + int(np.count_nonzero(steps.reward))
+        """The next steps. They are written some calls of the rollout later: many together take less room."""
+        for caption, text in self._packer.new_captions(steps):
+            self.file.write(Caption(caption_id=str(caption), text=clean(text)))
+        if not self._packer.count:
+            self._due = float(steps.at[0]) + _LATEST_S
+        self._seq += self._packer.add(steps)
         # The newest of the trunk; its reward, where it has one, comes after it.
         self._last = f"e{self._seq - 1 - bool(steps.reward[-1])}"
         self._t = round(float(steps.at[-1]) - self._began, 3)
-        self._length += count
+        self._length += len(steps)
         self._return += float(steps.reward.sum(dtype=np.float64))
-        self.file.append(orjson.dumps(line, option=_OPTIONS), count)
+        if self._packer.count >= self._at_once or steps.at[-1] >= self._due:
+            self.write()
 
-    def _version(self, what: str, version: int | None) -> None:
-        before = self._versions[what]
-        if version is None or version == before:
-            return
-        self._versions[what] = version
-        update = WeightsUpdate(
-            **self._event((self._last,)),
-            from_version=version if before is None else before,
-            to_version=version,
-            what=what,
-        )
-        self._last = update.id
-        self.file.write(update)
+    def write(self) -> None:
+        """Hands what waits to the file."""
+        count = self._packer.count
+        if count:
+            self.file.append(orjson.dumps(self._packer.line(), option=_OPTIONS), count)
 
     def tell(self, message: str, source: str, *, fatal: bool = False) -> None:
         """Something failed."""
@@ -103,6 +86,7 @@ class EpisodeFile:
 
     def finish(self, finish: EpisodeFinish) -> None:
         """The episode has ended; the file is complete but for its name."""
+        self.write()
         if finish.error is not None:
             self.tell(finish.error, "environment", fatal=True)
         same = math.isclose(self._return, finish.episode_return, rel_tol=1e-4, abs_tol=1e-4)
@@ -128,30 +112,3 @@ class EpisodeFile:
         seq = self._seq
         self._seq += 1
         return {"id": f"e{seq}", "seq": seq, "t": self._t, "agent": self._agent, "parents": parents}
-
-
-def observation_hash(observation: Mapping[str, NDArray[Any]]) -> str:
-    """blake2b (48 bits) over names, dtypes, shapes and bytes of the arrays, in the order of their names."""
-    (found,) = hashes_of({name: array[None] for name, array in observation.items()})
-    return found
-
-
-def hashes_of(observations: Mapping[str, NDArray[Any]]) -> Iterator[str]:
-    """`observation_hash` of each of L observations, whose arrays are [L, ...]."""
-    count = len(next(iter(observations.values()), ()))
-    if not count:
-        return
-    parts: list[NDArray[np.uint8]] = []
-    for name in sorted(observations):
-        array = np.ascontiguousarray(observations[name])
-        described = np.frombuffer(_described(name, array.dtype, array.shape[1:]), np.uint8)
-        parts.append(np.broadcast_to(described, (count, len(described))))
-        parts.append(array.reshape(count, -1).view(np.uint8))
-    rows = np.concatenate(parts, axis=1)
-    for row in rows:
-        yield hashlib.blake2b(row, digest_size=_HASH_BYTES).hexdigest()
-
-
-@functools.lru_cache(maxsize=256)
-def _described(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    return f"{name}:{dtype.str}:{shape};".encode()

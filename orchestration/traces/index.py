@@ -7,17 +7,21 @@ for, and a damaged index is made anew.
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestration.errors import TraceError
 from orchestration.files import write_atomically
+from orchestration.traces.complete import Late
+from orchestration.traces.late import SCORES
 from orchestration.traces.reader import RUN_PREFIX, Outline, read_outline
 from orchestration.traces.schema import SUFFIX
 from orchestration.traces.where import column_named, parse_where
 
 FILE = "index.parquet"
+_REWARDED = "component_environment"
+"""Every episode has it whose rewards are known."""
 
 COLUMNS: Mapping[str, str] = {
     "episode_id": "string",
@@ -140,9 +144,10 @@ def load_index(folder: Path, *, write: bool = True) -> Index:
     known = _read(folder / FILE)
     where = {name: at for at, name in enumerate(known.column("file"))}
     present = set(_names(folder))
-    kept = [at for name, at in where.items() if name in present and not name.endswith(".part")]
-    paths = [folder / name for name in sorted(present - where.keys() | {n for n in present if n.endswith(".part")})]
-    fresh = [row_of(outline) for outline in map(_outline, paths) if outline is not None]
+    again = {name for name in present if name.endswith(".part")} | _unrewarded(folder, known)
+    kept = [at for name, at in where.items() if name in present - again]
+    paths = [folder / name for name in sorted(present - where.keys() | again & present)]
+    fresh = [row for row in map(_row, paths) if row is not None]
     if not fresh and len(kept) == len(where):
         return known
     index = Index(table_of([*known.rows(kept), *fresh]))
@@ -161,10 +166,25 @@ def _names(folder: Path) -> list[str]:
     return [name for name in entries if name.endswith(endings) and not name.startswith(RUN_PREFIX)]
 
 
-def _outline(path: Path) -> Outline | None:
+def _unrewarded(folder: Path, known: Index) -> set[str]:
+    """Files whose rewards were not known yet when they were read, and may be now."""
+    scores, index = folder / SCORES, folder / FILE
+    if not scores.exists() or (index.exists() and index.stat().st_mtime_ns > scores.stat().st_mtime_ns):
+        return set()
+    rewarded = known.column(_REWARDED) if _REWARDED in known.names else [None] * len(known)
+    ended, versions = known.column("complete"), known.column("reward_model_version")
+    rows = zip(known.column("file"), ended, versions, rewarded, strict=True)
+    return {name for name, end, version, sum_ in rows if end and version is not None and sum_ is None}
+
+
+def _row(path: Path) -> dict[str, Any] | None:
     """None for a file that has nothing in it yet, or that was finished (renamed) meanwhile."""
     try:
-        return read_outline(path)
+        outline = read_outline(path)
+        if outline.end is not None and not outline.end.components:
+            done = Late.beside(path.parent).complete_path(path)
+            outline = outline if done is None else replace(outline, end=done.end)
+        return row_of(outline)
     except TraceError:
         if path.suffix == ".part" or not path.exists():
             return None

@@ -22,6 +22,7 @@ _IMPLIED = ("id", "seq", "agent", "parents")
 """What a line of an event may leave out, as it follows from the lines before."""
 _IMPLIED_STEP = (*_IMPLIED, "step", "action_name", "policy_version")
 _PAID = {"description": "The environment's `reward` event follows, which the line stands for too.", "const": True}
+_INDEX: dict[str, Any] = {"type": "integer", "minimum": 0}
 _INTEGERS: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
 _COUNTS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _UNITS: dict[str, Any] = {"type": "array", "items": {"type": ["integer", "null"]}}
@@ -72,21 +73,21 @@ _STEPS = _columns(
         "items": {"type": "number"},
     },
     hash={"description": "Hashes of the observations, all of the same length, joined.", "type": "string"},
+    policy=_tuples("Where the policy is another: step of the line, and version.", _INDEX, {"type": "integer"}),
+    reward_model=_tuples("The same, of the reward model.", _INDEX, {"type": "integer"}),
     said=_tuples(
         "Where something was said: step of the line, and number of the caption, from 0 in the order of their lines.",
-        {"type": "integer", "minimum": 0},
-        {"type": "integer", "minimum": 0},
+        _INDEX,
+        _INDEX,
     ),
     refused={"description": "Steps of the line whose action could not be executed.", **_COUNTS},
-    slow=_tuples(
-        "Steps of the line that took long, and seconds.", {"type": "integer", "minimum": 0}, {"type": "number"}
-    ),
+    slow=_tuples("Steps of the line that took long, and seconds.", _INDEX, {"type": "number"}),
     cells=_CELLS,
     rows=_tuples(
         "Instead of `cells`: for each screen its number of rows, and those, by number and text, that differ from the screen "
         "before.",
         {"type": "integer", "minimum": 1},
-        _tuples("A row.", {"type": "integer", "minimum": 0}, {"type": "string"}),
+        _tuples("A row.", _INDEX, {"type": "string"}),
     ),
 )
 

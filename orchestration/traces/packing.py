@@ -7,23 +7,23 @@ An event may leave out
 - of an `env_step`: `step` (one more than the step before), `action_name` (the header has it), `policy_version` (that in
   force); with `paid` it stands for two events: itself, and right after it the environment's `reward` of the same value.
 
-A line `steps` stands for several `env_step` that follow one another, as columns: see `pack_steps`. Each of them whose
+A line `steps` stands for several `env_step` that follow one another, as columns: see `StepPacker.line`. Each of them whose
 reward is not 0 is followed by the environment's `reward` event of the same value. A line with all its fields is as good.
 What the reader gives has them all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.observer import Cells, EpisodeSteps, Screens
+from agents.observer import Cells, EpisodeStart, EpisodeSteps
 from envs.captions import EMPTY_CAPTION_ID
 from orchestration.errors import TraceError
 from orchestration.traces.cells import CellPacker, CellUnpacker
-from orchestration.traces.schema import clean
+from orchestration.traces.hashes import hashes_of
+from orchestration.traces.schema import POLICY, REWARD_MODEL, clean
 
 _TRUNK = frozenset({"env_reset", "env_step", "weights_update"})
 _UNIT = 1e-4
@@ -34,71 +34,103 @@ _SLOW_S = 0.1
 """Steps that took less have no duration: the environments of a batch step together, so it says little, and takes bytes."""
 
 
-@dataclass(slots=True)
 class StepPacker:
-    """Makes the `steps` lines of one episode."""
+    """Makes the `steps` lines of one episode: steps are added call by call, many become one line."""
 
-    cells: CellPacker | None
-    """Where its screens are those of a terminal."""
-    rows: list[str]
-    """Of the newest screen elsewhere."""
-    captions: dict[int, int] = field(default_factory=dict[int, int])
-    """Number of each caption, by id: they are numbered in the order of their lines."""
+    def __init__(self, start: EpisodeStart) -> None:
+        """For the steps of an episode that began so."""
+        self._began = start.at
+        self._versions: dict[str, int | None] = {POLICY: start.policy_version, REWARD_MODEL: start.reward_model_version}
+        screen = start.screen
+        self._cells = CellPacker(screen.planes[0]) if isinstance(screen, Cells) else None
+        self._shown: list[str] = [] if isinstance(screen, Cells) else clean(screen[0]).split("\n")
+        self._captions: dict[int, int] = {}
+        """Number of each caption, by id: they are numbered in the order of their lines."""
+        self.count = 0
+        """Steps that wait for their line."""
+        self._clear()
 
-    @classmethod
-    def after(cls, first: Screens) -> "StepPacker":
-        """For the steps after the screen `first`."""
-        if isinstance(first, Cells):
-            return cls(CellPacker(first.chars[0], first.colors[0]), [])
-        return cls(None, clean(first[0]).split("\n"))
+    def _clear(self) -> None:
+        self.count, self._seen = 0, 0
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+        self._hashes: list[str] = []
+        self._places: dict[str, list[Any]] = {}
+        self._rows: list[tuple[int, list[tuple[int, str]]]] = []
 
-    def pack(self, steps: EpisodeSteps, began: float, hashes: Sequence[str]) -> dict[str, Any]:
-        """The line: L steps as columns.
+    def new_captions(self, steps: EpisodeSteps) -> list[tuple[int, str]]:
+        """Captions (id, text) that come for the first time: their lines have to stand before that of the steps."""
+        new: list[tuple[int, str]] = []
+        for at in np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist():
+            caption = int(steps.caption_id[at])
+            if caption not in self._captions:
+                self._captions[caption] = len(self._captions)
+                new.append((caption, str(steps.captions[at])))
+        return new
+
+    def add(self, steps: EpisodeSteps) -> int:
+        """Takes more steps, whose captions `new_captions` has seen; how many events they stand for."""
+        base, places = self.count, self._places
+        events = len(steps) + int(np.count_nonzero(steps.reward))
+        for what, version in ((POLICY, steps.policy_version), (REWARD_MODEL, steps.reward_model_version)):
+            if version is not None and version != self._versions[what]:
+                self._versions[what] = version
+                places.setdefault(what, []).append((base, version))
+                events += 1
+        ticks = np.rint((steps.at - self._began) / _TICK).astype(np.int64)
+        self._parts.append((ticks, steps.action, steps.log_prob, steps.value, steps.reward))
+        self._hashes += hashes_of(steps.observation)
+        said = np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID)
+        if len(said):
+            numbers = [self._captions[caption] for caption in steps.caption_id[said].tolist()]
+            places.setdefault("said", []).extend(zip((said + base).tolist(), numbers, strict=True))
+        if not steps.grounded.all():
+            places.setdefault("refused", []).extend((np.flatnonzero(~steps.grounded) + base).tolist())
+        slow = np.flatnonzero(steps.duration >= _SLOW_S).tolist()
+        if slow:
+            places.setdefault("slow", []).extend((base + at, round(float(steps.duration[at]), 3)) for at in slow)
+        self._seen += len(steps.screens)
+        if self._cells is not None and isinstance(steps.screens, Cells):
+            self._cells.add(steps.screens.planes)
+        elif not isinstance(steps.screens, Cells):
+            self._rows += [self._rows_of(clean(screen)) for screen in steps.screens]
+        self.count += len(steps)
+        return events
+
+    def line(self) -> dict[str, Any]:
+        """The line of the steps that were added since the last one, as columns.
 
         `t`, of the first step, and `dt`, of the others since the one before, milliseconds; `action`; `log_prob` and
         `value` in units of 1e-4, null where not finite; `reward`, left out where all are 0; `hash`, of all observations,
-        joined; `said`: step in the line and number of the caption, from 0 in the order of their lines; `refused`: steps
-        that could not be executed; `slow`: step and seconds; and of screens `cells` (see `cells`) or `rows`: for each
-        step its height and the rows, number and text, that differ from the screen before. The captions of `steps` must
-        be in `captions`.
+        joined; `policy` and `reward_model`: where these have another version from a step on, that step in the line and the
+        version (it stands for a `weights_update`); `said`: step in the line and number of the caption, from 0 in the order
+        of their lines; `refused`: steps that could not be executed; `slow`: step and seconds; and of screens `cells` (see
+        `cells`) or `rows`: for each step its height and the rows, number and text, that differ from the screen before.
         """
-        ticks = np.rint((steps.at - began) / _TICK).astype(np.int64)
+        ticks, action, log_prob, value, reward = (np.concatenate(column) for column in zip(*self._parts, strict=True))
         line: dict[str, Any] = {
             "record": "steps",
             "t": int(ticks[0]) * _TICK,
             "dt": np.diff(ticks),
-            "action": np.ascontiguousarray(steps.action),
-            "log_prob": _in_units(steps.log_prob),
-            "value": _in_units(steps.value),
-            "hash": "".join(hashes),
+            "action": action,
+            "log_prob": _in_units(log_prob),
+            "value": _in_units(value),
+            "hash": "".join(self._hashes),
+            **self._places,
         }
-        if steps.reward.any():
-            line["reward"] = steps.reward.astype(np.float64)
-        said = np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist()
-        if said:
-            line["said"] = [
-                (at, self.captions[caption]) for at, caption in zip(said, steps.caption_id[said].tolist(), strict=True)
-            ]
-        refused = np.flatnonzero(~steps.grounded)
-        if len(refused):
-            line["refused"] = refused
-        slow = np.flatnonzero(steps.duration >= _SLOW_S).tolist()
-        if slow:
-            line["slow"] = [(at, round(float(steps.duration[at]), 3)) for at in slow]
-        if not len(steps.screens):
-            return line
-        if self.cells is not None and isinstance(steps.screens, Cells):
-            line["cells"] = self.cells.pack(steps.screens.chars, steps.screens.colors)
-        else:
-            assert not isinstance(steps.screens, Cells)
-            line["rows"] = [self._rows(clean(screen)) for screen in steps.screens]
+        if reward.any():
+            line["reward"] = reward.astype(np.float64)
+        if self._cells is not None and self._seen:
+            line["cells"] = self._cells.columns()
+        elif self._rows:
+            line["rows"] = self._rows
+        self._clear()
         return line
 
-    def _rows(self, screen: str) -> tuple[int, list[tuple[int, str]]]:
-        before, self.rows = self.rows, screen.split("\n")
-        height = len(self.rows)
+    def _rows_of(self, screen: str) -> tuple[int, list[tuple[int, str]]]:
+        before, self._shown = self._shown, screen.split("\n")
+        height = len(self._shown)
         padded = [*before, *[""] * (height - len(before))]
-        return height, [(at, row) for at, row in enumerate(self.rows) if row != padded[at]]
+        return height, [(at, row) for at, row in enumerate(self._shown) if row != padded[at]]
 
 
 def _in_units(values: NDArray[np.float32]) -> NDArray[np.int64] | list[int | None]:
@@ -113,7 +145,10 @@ class Unpacker:
 
     def __init__(self, header: dict[str, Any]) -> None:
         self._names = header.get("action_names") or []
-        self._version = header.get("policy_version")
+        self._versions: dict[str, Any] = {
+            POLICY: header.get("policy_version"),
+            REWARD_MODEL: header.get("reward_model_version"),
+        }
         self._seq = -1
         self._step = -1
         self._agent: Any = None
@@ -149,8 +184,8 @@ class Unpacker:
         if kind == "env_step":
             self._step_of(tree)
         self._event(tree)
-        if kind == "weights_update" and tree.get("what", "policy") == "policy":
-            self._version = tree.get("to_version")
+        if kind == "weights_update":
+            self._versions[str(tree.get("what", POLICY))] = tree.get("to_version")
         if kind == "env_reset" and isinstance(tree.get("screen"), str):
             self._rows = tree["screen"].split("\n")
             self._first = (tree["screen"], str(tree.get("colors", "")))
@@ -177,7 +212,7 @@ class Unpacker:
             if not isinstance(action, int) or not 0 <= action < len(self._names):
                 raise TraceError(f"env_step: action {action!r} has no name in the header")
             tree["action_name"] = self._names[action]
-        tree.setdefault("policy_version", self._version)
+        tree.setdefault("policy_version", self._versions[POLICY])
 
     # Columns.
 
@@ -193,8 +228,12 @@ class Unpacker:
         hashes = _cut(line["hash"], len(screens))
         if not count - 1 <= len(screens) <= count:
             raise ValueError(f"{len(screens)} screens of {count} steps")
+        updates = {what: dict(line.get(what, ())) for what in (POLICY, REWARD_MODEL)}
         columns = zip(actions, times, line["log_prob"], line["value"], rewards, strict=True)
         for at, (action, tick, log_prob, value, reward) in enumerate(columns):
+            for what, versions in updates.items():
+                if at in versions:
+                    yield self._update(what, versions[at], round(tick * _TICK, 3))
             step: dict[str, Any] = {
                 "record": "event",
                 "type": "env_step",
@@ -223,6 +262,19 @@ class Unpacker:
             yield step
             if reward:
                 yield self._paid(name, t, reward)
+
+    def _update(self, what: str, version: int, t: float) -> dict[str, Any]:
+        before = self._versions.get(what)
+        update: dict[str, Any] = {
+            "record": "event",
+            "type": "weights_update",
+            "t": t,
+            "from_version": version if before is None else before,
+            "to_version": version,
+            "what": what,
+        }
+        self._complete(update)
+        return update
 
     def _screens(self, line: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Screen and colours after each step that was seen."""

@@ -14,7 +14,7 @@ from typing import Protocol
 from agents.observer import EpisodeFinish, EpisodeStart, EpisodeSteps, Recalled
 from envs.clock import PINNED
 from orchestration.errors import TraceError
-from orchestration.traces.episode import EpisodeFile
+from orchestration.traces.episode import AT_ONCE, EpisodeFile
 from orchestration.traces.files import Finisher, TraceFile
 from orchestration.traces.schema import SCHEMA, SUFFIX, Header
 from orchestration.traces.versions import native_versions, package_versions
@@ -137,7 +137,7 @@ class TraceRecorder:
             frame_s=self._frame_s,
             clock=self._clock,
         )
-        return EpisodeFile(file, self._header(start), start, agent, kept)
+        return EpisodeFile(file, self._header(start), start, agent, kept, at_once=min(AT_ONCE, self._frame_lines))
 
     def _header(self, start: EpisodeStart) -> Header:
         born = start.seeds.get(PINNED)
@@ -221,6 +221,7 @@ class TraceRecorder:
         while self._open:
             _, episode = self._open.popitem()
             try:
+                episode.write()
                 episode.file.abandon()
             except TraceError as error:
                 self._trouble.append(str(error))

@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestration.errors import TraceError
 from orchestration.traces.files import TraceFile
 from orchestration.traces.reader import RUN_PREFIX
 from orchestration.traces.schema import (
     RUN,
     SCHEMA,
     SUFFIX,
-    AnyEvent,
     End,
     Error,
     Header,
     LlmCall,
+    Record,
     Spawn,
     Stop,
     ToolCall,
@@ -33,7 +34,10 @@ COORDINATOR, LEARNER, REWARD_SERVER = "coordinator", "learner", "reward-server"
 
 
 class RunTrace:
-    """Writes the trace of one run. Its calls come from one thread; the file is there after `kill -9` up to a few seconds."""
+    """Writes the trace of one run. Its calls come from one thread; the file is there after `kill -9` up to a few seconds.
+
+    A run does not end because its trace cannot be written: `on_trouble` is told why, and nothing more is written then.
+    """
 
     def __init__(
         self,
@@ -47,12 +51,18 @@ class RunTrace:
         policy_version: int,
         code_revision: str | None,
         count_exponent: float | None,
+        on_trouble: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._began = clock()
         name = _free_name(folder)
-        self._file = TraceFile(folder, name, frame_s=2.0, clock=clock)
+        self._on_trouble = on_trouble
+        self._file: TraceFile | None = None
+        try:
+            self._file = TraceFile(folder, name, frame_s=2.0, clock=clock)
+        except TraceError as error:
+            on_trouble(str(error))
         self._seq = 0
         self._newest: dict[str, str] = {}
         self._root = ""
@@ -79,13 +89,8 @@ class RunTrace:
             policy=policy,
             natives=native_versions(),
         )
-        self._file.write(header)
+        self._write(header)
         self.spawned(LEARNER, "learner")
-
-    @property
-    def path(self) -> Path:
-        """Where the finished file will be."""
-        return self._file.final
 
     def spawned(self, child: str, role: str, **details: Any) -> None:
         """A part of the system is there."""
@@ -146,7 +151,7 @@ class RunTrace:
         )
         self._write(result)
         self._tools += 1
-        self._file.flush()
+        self._try(TraceFile.flush)
 
     def end(self, status: str, env_steps: int, error: str | None) -> None:
         """The run ended: the file gets its final name."""
@@ -156,7 +161,7 @@ class RunTrace:
             costs["tool_calls"] = self._tools
         if self._calls:
             costs["llm_calls"] = self._calls
-        self._file.write(
+        self._write(
             End(
                 t=self._elapsed(),
                 events=self._seq,
@@ -171,8 +176,8 @@ class RunTrace:
                 costs=costs,
             )
         )
-        self._file.flush()
-        self._file.complete()
+        self._try(TraceFile.flush)
+        self._try(TraceFile.complete)
 
     def _event(self, agent: str, *also: str) -> dict[str, Any]:
         """What an event of `agent` has: its parents are the newest event of the agent and `also`."""
@@ -184,8 +189,19 @@ class RunTrace:
         self._root = self._root or identity
         return {"id": identity, "seq": seq, "t": self._elapsed(), "agent": agent, "parents": parents}
 
-    def _write(self, event: AnyEvent) -> None:
-        self._file.write(event)
+    def _write(self, record: Record) -> None:
+        self._try(lambda file: file.write(record))
+
+    def _try(self, do: Callable[[TraceFile], None]) -> None:
+        file = self._file
+        if file is None:
+            return
+        try:
+            do(file)
+        except TraceError as error:
+            self._file = None
+            file.drop()
+            self._on_trouble(str(error))
 
     def _elapsed(self) -> float:
         return round(self._clock() - self._began, 6)

@@ -9,7 +9,8 @@ from typing import Any
 
 from orchestration.errors import TraceError
 from orchestration.traces.codec import tree_of
-from orchestration.traces.reader import read_lines, records_of
+from orchestration.traces.complete import Late
+from orchestration.traces.reader import read_lines, read_trace, records_of
 from orchestration.traces.schema import (
     COMPONENT,
     EPISODE,
@@ -59,6 +60,7 @@ RULES: Mapping[str, str] = {
     "reward": "rewards name earlier events, and what the environment paid is what the steps tell",
     "components": "components add up to the total of the same events, and to the end's sums",
     "cost": "costs add up",
+    "late": "what the run says of an episode later can be read",
     "totals": "the end counts events, steps and return as they are; it has one reason",
 }
 
@@ -104,7 +106,25 @@ def faults_of(path: Path) -> list[Fault]:
     name = path.name.removesuffix(".part").removesuffix(SUFFIX)
     if check.header is not None and name != check.header.episode_id:
         check.fault(1, "name", f"the file is called {name}, its episode {check.header.episode_id}")
+    if finished and not check.faults:
+        return _late_faults(path)
     return check.faults
+
+
+def _late_faults(path: Path) -> list[Fault]:
+    """What is wrong with a valid trace and what its run says of it later, together."""
+    try:
+        trace = Late.beside(path.parent).complete(read_trace(path)).trace
+    except TraceError as error:
+        return [Fault(None, "late", str(error))]
+    check = _Check(finished=True)
+    texts = [Text(ref, text) for ref, text in trace.texts.items()]
+    captions = [Caption(caption, text) for caption, text in trace.captions.items()]
+    assert trace.end is not None
+    for number, record in enumerate((trace.header, *texts, *captions, *trace.events, trace.end), start=1):
+        check.take(number, record)
+    check.conclude()
+    return [Fault(None, fault.rule, fault.message) for fault in check.faults]
 
 
 def _without(path: Path, error: TraceError, line: int | None = None) -> str:

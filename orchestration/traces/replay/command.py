@@ -1,7 +1,7 @@
 """What `yendor trace replay` does, so that the command line has only to parse."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +24,26 @@ def run_replay(
     seed: int | None = None,
     out: Path | None = None,
     reward_model: str | None = None,
+    force_tokens: bool = False,
+    weights: Path | None = None,
+    tolerance: float | None = None,
     as_json: bool = False,
 ) -> int:
     """Plays traces again and prints what came out; returns the exit code.
 
     0: all match; 1: one diverged; 3: one cannot be played again (and none diverged). Without more, each file is executed
-    and compared. `reward_model` computes its rewards again instead. `fork` goes on from step `start` with `policy`, whose
+    and compared. `reward_model` computes its rewards again instead; `force_tokens` scores the tokens of its language model
+    again under `weights`, within a `tolerance`. `fork` goes on from step `start` with `policy`, whose
     choices follow from `seed` (0), and writes the branch to `out`, or beside its parent. Raises `UsageError` for options
     that do not go together, `TraceError` for a fork of a file that is no trace.
     """
     _check(start, fork, policy, seed, out, reward_model)
+    _check_tokens(force_tokens, weights, tolerance, fork or reward_model is not None)
     if fork:
         assert start is not None and policy is not None
         return _fork(files, start, policy, seed or 0, out, as_json)
+    if force_tokens:
+        return _force(files, weights, tolerance, as_json)
     if reward_model is not None:
         return _rescore(files, reward_model, as_json)
     verdicts = [replay(path) for path in files]
@@ -62,6 +69,16 @@ def _check(
     idle = [name for name, value in given.items() if value is not None]
     if not fork and idle:
         raise UsageError(f"{idle[0]} has no effect without --fork")
+
+
+def _check_tokens(force: bool, weights: Path | None, tolerance: float | None, other: bool) -> None:
+    if force and other:
+        raise UsageError("--force-tokens goes with neither --fork nor --reward-model: one at a time")
+    idle = "--weights" if weights is not None else "--tolerance" if tolerance is not None else None
+    if not force and idle is not None:
+        raise UsageError(f"{idle} has no effect without --force-tokens")
+    if tolerance is not None and not tolerance >= 0:
+        raise UsageError(f"--tolerance must be at least 0, not {tolerance:g}")
 
 
 def tree_of(verdict: Verdict) -> dict[str, Any]:
@@ -119,9 +136,37 @@ def _rescore(files: Sequence[Path], model: str, as_json: bool) -> int:
     else:
         for path, result in results:
             console().out(f"{path}: {_rescored_line(result)}", highlight=False)
-    outcomes = {Outcome.UNREPLAYABLE if isinstance(result, str) else result.outcome for _, result in results}
-    worst = next((o for o in (Outcome.DIVERGED, Outcome.UNREPLAYABLE) if o in outcomes), Outcome.MATCH)
-    return EXIT_CODES[worst]
+    return _worst(Outcome.UNREPLAYABLE if isinstance(result, str) else result.outcome for _, result in results)
+
+
+def _force(files: Sequence[Path], weights: Path | None, tolerance: float | None, as_json: bool) -> int:
+    from orchestration.traces.replay.tokens import TOLERANCE, Forced, force_tokens
+
+    results: list[tuple[Path, Forced | str]] = []
+    for path in files:
+        try:
+            results.append((path, force_tokens(_read(path), weights, TOLERANCE if tolerance is None else tolerance)))
+        except UnreplayableError as error:
+            results.append((path, str(error)))
+    if as_json:
+        print_json(
+            [
+                {"path": str(path), "outcome": Outcome.UNREPLAYABLE, "reason": result}
+                if isinstance(result, str)
+                else {**dataclasses.asdict(result), "outcome": result.outcome, "line": result.line}
+                for path, result in results
+            ]
+        )
+    else:
+        for path, result in results:
+            told = f"UNREPLAYABLE ({result})" if isinstance(result, str) else result.line
+            console().out(f"{path}: {told}", highlight=False)
+    return _worst(Outcome.UNREPLAYABLE if isinstance(result, str) else result.outcome for _, result in results)
+
+
+def _worst(outcomes: Iterable[Outcome]) -> int:
+    found = set(outcomes)
+    return EXIT_CODES[next((o for o in (Outcome.DIVERGED, Outcome.UNREPLAYABLE) if o in found), Outcome.MATCH)]
 
 
 def _read(path: Path) -> Trace:

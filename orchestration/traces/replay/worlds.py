@@ -14,7 +14,7 @@ from envs.clock import PINNED
 from envs.registry import make, make_text
 from envs.text import TextEnv
 from orchestration.errors import first_line
-from orchestration.traces.episode import observation_hash
+from orchestration.traces.hashes import observation_hash
 from orchestration.traces.reader import Trace
 from orchestration.traces.replay.verdict import UnreplayableError
 from orchestration.traces.schema import EnvReset, Header

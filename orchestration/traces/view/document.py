@@ -11,7 +11,6 @@ from typing import Any
 
 from orchestration.traces.reader import Trace
 from orchestration.traces.schema import Event
-from orchestration.traces.view.answers import JudgeAnswer
 from orchestration.traces.view.plain import number, plain
 from orchestration.traces.view.screens import ScreenTable
 
@@ -80,7 +79,8 @@ class _Document:
         for at, record in enumerate(self.records):
             if not stepped or _kind(record) in _FRAME_KINDS:
                 self.frames.append(at)
-            target = next((self.index[name] for name in _targets(record) if name in self.index), at)
+            about = _targets(record) or (_names(record.get("parents")) if _kind(record) == "annotation" else [])
+            target = next((self.index[name] for name in about if name in self.index), at)
             frame = self.frame_of[target] if target < at else max(0, len(self.frames) - 1)
             self.frame_of.append(frame)
 
@@ -151,11 +151,8 @@ class _Document:
         if paid:
             lanes["environment",] = _Lane("environment", "outcome", "turn", "raw", paid)
 
-    def labels(self, answers: Sequence[JudgeAnswer]) -> list[dict[str, Any]]:
-        """The judge's questions and answers, each with the frames that it is about: those with its caption.
-
-        Those among the events name their `event`; the `answers` that came from elsewhere have `fields`.
-        """
+    def labels(self) -> list[dict[str, Any]]:
+        """The judge's questions and answers: the event of each, and the frames that it is about: those with its caption."""
         said: dict[str, list[int]] = {}
         for frame, at in enumerate(self.frames):
             said.setdefault(str(self.records[at].get("caption_id", _NO_CAPTION)), []).append(frame)
@@ -172,14 +169,8 @@ class _Document:
                     "frames": sorted(frames or {self.frame_of[at]}),
                     "event": at,
                     "caption": -1 if caption is None else self.texts.add(caption),
-                    "fields": {},
                 }
             )
-        for answer in answers:
-            if frames := said.get(answer.caption_id):
-                fields = plain(answer)
-                fields.pop("caption_id")
-                labels.append({"frames": frames, "event": -1, "caption": -1, "fields": fields})
         return labels
 
     def errors(self) -> list[int]:
@@ -218,10 +209,8 @@ class _Document:
         return sorted(marks, key=lambda mark: mark["frame"])
 
 
-def episode_document(
-    trace: Trace, divergences: Sequence[Divergence] = (), answers: Sequence[JudgeAnswer] = ()
-) -> dict[str, Any]:
-    """The tree of an episode. `answers` are those of the judge that its file has not."""
+def episode_document(trace: Trace, divergences: Sequence[Divergence] = ()) -> dict[str, Any]:
+    """The tree of an episode."""
     document = _Document(trace)
     events = [document.event(at) for at in range(len(document.records))]
     for record in document.records:
@@ -229,7 +218,7 @@ def episode_document(
             if isinstance(other := record.get(name), str) and other:
                 document.agents.setdefault(other, len(document.agents))
     frames = [document.frame(at) for at in document.frames]
-    lanes, labels = document.lanes(), document.labels(answers)
+    lanes, labels = document.lanes(), document.labels()
     found = document.divergences(divergences)
     return {
         "header": plain(trace.header),

@@ -11,9 +11,9 @@ from orchestration.files import write_atomically
 from orchestration.rundir import RunDir
 from orchestration.runs import current_summary
 from orchestration.summary import LIVE
+from orchestration.traces.complete import Late
 from orchestration.traces.reader import Trace, read_trace, run_traces, trace_files
 from orchestration.traces.schema import End
-from orchestration.traces.view.answers import JudgeAnswer, read_answers, store_beside
 from orchestration.traces.view.document import Divergence, episode_document
 from orchestration.traces.view.page import build_page, pack
 from orchestration.traces.view.plain import plain
@@ -85,7 +85,7 @@ def render(
 ) -> Page:
     """Writes one HTML file of the traces `paths` to `out`, atomically; a `.json` is one in the survey's schema.
 
-    Where a trace lies in a run, the page also has what the judge said of its captions until now.
+    Where a trace lies in a run, the page also has what the run said of it later (see `orchestration.traces.complete`).
     Of more than `limit` traces the newest are taken. A trace that cannot be read is told of in the page; raises
     `TraceError` where none can, where there is none, and where `out` cannot be written.
     """
@@ -102,7 +102,7 @@ def render_traces(
     traces: Iterable[Trace], out: Path, *, title: str | None = None, divergences: Sequence[Divergence] = ()
 ) -> Page:
     """Writes one HTML file of traces in memory (imported ones, for example). Raises `TraceError` where there is none."""
-    entries = [_entry(trace, (), divergences) for trace in traces]
+    entries = [_entry(trace, divergences) for trace in traces]
     if not entries:
         raise TraceError("no traces to view")
     return _write(out, title or _title(entries), entries, (), 0)
@@ -165,14 +165,14 @@ def _load(path: Path, divergences: Sequence[Divergence]) -> _Entry:
     if path.suffix == ".json":
         from orchestration.traces.export.importing import read_survey
 
-        return _entry(read_survey(path), (), divergences)
-    trace = read_trace(path)
+        return _entry(read_survey(path), divergences)
+    trace, complaint = read_trace(path), None
     try:
-        answers, complaint = read_answers(store_beside(path), trace.captions), None
+        trace = Late.beside(path.parent).complete(trace).trace
     except TraceError as error:
-        # An episode is worth seeing without them.
-        answers, complaint = [], str(error)
-    return _entry(trace, answers, divergences, complaint)
+        # An episode is worth seeing without what came late.
+        complaint = str(error)
+    return _entry(trace, divergences, complaint)
 
 
 def _newest(paths: Sequence[Path], limit: int) -> tuple[list[Path], int]:
@@ -197,13 +197,8 @@ def _read(entries: _Entries, paths: Iterable[Path]) -> tuple[list[_Entry], tuple
     return found, tuple(dict.fromkeys(unreadable))
 
 
-def _entry(
-    trace: Trace,
-    answers: Sequence[JudgeAnswer],
-    divergences: Sequence[Divergence],
-    complaint: str | None = None,
-) -> _Entry:
-    tree = episode_document(trace, divergences, answers)
+def _entry(trace: Trace, divergences: Sequence[Divergence], complaint: str | None = None) -> _Entry:
+    tree = episode_document(trace, divergences)
     header, end = trace.header, trace.end
     row = {
         "episode": header.episode_id,

@@ -24,10 +24,10 @@ function showLabels(doc, frame) {
   const labels = doc.labelsOf.get(frame) ?? [];
   byId("judge-section").hidden = labels.length === 0;
   fill("judge", ...labels.map((label) => {
-    const event = doc.events[label.event], texts = event?.[TEXTS] ?? {};
-    const { label: answer, probability, goal, answer: given, question_ref, answer_ref, caption_id, targets, ...rest } = event?.[FIELDS] ?? label.fields;
+    const event = doc.events[label.event], texts = event[TEXTS];
+    const { label: answer, probability, question_ref, answer_ref, caption_id, targets, ...rest } = event[FIELDS];
     const said = (name, ref) => (name in texts ? doc.texts[texts[name]] : ref);
-    const asked = said("question", question_ref ?? goal), raw = said("answer", answer_ref ?? given);
+    const asked = said("question", question_ref), raw = said("answer", answer_ref);
     const pairs = [["label", answer === null ? "missing: the answer could not be read" : num(answer ?? "-")]];
     if (probability !== null && probability !== undefined) pairs.push(["probability", probability]);
     if (label.caption >= 0) pairs.push(["caption", doc.texts[label.caption]]);

@@ -1,0 +1,155 @@
+"""Credit for language-model agents: the same methods and estimator, on packed turns.
+
+The estimator's features are the hidden states at each turn's last action token: what the model made of all that came, the
+turn's own words included. **Shared**: they come out of the policy's forward pass, no gradient goes back, and
+`ProgressEstimator` learns from them as it does for recurrent agents. **Separate**: `SeparateEstimator` trains a backbone of
+its own, whole or with adapters. Letters of shapes as in `learner.language.batch`, H the hidden size.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from learner.credit.attribution import Floats, Turns, whole
+from learner.credit.progress import ProgressHeads, episode_sums
+from learner.credit.replay import EpisodeFeatures
+from learner.language.advantages import token_rewards, whiten
+from learner.language.batch import MicroBatch, TokenBatch
+from learner.language.losses import fresh
+from learner.language.objective import Objective, Rollouts
+
+
+class Backbone(Protocol):
+    """Reads whole sequences: the last hidden states [n, H] of a micro-batch's tokens [n]."""
+
+    def __call__(self, batch: MicroBatch) -> Tensor: ...
+
+
+def turn_features(hidden: Tensor, batch: TokenBatch) -> Tensor:
+    """[K, H]: the hidden states [N, H] at the last action token of each turn."""
+    actions = batch.actions()
+    return hidden[actions.position[actions.last_of_turn]]
+
+
+def episodes_of(
+    features: Tensor, batch: TokenBatch, outcome: Sequence[float], version: int
+) -> list[EpisodeFeatures]:  # fmt: skip
+    """The episodes of a batch for `ProgressEstimator.observe`; features [K, H], outcome [E] R of each, NaN where unknown."""
+    rows = batch.turn_episode.tolist()
+    kept = features.detach().to("cpu", torch.float16)
+    return [
+        EpisodeFeatures(kept[[k for k, row in enumerate(rows) if row == e]], 1.0, float(r), version)
+        for e, r in enumerate(outcome)
+        if np.isfinite(r) and e in rows
+    ]
+
+
+def turns_of(
+    batch: TokenBatch,
+    *,
+    extrinsic: Floats,
+    intrinsic: Floats,
+    grounded: NDArray[np.bool_],
+    progress: Floats | None = None,
+    outcome: Floats | None = None,
+) -> Turns:
+    """The turns of a batch for a `CreditMethod`: all arguments [K] but outcome [E]; rewards weighted as they are fused.
+
+    What the method pays, `Attribution.total`, is `Rollouts.reward`: the objectives put it on each turn's last action token.
+    Raises ValueError for an episode without a turn.
+    """
+    lengths = torch.bincount(batch.turn_episode, minlength=batch.episodes).cpu().numpy()
+    return whole(
+        lengths=lengths,
+        extrinsic=extrinsic,
+        intrinsic=intrinsic,
+        progress=progress,
+        grounded=grounded,
+        terminated=batch.terminated.cpu().numpy(),
+        outcome=outcome,
+        group=batch.group.cpu().numpy(),
+    )
+
+
+def component_advantage(objective: Objective, rollouts: Rollouts, parts: Tensor, weights: Tensor) -> Tensor:
+    """[M]: Σ_c w_c · (advantage of component c, whitened); parts [C, K] rewards of turns, weights [C].
+
+    `separate_advantage` for language models: the objective's own rule on each component. Put it in place of
+    `Targets.advantage`; the KL is then to be in the loss. Raises ValueError for an objective with one critic for the sum.
+    """
+    if objective.needs_value:
+        raise ValueError(
+            f"{type(objective).__name__} has one critic for all components; take rloo, grpo or reinforce++"
+        )
+    actions = rollouts.batch.actions()
+    lag = rollouts.version - rollouts.batch.version[actions.turn]
+    keep = fresh(lag, objective.policy_settings.max_lag)
+    advantages = [
+        whiten(objective.credit(rollouts, actions, token_rewards(part, actions), keep).advantage, keep)
+        for part in parts
+    ]
+    return (weights[:, None] * torch.stack(advantages)).sum(0)
+
+
+class SeparateEstimator(nn.Module):
+    """A backbone of the estimator's own with its heads. What of `backbone` requires a gradient is trained: all of it, or
+    adapters."""
+
+    def __init__(self, backbone: nn.Module, read: Backbone, heads: ProgressHeads, *, learning_rate: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = heads
+        self._read = read
+        trained = [p for p in self.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+
+    def contributions(self, batch: TokenBatch, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """ĉ [M, K] of a batch, read in micro-batches of these rows of sequences; each sequence once."""
+        found = torch.zeros(self.heads.heads, batch.turns, device=batch.tokens.device)
+        with torch.no_grad():
+            for rows in sequences:
+                turn, contribution = self._of(batch, rows)
+                found[:, turn] = contribution
+        return found
+
+    def step(self, batch: TokenBatch, outcome: Tensor, sequences: Sequence[Sequence[int]]) -> float:
+        """One optimisation step on (Σ ĉ − R)²; outcome [E] in [0, 1]. Returns the loss before it.
+
+        An episode may lie in several micro-batches. So sums are read first, without gradient, and then each micro-batch is
+        read again with the derivative 2 (Σ ĉ − R) / (M E) of its contributions: exactly the gradient of the whole batch, in
+        the memory of one part.
+        """
+        actions = batch.actions()
+        found = self.contributions(batch, sequences)
+        ones = torch.ones(batch.turns, device=found.device)
+        residual = episode_sums(found, ones, batch.turn_episode, actions.episodes) - outcome
+        slope = 2.0 * residual / residual.numel()
+        self._optimizer.zero_grad(set_to_none=True)
+        for rows in sequences:
+            turn, contribution = self._of(batch, rows)
+            (contribution * slope[:, batch.turn_episode[turn]]).sum().backward()  # pyright: ignore[reportUnknownMemberType]
+        self._optimizer.step()
+        return float(residual.square().mean())
+
+    def _of(self, batch: TokenBatch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Turns [k] of these sequences, and their contributions [M, k]."""
+        part = batch.take(torch.tensor(list(rows), device=batch.tokens.device))
+        hidden = self._read(part)
+        actions = batch.actions()
+        ends = actions.last_of_turn[part.rows]
+        return actions.turn[part.rows][ends], self.heads(hidden[part.predictor[ends] + 1])
+
+
+def decoder_reader(network: nn.Module) -> Backbone:
+    """Reads with the decoder of a Hugging Face causal model, one sequence after the other."""
+    model: Any = network
+
+    def read(batch: MicroBatch) -> Tensor:
+        parts = batch.tokens.split(batch.offsets.diff().tolist())
+        return torch.cat([model.get_decoder()(input_ids=part[None]).last_hidden_state[0] for part in parts])
+
+    return read

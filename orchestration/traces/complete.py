@@ -1,0 +1,265 @@
+"""An episode with all that is known of it by now: its trace, and what its run's sidecars say.
+
+The events that are added come after all others, and have the steps that they are about as parents and targets:
+`annotation` for every answer of the judge about one of its captions, and `reward` for what the reward that is learned from
+is made of: R = w_ext · clip(s · r) + w_int · r_int / N^β, under the settings of the run, with r_int as the learner looked
+it up. See `late`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestration.errors import ConfigError, TraceError
+from orchestration.traces.late import LABELS, SCORES, STORE, LateLabel, Scores, read_labels, read_scores
+from orchestration.traces.reader import Trace, read_trace
+from orchestration.traces.schema import (
+    COMPONENT,
+    EPISODE,
+    RAW,
+    REWARD_MODEL,
+    TOTAL,
+    Annotation,
+    AnyEvent,
+    EnvStep,
+    Reward,
+    WeightsUpdate,
+    text_ref,
+)
+
+if TYPE_CHECKING:
+    from learner.settings import RewardSettings
+
+_JUDGE, _LEARNER = "judge", "learner"
+_CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """What a run says about its episodes beside their traces."""
+
+    labels: Mapping[str, Sequence[LateLabel]]
+    """By caption id, oldest first."""
+    scores: Scores
+    settings: "RewardSettings | None"
+    """None for traces that lie in no run."""
+    credited: bool = False
+    """Whether the learner attributed credit: what a step is paid then depends on its estimator, and is not made out here
+    (`yendor trace show --credit` does), only what the reward model gave."""
+
+    @classmethod
+    def beside(cls, traces: Path) -> "Late":
+        """Of the run whose traces lie in the folder `traces`. Raises `TraceError` where a file cannot be read."""
+        stamp = _stamp(traces)
+        known = _newest.get(traces)
+        if known is None or known[0] != stamp:
+            labels: dict[str, list[LateLabel]] = {}
+            for label in read_labels(traces):
+                labels.setdefault(label.caption_id, []).append(label)
+            _newest.clear()
+            settings, credited = _settings(traces.parent)
+            _newest[traces] = known = (stamp, cls(labels, read_scores(traces), settings, credited))
+        return known[1]
+
+    def complete(self, trace: Trace) -> "Completed":
+        """The episode with these events. A trace that has rewards of a reward model, or that was cut, gets no more."""
+        if trace.header.scope != EPISODE:
+            return Completed(trace, known=False)
+        added = _Added(trace)
+        for caption in trace.captions:
+            for label in self.labels.get(caption, ()):
+                added.annotation(label)
+        known = self.settings is not None and trace.end is not None and not _has_components(trace)
+        if known:
+            assert self.settings is not None
+            known = _reward(trace, added, self.scores, self.settings, credited=self.credited)
+        return Completed(added.trace(known), known)
+
+    def complete_path(self, path: Path) -> Trace | None:
+        """The same of a trace's file; None where nothing is known of the rewards of its run."""
+        if self.settings is None:
+            return None
+        done = self.complete(read_trace(path))
+        return done.trace if done.known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A trace with what came late."""
+
+    trace: Trace
+    known: bool
+    """Whether the reward of every step was made out: not, as long as the learner has not looked up all captions."""
+
+
+_newest: dict[Path, tuple[tuple[Any, ...], Late]] = {}
+"""The sidecars read last, and what the files were then: many episodes of one run are completed one after the other."""
+
+
+def _stamp(traces: Path) -> tuple[Any, ...]:
+    store = traces.parent / STORE
+    files = (traces / LABELS, traces / SCORES, store, store.with_name(f"{STORE}-wal"), traces.parent / _CONFIG)
+    return tuple((stat.st_mtime_ns, stat.st_size) if (stat := _stat(path)) else None for path in files)
+
+
+def _stat(path: Path) -> Any:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _settings(run: Path) -> "tuple[RewardSettings | None, bool]":
+    """Of the rewards of a run, and whether it attributes credit."""
+    path = run / _CONFIG
+    if not path.is_file():
+        return None, False
+    from orchestration.configuration import attributes_credit
+    from orchestration.configuration.loader import read_config
+
+    try:
+        config = read_config(path)
+        return config.reward, attributes_credit(config)
+    except ConfigError as error:
+        raise TraceError(f"the rewards of its steps cannot be made out: {error}") from error
+
+
+def _has_components(trace: Trace) -> bool:
+    return any(isinstance(event, Reward) and event.part != RAW for event in trace.events)
+
+
+def _reward(trace: Trace, added: "_Added", scores: Scores, settings: "RewardSettings", *, credited: bool) -> bool:
+    """Adds what each step's reward is made of; False, and nothing, where a caption was not looked up."""
+    from learner.fusion import fuse
+
+    looked_up = [_looked_up(step, version, scores) for step, version in _versions(trace)]
+    if any(found is None for found in looked_up):
+        return False
+    found = [each for each in looked_up if each is not None]
+    steps = trace.steps
+    fused = fuse(
+        np.array([step.reward for step in steps], np.float32),
+        np.array([r_int for _, r_int in found], np.float32),
+        np.array([step.caption_count for step in steps], np.int32),
+        settings,
+    )
+    columns = (fused.extrinsic.tolist(), fused.intrinsic.tolist(), fused.total.tolist())
+    for step, (version, r_int), extrinsic, intrinsic, total in zip(steps, found, *columns, strict=True):
+        if r_int:
+            added.reward(step, r_int, REWARD_MODEL, "verifier", RAW, version)
+        if credited:
+            continue
+        for value, source, family, of in (
+            (extrinsic, "environment", "outcome", None),
+            (intrinsic, REWARD_MODEL, "verifier", version),
+        ):
+            if value:
+                added.reward(step, value, source, family, COMPONENT, of)
+        if extrinsic or intrinsic:
+            added.reward(step, total, "fusion", "hybrid", TOTAL, None)
+    return not credited
+
+
+def _looked_up(step: EnvStep, version: int | None, scores: Scores) -> tuple[int | None, float] | None:
+    if version is None or step.caption_count == 0:
+        return version, 0.0
+    return scores.of(step.caption_id, version)
+
+
+def _versions(trace: Trace) -> Sequence[tuple[EnvStep, int | None]]:
+    """Each step with the version of the reward model that was in force."""
+    version = trace.header.reward_model_version
+    found: list[tuple[EnvStep, int | None]] = []
+    for event in trace.events:
+        if isinstance(event, WeightsUpdate) and event.what == REWARD_MODEL:
+            version = event.to_version
+        elif isinstance(event, EnvStep):
+            found.append((event, version))
+    return found
+
+
+class _Added:
+    """The events that are added to one trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._events: list[AnyEvent] = []
+        self._texts: dict[str, str] = {}
+        self._sums: dict[str, float] = {}
+        self._first: dict[str, str] = {}
+        for event in trace.events:
+            if isinstance(event, EnvStep):
+                self._first.setdefault(event.caption_id, event.id)
+        self._t = trace.end.t if trace.end is not None else trace.events[-1].t if trace.events else 0.0
+
+    def annotation(self, label: LateLabel) -> None:
+        """What the judge said of a caption."""
+        said_by = self._first.get(label.caption_id)
+        if said_by is None:
+            return
+        self._events.append(
+            Annotation(
+                **self._event(said_by, _JUDGE),
+                caption_id=label.caption_id,
+                question_ref=self._text(_question(label, self._trace.captions[label.caption_id])),
+                answer_ref=self._text(label.answer),
+                label=label.label,
+                probability=label.probability,
+                judge=label.judge,
+                prompt_version=label.prompt_version,
+                latency_s=label.latency_s,
+            )
+        )
+
+    def reward(self, step: EnvStep, value: float, source: str, family: str, part: str, version: int | None) -> None:
+        """What a step earned."""
+        if part == COMPONENT:
+            self._sums[source] = self._sums.get(source, 0.0) + value
+        self._events.append(
+            Reward(
+                **self._event(step.id, _LEARNER),
+                family=family,
+                value=value,
+                source=source,
+                version=version,
+                targets=(step.id,),
+                part=part,
+            )
+        )
+
+    def _event(self, parent: str, agent: str) -> dict[str, Any]:
+        seq = len(self._trace.events) + len(self._events)
+        return {"id": f"late{len(self._events)}", "seq": seq, "t": self._t, "agent": agent, "parents": (parent,)}
+
+    def _text(self, text: str) -> str:
+        ref = text_ref(text)
+        self._texts[ref] = text
+        return ref
+
+    def trace(self, rewarded: bool) -> Trace:
+        """The trace with them; `rewarded`: all components are there."""
+        trace, end = self._trace, self._trace.end
+        events = (*trace.events, *self._events)
+        if end is not None:
+            components = {"environment": 0.0} | self._sums if rewarded else end.components
+            end = dataclasses.replace(end, events=len(events), components=components)
+        return dataclasses.replace(trace, events=events, texts={**trace.texts, **self._texts}, end=end)
+
+
+def _question(label: LateLabel, caption: str) -> str:
+    """What the judge was asked, where this is still its prompt; otherwise which one it was."""
+    from reward_server.judge.prompts import PromptTemplate
+    from reward_server.types import JudgeError
+
+    try:
+        template = PromptTemplate.load(label.prompt_version.partition("@")[0])
+        if template.version == label.prompt_version:
+            chat = template.prompt(label.goal, label.mode).chat(caption)
+            return "\n\n".join(f"{message.role}: {message.content}" for message in chat)
+    except JudgeError:  # a prompt, goal or mode of another version of this program
+        pass
+    return f"{label.prompt_version}, goal {label.goal}, mode {label.mode}"

@@ -122,6 +122,10 @@ class LanguageSerialRuntime:
 
     def close(self) -> None:
         """Ends everything that the run started."""
+        running = asyncio.all_tasks(self._loop)
+        for task in running:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
         self.rollout.close()
         self._loop.run_until_complete(self.rollout.generator.close())
         if self.reward_server is not None:

@@ -23,7 +23,7 @@ from agents.report import RolloutReport
 from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
 from orchestration.configuration import uses_judge
 from orchestration.errors import WorkerDiedError, death, root_cause
-from orchestration.language.models import acting_model
+from orchestration.language.models import acting_model, told_by
 from orchestration.language.ray_workers import LanguageFeed, LanguageLearnerWorker, LanguageRolloutWorker
 from orchestration.ray_runtime import Actor, RayRuntime
 from orchestration.results import actor_name
@@ -75,7 +75,7 @@ class LanguageRayRuntime(RayRuntime):
 
     def _begin(self, resumed: Mapping[str, Any] | None) -> None:
         config = self.config
-        self._model = acting_model(config)
+        self._model = acting_model(config, told_by(self.session.view))
         per_batch = math.ceil(config.language.batch_episodes / config.agent.group_size)
         self._open_limit = per_batch * config.actors.in_flight
         self._engines: dict[int, _Engine] = {}

@@ -17,7 +17,7 @@ import torch
 
 from agents.language.rollout import GroupResult
 from orchestration.config import Config
-from orchestration.language.models import acting_model
+from orchestration.language.models import acting_model, told_by
 from orchestration.language.parts import (
     LanguageLearnerPart,
     build_generator,
@@ -38,7 +38,7 @@ class LanguageSerialRuntime:
         torch.set_num_threads(config.learner.threads)
         # One event loop for the whole run: engines keep connections and queues that belong to it.
         self._loop = asyncio.new_event_loop()
-        model = acting_model(config)
+        model = acting_model(config, told_by(self.session.view))
         self.learner = LanguageLearnerPart(config, session.rundir.path, model)
         self.reward_server = reward_server_here(config, session)
         self._group = 0

@@ -122,10 +122,7 @@ class LanguageSerialRuntime:
 
     def close(self) -> None:
         """Ends everything that the run started."""
-        running = asyncio.all_tasks(self._loop)
-        for task in running:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
+        self._loop.run_until_complete(_end_tasks())
         self.rollout.close()
         self._loop.run_until_complete(self.rollout.generator.close())
         if self.reward_server is not None:
@@ -133,3 +130,11 @@ class LanguageSerialRuntime:
             self._loop.run_until_complete(self.reward_server.close())
         self._loop.close()
         shutil.rmtree(self.session.rundir.weights, ignore_errors=True)
+
+
+async def _end_tasks() -> None:
+    """Ends the episodes that still run, after an error in one of them."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

@@ -32,7 +32,7 @@ from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed
-from orchestration.traces.recorder import TraceRun
+from orchestration.traces.writers import TraceRun
 
 if TYPE_CHECKING:
     from reward_server.models.base import RewardModelVersion
@@ -72,7 +72,8 @@ def build_language_rollout(
     observer: LanguageObserver | None = None,
     threads: bool,
 ) -> LanguageRollout:
-    """Rollout number `index`. Seeds of tasks and of answers are named by the group, whoever plays it."""
+    """Rollout number `index`; `threads`: worlds step in threads. Seeds of tasks are named by the group, whoever plays it;
+    without threads so are those of answers."""
     seed = config.run.seed
     tasks = Tasks(config)
     return LanguageRollout(
@@ -81,7 +82,11 @@ def build_language_rollout(
         template,
         config.agent,
         seed_of=tasks.seed_of,
-        sampling_seed_of=lambda group, member, turn: derive_seed(seed, "answer", group, member, turn),
+        # Where the order of things is not the same each time, seeds of single answers repeat nothing, and cost the engine a
+        # draw for each row instead of one for all.
+        sampling_seed_of=None
+        if threads
+        else lambda group, member, turn: derive_seed(seed, "answer", group, member, turn),
         episodes=config.actors.envs,
         name=actor_name(index, incarnation),
         observer=observer,

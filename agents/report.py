@@ -33,5 +33,7 @@ class RolloutReport:
     """Seconds spent in the policy."""
     other_s: float
     """Seconds spent on everything else (captions, counts, copying)."""
+    output_tokens: int = 0
+    """Tokens that a language model sampled."""
     trouble: tuple[str, ...] = ()
     """Why episodes could not be recorded, a line each."""

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import tempfile
 from pathlib import Path
 
@@ -9,40 +10,32 @@ ROUTINE = (
     "limit",
     "versus",
     "throughput",
-    "credit",
     "judge_cost",
     "labels",
     "alfworld",
     "text_envs",
+    "credit",
+    "language_learner",
+    "language_rollouts",
     "traces",
     "startup",
     "demo",
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
-LONG = ("memory", "growth")
-"""Half an hour of training; a thousand processes. Only by name."""
-WITH_OPTIONS = (
-    "credit",
-    "growth",
-    "judge_cost",
-    "labels",
-    "limit",
-    "memory",
-    "startup",
-    "text_envs",
-    "traces",
-    "versus",
-)
+LONG = ("memory", "growth", "pairs", "evidence_minihack", "evidence_textworld")
+"""Half an hour of training; a thousand processes; a minute; hours of training, twice. Only by name."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)
     parser.add_argument("name", nargs="?", choices=sorted((*ROUTINE, *LONG)))
     parser.add_argument("--folder", type=Path, default=None, help="where runs and JSON go")
     arguments, options = parser.parse_known_args()
-    if options and arguments.name not in WITH_OPTIONS:
-        parser.error(f"unrecognised arguments: {' '.join(options)}; with options: {', '.join(WITH_OPTIONS)}")
     folder: Path = arguments.folder or Path(tempfile.mkdtemp(prefix="yendor-bench-"))
     folder.mkdir(parents=True, exist_ok=True)
     for name in [arguments.name] if arguments.name else ROUTINE:
-        importlib.import_module(f"benchmarks.{name}").main(folder, *options)
+        main = importlib.import_module(f"benchmarks.{name}").main
+        takes = [p.kind for p in inspect.signature(main).parameters.values()][1:] == [inspect.Parameter.VAR_POSITIONAL]
+        if options and not (takes and arguments.name):
+            parser.error(f"unrecognised arguments: {' '.join(options)}")
+        main(folder, *options)
     print(f"all figures: {folder}")

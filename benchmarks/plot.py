@@ -6,7 +6,7 @@ from html import escape
 Curve = Sequence[tuple[float, float | None]]
 """(environment steps, value); a value of None is left out."""
 
-_COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700")
+_COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#0a7ea4", "#57606a", "#bf3989")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 720, 340, 56, 20, 20, 46
 
 

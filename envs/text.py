@@ -70,6 +70,10 @@ class TextEnv(gym.Env[str, str]):
 
     env_spec: TextEnvSpec
 
+    exclusive: str | None = None
+    """Worlds of the same name must not act at the same time in several threads: they share what allows only one. None:
+    those of this class share nothing."""
+
     @property
     def seeds(self) -> dict[str, str]:
         """The seeds of the episode that runs, as decimal strings, and with them all that names its game."""

@@ -54,6 +54,8 @@ class TextView(TextEnv):
     name presses no key: the world says so, and the step counts against the limit alone.
     """
 
+    exclusive = "nle"  # a game is a library with state of its own, entered from one thread at a time
+
     def __init__(self, env: YendorEnv) -> None:
         self.env = env
         inner = env.env_spec

@@ -1,15 +1,15 @@
 """Checkpoints: folders `checkpoints/<env steps>/` that appear whole or not at all, and are verified before they load.
 
-A checkpoint holds `policy.safetensors` (the policy alone, for evaluation), `state.pt` (everything else, read with
-torch's `weights_only`, which executes no code), the resolved `config.yaml`, and `manifest.json` with the digest of
-each file. `latest` is a link to the newest.
+A checkpoint holds the policy alone, for evaluation (`policy.safetensors`; of a language model `model/`, a Hugging Face
+folder), `state.pt` (everything else, read with torch's `weights_only`, which executes no code), the resolved
+`config.yaml`, and `manifest.json` with the digest of each file. `latest` is a link to the newest.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,35 @@ class CheckpointError(Exception):
 def save_checkpoint(
     root: Path, env_steps: int, *, policy: Mapping[str, Tensor], state: Mapping[str, Any], config: str, keep: int
 ) -> Path:
+    """Writes `root/<env_steps>` with the policy's weights in it; the rest as `write_checkpoint`."""
+
+    def write_policy(part: Path) -> None:
+        save_file({k: v.contiguous() for k, v in policy.items()}, part / "policy.safetensors")
+
+    return write_checkpoint(root, env_steps, write_policy, state=state, config=config, keep=keep)
+
+
+def write_checkpoint(
+    root: Path, env_steps: int, write_policy: Callable[[Path], None], *, state: Mapping[str, Any], config: str, keep: int
+) -> Path:  # fmt: skip
     """Writes `root/<env_steps>`, points `latest` at it, and removes all but the `keep` newest.
 
-    `state` may hold nested dicts, lists, tuples, tensors, numbers, strings and None. A `kill -9` at any moment leaves
-    the checkpoints before it whole. Raises OSError where the disk is full or not writable.
+    `write_policy` puts files into the folder that it is given. `state` may hold nested dicts, lists, tuples, tensors,
+    numbers, strings and None. A `kill -9` at any moment leaves the checkpoints before it whole. Raises OSError where the
+    disk is full or not writable.
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"{env_steps:012d}"
     part = root / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    save_file({k: v.contiguous() for k, v in policy.items()}, part / "policy.safetensors")
+    write_policy(part)
     torch.save(dict(state), part / "state.pt")
     (part / "config.yaml").write_text(config)
-    files = sorted(p.name for p in part.iterdir())
+    files = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
     manifest = {"format": FORMAT, "env_steps": env_steps, "files": {name: _digest(part / name) for name in files}}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    for path in part.iterdir():
+    for path in part.rglob("*"):
         _fsync(path)
     if final.exists():  # the same step again, after a resume that took no step
         shutil.rmtree(final)

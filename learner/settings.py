@@ -42,7 +42,10 @@ class RewardSettings:
     """R_t = w_ext clip(scale r_t) + w_int r_int(c_t) / N(c_t)^count_exponent + w_prog ĉ_t + w_ground g_t."""
 
     model: str = "classification"
-    """Where r_int comes from: `classification` or `none`."""
+    """Where r_int comes from: `hash`, `classification`, `ranking` (learnt from a judge), `counts`, `rnd`, `ellm`, `offline`
+    (no judge), or `none`."""
+    offline_path: str | None = None
+    """Of `offline`: a trained reward model, or an annotation store to train it from when the run starts."""
     w_ext: float = 1.0
     w_int: float = 0.1
     w_prog: float = 0.0

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from orchestration.errors import YendorError
 from reward_server.annotator import Annotator
@@ -43,7 +44,7 @@ class Annotation:
 
 
 async def annotate(
-    annotator: Annotator,
+    annotator: Annotator[Any],
     asked_for: int,
     *,
     patience_s: float,
@@ -98,7 +99,7 @@ async def annotate(
 class _Stopper:
     """While entered, the first signal stops the annotator gently, and a second one cancels the task."""
 
-    def __init__(self, annotator: Annotator) -> None:
+    def __init__(self, annotator: Annotator[Any]) -> None:
         self.signals = 0
         self._annotator = annotator
 

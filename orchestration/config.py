@@ -5,8 +5,16 @@ from typing import Any
 
 from agents.settings import ActorSettings, AgentSettings
 from learner.credit.settings import CreditSettings
+from learner.language.settings import LanguageSettings, SFTSettings
 from learner.settings import LearnerSettings, RewardSettings
-from reward_server.settings import AnnotatorSettings, DistillerSettings, JudgeSettings
+from reward_server.settings import (
+    AnnotatorSettings,
+    DistillerSettings,
+    EllmSettings,
+    JudgeSettings,
+    ModelSettings,
+    RndSettings,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,13 @@ class EnvSettings:
     id: str = "minihack/KeyRoom-S15"
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Options of the environment's family, such as `max_episode_steps`; an unknown one is an error."""
+    tasks: int | None = None
+    """For language models: so many different episodes, the seeds from 0 on; null: no bound."""
+    mix: dict[str, float] = field(default_factory=dict[str, float])
+    """For language models: worlds that are played side by side in place of `env.id`, each with its share."""
+    curriculum: dict[str, int] = field(default_factory=dict[str, int])
+    """For language models: worlds that are played one after the other before `env.id` or the mix, each for so many
+    episodes."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,19 @@ class Config:
     actors: ActorSettings = field(default_factory=ActorSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
+    language: LanguageSettings = field(default_factory=LanguageSettings)
+    sft: SFTSettings = field(default_factory=SFTSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
     credit: CreditSettings = field(default_factory=CreditSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     annotator: AnnotatorSettings = field(default_factory=AnnotatorSettings)
     distiller: DistillerSettings = field(default_factory=DistillerSettings)
+    rnd: RndSettings = field(default_factory=RndSettings)
+    ellm: EllmSettings = field(default_factory=EllmSettings)
     trace: TraceSettings = field(default_factory=TraceSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)
+
+    def model_settings(self, seed: int = 0) -> ModelSettings:
+        """What the side of the reward model that rewards depends on."""
+        return ModelSettings(self.distiller, self.rnd, self.ellm, self.reward.offline_path, seed)

@@ -45,7 +45,7 @@ class ResourceError(YendorError):
     """The machine lacks what was asked for: processors, a GPU, a package."""
 
 
-_PACKAGES = frozenset({"agents", "envs", "learner", "orchestration", "reward_server"})
+_PACKAGES = frozenset({"agents", "envs", "inference", "learner", "orchestration", "reward_server"})
 
 
 def is_ours(error: BaseException) -> bool:

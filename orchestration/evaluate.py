@@ -20,6 +20,7 @@ from envs.vector import EpisodeEnd, VectorEnv
 from learner.checkpoint import CheckpointError, latest_checkpoint, load_policy
 from orchestration.config import Config
 from orchestration.configuration import resume_config
+from orchestration.errors import UsageError
 from orchestration.machine import available_cpus
 from orchestration.seeds import derive_seed, held_out_seed
 
@@ -61,15 +62,34 @@ class _Job:
     count: int
 
 
-def evaluate(target: Path, *, episodes: int, seed: int, processes: int | None = None) -> Evaluation:
+def evaluate(
+    target: Path,
+    *,
+    episodes: int,
+    seed: int,
+    processes: int | None = None,
+    split: str | None = None,
+    temperature: float | None = None,
+) -> Evaluation:
     """Plays `episodes` episodes with the policy of a run's newest checkpoint, or of the checkpoint `target`.
 
     Episode i has a held-out seed derived from (seed, "eval", i), so the same episodes are played whatever the policy.
-    Actions are sampled, as in training. `processes` play at once (None: one for each processor). Raises CheckpointError.
+    Actions are sampled, as in training. `processes` play at once (None: one for each processor). Of a language model:
+    `split` of its world (None: the one that is held out), `temperature` of sampling (None: as in training; 0: greedy); one
+    engine plays all. Raises CheckpointError, and `UsageError` for what the policy does not have.
     """
     began = time.perf_counter()
     checkpoint = _checkpoint(target)
     config = resume_config(checkpoint / "config.yaml", [])
+    if config.agent.model is not None:
+        from orchestration.language.evaluate import play_held_out
+
+        if processes is not None:
+            raise UsageError("--processes: the episodes of a language model share one engine")
+        ends = play_held_out(checkpoint, config, episodes=episodes, seed=seed, split=split, temperature=temperature)
+        return _summarise(config.env.id, checkpoint, seed, ends, time.perf_counter() - began)
+    if split is not None or temperature is not None:
+        raise UsageError("--split and --temperature are for language models; a network was trained here")
     jobs = [
         _Job(config, checkpoint, seed, first, min(_TOGETHER, episodes - first))
         for first in range(0, episodes, _TOGETHER)

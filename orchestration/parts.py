@@ -15,36 +15,34 @@ from agents.report import FinishedEpisode
 from agents.rollout import Rollout
 from agents.trajectory import Trajectory
 from envs import make
-from envs.captions import EMPTY_CAPTION_ID
 from envs.vector import VectorEnv
 from learner.checkpoint import save_checkpoint
 from learner.credit.fragments import Origin
 from learner.credit.online import OnlineCredit
 from learner.credit.outcomes import EpisodeOutcome
 from learner.fusion import fuse
-from learner.learner import IntrinsicReward, Learner, NoIntrinsicReward, Weights, resolve_device
+from learner.learner import Learner, NoIntrinsicReward, Weights, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import attributes_credit, is_traced, learns_intrinsic
+from orchestration.configuration import attributes_credit, is_traced
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
+from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed, training_seed
-from orchestration.summary import CaptionScore
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder
 from orchestration.traces.writers import EpisodeWriters, TraceRun, WritersAside
-from reward_server.distiller import Distiller, RewardModelVersion
-from reward_server.models.base import reward_model_kind
-from reward_server.scorer import CaptionScorer
+from reward_server.distiller import Distiller
+from reward_server.kinds import KINDS, Source
+from reward_server.models.base import RewardModelVersion
+from reward_server.pairs import PairSource
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
-from reward_server.types import Judge
+from reward_server.types import Judge, PairJudge
 
-_SHOWN_CAPTIONS = 5
 _ASIDE_FROM = 0.1
 """From this share of traced episodes on it is worth a process to write them."""
-_REFRESH_SHOWN_S = 5.0
 
 
 def action_count(config: Config) -> int:
@@ -104,21 +102,24 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
     )
 
 
-def build_reward_server(config: Config, rundir: RunDir, judge: Judge) -> RewardServer:
-    """Annotator, store and distiller, around a judge."""
+def build_reward_server(config: Config, rundir: RunDir, judge: Judge | PairJudge) -> RewardServer:
+    """Annotator, store and distiller, around a judge: of pairs where the reward model learns from pairs."""
     store = AnnotationStore(rundir.annotations)
+    seed = config.run.seed
+    compares = KINDS[config.reward.model].source is Source.PAIRS
     return RewardServer(
         judge,
         store,
         config.annotator,
         Distiller(
-            store,
+            store.pairs if compares else store,
             judge.key,
             config.distiller,
             model=config.reward.model,
-            seed=derive_seed(config.run.seed, "distiller"),
+            seed=derive_seed(seed, "distiller"),
         ),
-        seed=derive_seed(config.run.seed, "annotator"),
+        seed=derive_seed(seed, "annotator"),
+        pairs=PairSource(config.annotator, seed=derive_seed(seed, "pairs")) if compares else None,
     )
 
 
@@ -141,21 +142,15 @@ class LearnerPart:
     def __init__(self, config: Config, actions: int) -> None:
         torch.manual_seed(derive_seed(config.run.seed, "policy"))
         self.config = config
-        self.scorer: CaptionScorer | None = None
-        intrinsic: IntrinsicReward = NoIntrinsicReward()
-        if learns_intrinsic(config):
-            self.scorer = intrinsic = CaptionScorer(
-                reward_model_kind(config.reward.model).model(config.distiller, "cpu")
-            )
+        self.scorer = scorer_of(config)
+        intrinsic = NoIntrinsicReward() if self.scorer is None else self.scorer
         policy = build_policy(config.agent.network, actions)
         credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
         self.learner = Learner(policy, config.learner, config.reward, intrinsic, credit)
         self._sums = EpisodeSums()
-        self._told: set[int] = set()
-        self._told_version = 0
+        self._told = ToldScores(config, self.scorer)
         self._idle_since = time.perf_counter()
-        self._shown: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
-        self._shown_at = -_REFRESH_SHOWN_S
+        self._views = CaptionViews(self.scorer)
 
     def weights(self) -> Weights:
         return self.learner.weights()
@@ -182,12 +177,14 @@ class LearnerPart:
             self.scorer.observe(new_captions)
             self.scorer.count(trajectory.caption_id)
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
-        scores = self._new_scores(trajectory.caption_id, r_int)
+        scores = self._told.new(trajectory.caption_id, r_int)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
         returns = self._sums.add(source, trajectory, rewards.bonus)
-        self._refresh_shown()
+        self._views.refresh()
         rewarded = time.perf_counter()
         updates = self.learner.feed(trajectory, _origin(source, trajectory, episodes))
+        if self.scorer is not None:
+            self.scorer.learn(source, trajectory.caption_id)
         result = FeedResult(
             updates=tuple(updates),
             intrinsic_returns=returns,
@@ -196,8 +193,8 @@ class LearnerPart:
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
             credit={} if self.learner.credit is None else self.learner.credit.metrics(),
-            liked=self._shown[0],
-            disliked=self._shown[1],
+            liked=self._views.liked,
+            disliked=self._views.disliked,
             scores=scores,
             reward_s=rewarded - began,
             waited_s=waited,
@@ -206,41 +203,12 @@ class LearnerPart:
         self._idle_since = time.perf_counter()
         return result, weights
 
-    def _new_scores(self, caption_id: NDArray[np.int64], r_int: NDArray[np.float32]) -> dict[int, float]:
-        """r_int of captions [T, B] that was not told before, for the traces."""
-        if self.scorer is None or not self.scorer.version or not is_traced(self.config):
-            return {}
-        if self.scorer.version != self._told_version:
-            self._told, self._told_version = {EMPTY_CAPTION_ID}, self.scorer.version
-        ids, first = np.unique(caption_id, return_index=True)
-        found = zip(ids.tolist(), r_int.ravel()[first].tolist(), strict=True)
-        new = {caption: value for caption, value in found if caption not in self._told}
-        self._told.update(new)
-        return new
-
     def _earned(self, trajectory: Trajectory, bonus: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
         """What each caption earned in the trajectory. Few steps are rewarded, so this costs microseconds."""
         if self.scorer is None:
             return ()
         sums = sums_by_id(trajectory.caption_id, bonus)
         return tuple(zip(self.scorer.texts(sums), sums.values(), strict=True))
-
-    def _refresh_shown(self) -> None:
-        if self.scorer is None or time.perf_counter() - self._shown_at < _REFRESH_SHOWN_S:
-            return
-        self._shown_at = time.perf_counter()
-        self._shown = self.favourites()
-
-    def favourites(self) -> tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]]:
-        """The captions that the reward model likes most and least, the frequent ones first among equals."""
-        if self.scorer is None:
-            return (), ()
-        top = self.scorer.top(_SHOWN_CAPTIONS)
-        liked, disliked = (
-            tuple(CaptionScore(caption.text, caption.probability, caption.count) for caption in captions)
-            for captions in (top.liked, top.disliked)
-        )
-        return liked, disliked
 
     def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
         """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestration.config import Config
-from orchestration.configuration import uses_judge
+from orchestration.configuration import learns_intrinsic, uses_judge
 from orchestration.errors import ConfigError, ResourceError
 from orchestration.machine import GIB, available_cpus, available_memory, free_disk, gibibytes
 
@@ -21,10 +21,12 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
     environment's options, `ResourceError` for the machine, `JudgeError` for the judge, `AnnotationStoreError` for labels
     that were to be reused.
     """
+    _check_model(config)
     _check_env(config)
     if config.runtime == "serial" or os.environ.get("RAY_ADDRESS", "local") == "local":
         check_cpus(config, available_cpus(), "this machine")
     check_device(config)
+    _check_offline(config)
     if uses_judge(config):
         from reward_server.judge.judge import preflight as preflight_judge
 
@@ -70,14 +72,46 @@ def check_device(config: Config) -> None:
 
 
 def _check_env(config: Config) -> None:
-    if not config.env.options:
+    language = config.agent.model is not None
+    if not config.env.options and not language:
         return  # The id is known already, and loading the game here would cost the run a second.
     import envs
 
     try:
-        envs.make(config.env.id, **config.env.options).close()
+        if language:
+            from orchestration.language.tasks import Tasks
+
+            Tasks(config).make_env().close()
+        else:
+            envs.make(config.env.id, **config.env.options).close()
     except envs.EnvironmentOptionError as error:
         raise ConfigError(f"env.options: {error}") from error
+
+
+def _check_offline(config: Config) -> None:
+    if config.reward.model != "offline" or not learns_intrinsic(config) or config.reward.offline_path is None:
+        return
+    from reward_server.models.offline import OfflineModelError, holds_labels, read_model
+
+    try:
+        if not holds_labels(config.reward.offline_path):
+            read_model(config.reward.offline_path)
+    except OfflineModelError as error:
+        raise ConfigError(f"reward.offline_path={error}") from error
+
+
+def _check_model(config: Config) -> None:
+    """Raises `LanguageModelError` for a model that is not there, and for an engine that is not installed."""
+    if config.agent.model is None:
+        return
+    from agents.language.engines import check_engine
+    from agents.language.template import check_folder
+    from learner.language.small import NAME
+    from orchestration.language.models import acting_model
+
+    check_engine(config.agent.engine)
+    if config.agent.model != NAME:
+        check_folder(acting_model(config))
 
 
 def _check_reuse(config: Config) -> None:

@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayError
 
 from agents.report import RolloutReport
 from orchestration.config import Config
-from orchestration.configuration import attributes_credit, uses_judge
+from orchestration.configuration import attributes_credit, compares_pairs, uses_judge
 from orchestration.errors import WorkerDiedError, death
 from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
 from orchestration.results import FeedResult, actor_name
@@ -42,25 +42,25 @@ class Hosts:
 
 
 @dataclass(slots=True)
-class _Actor:
+class Actor:
     index: int
     incarnation: int
     handle: Any
     """Ray's handle; its methods are those of RolloutWorker with `remote`."""
     collect: Any
-    """Its method `collect`, which answers with two objects. Kept, because to make it costs as much as a tenth of a call."""
+    """Its method that rolls out, which answers with two objects. Kept, because to make it costs as much as a tenth of a call."""
 
 
 @dataclass(frozen=True, slots=True)
 class _RolloutCall:
-    actor: _Actor
+    actor: Actor
     trajectory: Any
     """Object reference; the trajectory itself never passes through the coordinator."""
 
 
 @dataclass(frozen=True, slots=True)
 class _FeedCall:
-    actor: _Actor
+    actor: Actor
     report: RolloutReport
     env_steps: int
     weights: Any
@@ -73,13 +73,13 @@ class RayRuntime:
     def __init__(
         self, config: Config, session: Session, *, resumed: Mapping[str, Any] | None, hosts: Hosts | None = None
     ) -> None:
-        hosts = hosts or Hosts()
         self.config = config
         self.session = session
-        learner_state = None if resumed is None else resumed["learner"]
+        self._hosts = hosts or Hosts()
         self._reward_server_state: Any = None if resumed is None else resumed["reward_server"]
-        self._actors: dict[int, _Actor] = {}
-        self._calls: dict[Future[Any], _RolloutCall | _FeedCall] = {}
+        self._actors: dict[int, Actor] = {}
+        self._calls: dict[Future[Any], Any] = {}
+        """What each answer that is awaited answers: a `_RolloutCall` or `_FeedCall`."""
         # Answers that came, put there by Ray's thread: `ray.wait` over the references of hundreds of calls costs a millisecond.
         self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._report_at = 0.0
@@ -92,34 +92,40 @@ class RayRuntime:
         self._attributes_credit = attributes_credit(config)
         self._failures_in_a_row = 0
         self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
-        self._learner: Any = (
-            ray.remote(hosts.learner)
-            .options(
-                num_cpus=config.learner.threads,
-                num_gpus=1 if config.learner.device == "cuda" else 0,
-            )
-            .remote(config, learner_state)
-        )
+        self._version = 0
+        self._learner: Any = None
+        self._begin(resumed)
+
+    def _begin(self, resumed: Mapping[str, Any] | None) -> None:
+        """Starts learner and actors."""
+        config = self.config
+        self._learner = self._host_learner(self._hosts.learner, config, None if resumed is None else resumed["learner"])
         self._feed: Any = self._learner.feed.options(num_returns=2)
         # Made once: Ray pickles and publishes every one that is made.
-        self._rollout_worker: Any = ray.remote(hosts.rollout).options(num_cpus=config.actors.cpus)
+        self._rollout_worker: Any = ray.remote(self._hosts.rollout).options(num_cpus=config.actors.cpus)
         for index in range(config.actors.count):
-            self._spawn(index, incarnation=session.actor_restarts)
+            self._spawn(index, incarnation=self.session.actor_restarts)
         version, self._weights = self._learner.begin.options(num_returns=2).remote()
-        self._version: int = ray.get(version)
+        self._version = ray.get(version)
+
+    def _host_learner(self, worker: type[Any], *arguments: Any, gpus: float = 1.0) -> Any:
+        """A handle of the learner; `gpus`: how many it takes, if it is to run on one."""
+        learner = self.config.learner
+        options: dict[str, Any] = {
+            "num_cpus": learner.threads,
+            "num_gpus": gpus if learner.device == "cuda" else 0,
+        }
+        return ray.remote(worker).options(**options).remote(*arguments)
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop. Raises what ends the run."""
-        for actor in self._actors.values():
-            self._grant_all(actor)
+        self._grant_first()
         while not self.session.finished and not self.session.stop_requested:
             for answer in self._wait():
                 # A failed call takes the other calls of its actor with it, so it may be gone by now.
                 call = self._calls.pop(answer, None)
-                if isinstance(call, _RolloutCall):
-                    self._rolled_out(answer, call)
-                elif isinstance(call, _FeedCall):
-                    self._learned(answer, call)
+                if call is not None:
+                    self._answered(answer, call)
             if time.monotonic() >= self._report_at:
                 self._report_at = time.monotonic() + _REPORT_S
                 self._look_at_reward_server()
@@ -130,7 +136,19 @@ class RayRuntime:
 
     # Calls.
 
-    def _expect(self, reference: Any, call: _RolloutCall | _FeedCall) -> None:
+    def _grant_first(self) -> None:
+        """Makes the calls that the run begins with."""
+        for actor in self._actors.values():
+            self._grant_all(actor)
+
+    def _answered(self, answer: Future[Any], call: Any) -> None:
+        """Does what follows a call that was answered."""
+        if isinstance(call, _RolloutCall):
+            self._rolled_out(answer, call)
+        else:
+            self._learned(answer, call)
+
+    def _expect(self, reference: Any, call: Any) -> None:
         """Notes a call by its answer, which `_wait` gives when it is there."""
         answer = reference.future()
         self._calls[answer] = call
@@ -149,18 +167,18 @@ class RayRuntime:
 
     # Tokens.
 
-    def _spawn(self, index: int, incarnation: int) -> _Actor:
+    def _spawn(self, index: int, incarnation: int) -> Actor:
         handle = self._rollout_worker.remote(self.config, self.session.rundir.path, index, incarnation)
-        actor = self._actors[index] = _Actor(index, incarnation, handle, handle.collect.options(num_returns=2))
+        actor = self._actors[index] = Actor(index, incarnation, handle, handle.collect.options(num_returns=2))
         self.session.actors = len(self._actors)
         self.session.spawned(actor_name(index, incarnation))
         return actor
 
-    def _grant_all(self, actor: _Actor) -> None:
+    def _grant_all(self, actor: Actor) -> None:
         for _ in range(self.config.actors.in_flight):
             self._grant(actor)
 
-    def _grant(self, actor: _Actor) -> None:
+    def _grant(self, actor: Actor) -> None:
         trajectory, report = actor.collect.remote(self._weights, self._version, self.session.reward_model_in_force)
         self._expect(report, _RolloutCall(actor, trajectory))
 
@@ -194,7 +212,7 @@ class RayRuntime:
         if self._actors.get(call.actor.index) is call.actor:
             self._grant(call.actor)
 
-    def _lost(self, actor: _Actor, error: RayError) -> None:
+    def _lost(self, actor: Actor, error: RayError) -> None:
         """Replaces an actor that died or raised, and forgets its calls. Raises where replacements fail again and again."""
         self._calls = {r: c for r, c in self._calls.items() if not (isinstance(c, _RolloutCall) and c.actor is actor)}
         if self._actors.get(actor.index) is not actor:
@@ -219,12 +237,14 @@ class RayRuntime:
         if self.config.judge.engine != "openai":
             from reward_server.embedded import is_built
             from reward_server.judge import deployment
+            from reward_server.judge.pairs import asks_pairwise
 
             if self.config.judge.model == "embedded" and not is_built(self.config.judge.cache_dir):
                 self.session.view.event(
                     "the embedded judge is made first, once, which takes minutes beside the training"
                 )
-            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0)
+            pairwise = compares_pairs(self.config) and asks_pairwise(self.config.judge)
+            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0, pairwise=pairwise)
         self._reward_server = (
             ray.remote(RewardServerWorker)
             .options(num_cpus=0, max_restarts=-1)
@@ -283,13 +303,17 @@ class RayRuntime:
             self._learner.checkpoint.remote(
                 self.session.rundir.checkpoints,
                 self.session.env_steps,
-                {"runtime": "ray", "session": self.session.state_dict()},
+                {"runtime": "ray", "session": self.session.state_dict(), **self._own_state()},
                 self._reward_server_state,
                 self.session.config_yaml(),
                 self.config.checkpoint.keep,
             )
         )
         self._checkpoint_at = time.monotonic() + self.config.checkpoint.interval_s
+
+    def _own_state(self) -> dict[str, Any]:
+        """What else a checkpoint keeps of this loop."""
+        return {}
 
     def close(self) -> None:
         """Ends everything that the run started; a part that does not answer in time is killed."""

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from agents.report import FinishedEpisode, RolloutReport
 from orchestration.config import Config
+from orchestration.configuration import compares_pairs
 from orchestration.results import FeedResult
 from orchestration.rundir import RunDir
 from reward_server.status import RewardServerStatus
-from reward_server.types import Judge
+from reward_server.types import Judge, PairJudge
 
 if TYPE_CHECKING:
     from agents.trajectory import Trajectory
     from learner.learner import Weights
-    from reward_server.distiller import RewardModelVersion
+    from reward_server.models.base import RewardModelVersion
 
 # The coordinator loads this module to start the workers. What they are made of, torch above all, is loaded where they run:
 # on two cores it would delay the first step by seconds.
@@ -136,12 +137,18 @@ class RewardServerWorker:
         await self._server.close()
 
 
-def _judge(config: Config) -> Judge:
+def _judge(config: Config) -> Judge | PairJudge:
     """A client of the deployed judge; an OpenAI-compatible server is asked directly."""
+    pairs = compares_pairs(config)
     if config.judge.engine == "openai":
-        from reward_server.judge import build_judge
+        from reward_server.judge import build_judge, build_pair_judge
 
-        return build_judge(config.judge)
+        return build_pair_judge(config.judge) if pairs else build_judge(config.judge)
+    from reward_server.judge import judge_key
     from reward_server.judge.deployment import ServeJudge
+    from reward_server.judge.pairs import PointwiseJudge, asks_pairwise
 
-    return ServeJudge(config.judge)
+    if pairs and asks_pairwise(config.judge):
+        return ServeJudge(judge_key(config.judge, pairs=True))
+    judge = ServeJudge(config.judge)
+    return PointwiseJudge(judge) if pairs else judge

@@ -94,6 +94,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def weights(self) -> Path:
+        """The newest weights of a language model, for the engines that generate with them; gone when the run ends."""
+        return self.path / "weights"
+
+    @property
     def annotations(self) -> Path:
         """Captions and labels (SQLite)."""
         return self.path / "annotations.sqlite"

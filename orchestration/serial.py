@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from orchestration.config import Config
-from orchestration.configuration import uses_judge
+from orchestration.configuration import compares_pairs, uses_judge
 from orchestration.parts import (
     LearnerPart,
     action_count,
@@ -37,7 +37,7 @@ class SerialRuntime:
             build_rollout(config, index, observer=build_observer(config, session.rundir.traces, index))
             for index in range(config.actors.count)
         ]
-        self.reward_server = _build_reward_server(config, session)
+        self.reward_server = reward_server_here(config, session)
         # One event loop for the whole run: engines keep connections and queues that belong to it.
         self._loop = asyncio.new_event_loop()
         self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
@@ -110,9 +110,11 @@ class SerialRuntime:
         self._loop.close()
 
 
-def _build_reward_server(config: Config, session: Session) -> RewardServer | None:
+def reward_server_here(config: Config, session: Session) -> RewardServer | None:
+    """The reward server with its judge in this process; None where the run has none."""
     if not uses_judge(config):
         return None
-    from reward_server.judge import build_judge
+    from reward_server.judge import build_judge, build_pair_judge
 
-    return build_reward_server(config, session.rundir, build_judge(config.judge))
+    build = build_pair_judge if compares_pairs(config) else build_judge
+    return build_reward_server(config, session.rundir, build(config.judge))

@@ -26,6 +26,8 @@ from orchestration.traces.run_trace import REWARD_SERVER, RunTrace
 from reward_server.status import RewardServerStatus
 
 _RATE_WINDOW_S = 20.0
+_UNREADABLE = 0.9
+"""Share of answers that could not be read, from which on a person is told."""
 
 
 @dataclass(slots=True)
@@ -74,6 +76,8 @@ class Session:
         self._updates: deque[Update] = deque(maxlen=64)
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
+        self._output_tokens = 0
+        self._warned_of_answers = False
         self._first_step_s: float | None = None
         self._clock = Clock()
         self._waits: dict[str, dict[str, float]] = {}
@@ -102,7 +106,8 @@ class Session:
             self._first_step_s = time.time() - psutil.Process().create_time()
         self.env_steps += report.steps
         self._captions.update(caption for caption, _ in report.new_captions)
-        self._bytes_per_step = report.trajectory_bytes / report.steps
+        self._bytes_per_step = report.trajectory_bytes / max(report.steps, 1)
+        self._output_tokens += report.output_tokens
         for failure in report.failures:
             self.env_errors += 1
             self.view.event(f"an environment of {report.source} raised and was replaced: {failure.error}", warning=True)
@@ -129,6 +134,7 @@ class Session:
             )
         self._updates.extend(result.updates)
         self._unlogged.extend(result.updates)
+        self._watch_answers(result)
         if result.scores:
             self._record(lambda: self._scores.add(result.reward_model_version, result.scores))
         if self.trace is not None:
@@ -144,6 +150,18 @@ class Session:
             self._clock.add("learner", "rewards", update.reward_s)
         self._clock.add("learner", "rewards", result.reward_s)
         self._clock.add("learner", "wait", result.waited_s)
+
+    def _watch_answers(self, result: FeedResult) -> None:
+        """Warns, once, of a language model that hardly says anything that can be read."""
+        shares = [update.metrics["failures"] for update in result.updates if "failures" in update.metrics]
+        if shares and shares[-1] > _UNREADABLE and not self._warned_of_answers:
+            self._warned_of_answers = True
+            agent = self.config.agent
+            self.view.event(
+                f"{shares[-1]:.0%} of the model's answers could not be read as agent.answer={agent.answer}: fine-tune it on "
+                f"demonstrations first (yendor sft), or raise agent.max_new_tokens={agent.max_new_tokens}",
+                warning=True,
+            )
 
     def judged(self, status: RewardServerStatus) -> None:
         """Notes how the reward server stands, and says so where the judge went away or came back."""
@@ -354,15 +372,20 @@ class Session:
             metrics["policy/lag_mean"] = sum(u.lag_mean * u.samples for u in updates) / weight
             metrics["policy/lag_max"] = max(u.lag_max for u in updates)
         if self.reward_status is not None:
+            metrics.update(self.reward_status.quality())
             annotator = self.reward_status.annotator
             metrics["captions/labelled"] = annotator.labelled
             metrics["captions/failed"] = annotator.failed
             metrics["captions/dropped"] = annotator.dropped
             metrics["captions/queued"] = annotator.queued
         now = time.monotonic()
-        self._waits = self._clock.shares(now - self._window_began, {"actor": self.actors})
+        window_s = max(now - self._window_began, 1e-9)
+        self._waits = self._clock.shares(window_s, {"actor": self.actors})
         self._clock, self._window_began = Clock(), now
         timing: dict[str, float | None] = {"wall_s": self.wall_s, "steps_per_second": self._steps_per_second()}
+        if self.config.agent.model is not None:
+            timing["output_tokens_per_second"] = self._output_tokens / window_s
+            self._output_tokens = 0
         if self.reward_status is not None:
             timing["labels_per_second"] = self.reward_status.annotator.labels_per_second
             timing.update(self.reward_status.annotator.counters())
@@ -409,7 +432,7 @@ def _run_trace(config: Config, rundir: RunDir, on_trouble: Callable[[str], None]
         env_id=config.env.id,
         env_options=config.env.options,
         seed=config.run.seed,
-        policy=config.agent.network,
+        policy=config.agent.model or config.agent.network,
         policy_version=0,
         code_revision=code_revision(),
         count_exponent=config.reward.count_exponent,

@@ -57,11 +57,7 @@ def _train(config: Config, rundir: RunDir, *, resume: bool, view: LiveView) -> S
 
 def _run(session: "Session", state: dict[str, Any] | None) -> None:
     """Builds the runtime, trains, writes the last checkpoint, and ends what was started whatever happens."""
-    if session.config.runtime == "serial":
-        from orchestration.serial import SerialRuntime as Runtime
-    else:
-        from orchestration.ray_runtime import RayRuntime as Runtime
-    runtime = Runtime(session.config, session, resumed=state)
+    runtime = _runtime_of(session.config)(session.config, session, resumed=state)
     try:
         runtime.run()
         runtime.checkpoint()
@@ -69,14 +65,36 @@ def _run(session: "Session", state: dict[str, Any] | None) -> None:
         runtime.close()
 
 
+def _runtime_of(config: Config) -> type[Any]:
+    """The class whose objects run `config`; loads nothing that others need."""
+    if config.agent.model is not None:
+        if config.runtime == "serial":
+            from orchestration.language.serial import LanguageSerialRuntime
+
+            return LanguageSerialRuntime
+        from orchestration.language.ray_runtime import LanguageRayRuntime
+
+        return LanguageRayRuntime
+    if config.runtime == "serial":
+        from orchestration.serial import SerialRuntime
+
+        return SerialRuntime
+    from orchestration.ray_runtime import RayRuntime
+
+    return RayRuntime
+
+
 def _newest_state(rundir: RunDir) -> dict[str, Any]:
-    """The state to resume from. Raises CheckpointError where there is none or it is damaged."""
+    """The state to resume from, and under `checkpoint` the folder that it is from.
+
+    Raises CheckpointError where there is none or it is damaged.
+    """
     from learner.checkpoint import CheckpointError, latest_checkpoint, load_state
 
     newest = latest_checkpoint(rundir.checkpoints)
     if newest is None:
         raise CheckpointError(f"{rundir.path} has no checkpoint to resume from; start it again with --overwrite")
-    return load_state(newest)
+    return {**load_state(newest), "checkpoint": str(newest)}
 
 
 def _stopper(session: "Session") -> Callable[[int, FrameType | None], None]:

@@ -16,16 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from reward_server.annotator_status import AnnotatorStatus, Meter
-from reward_server.backlog import Caption
+from reward_server.backlog import Q
 from reward_server.breaker import CircuitBreaker
-from reward_server.ledger import CaptionState, Ledger, Request
+from reward_server.ledger import CaptionState, LabelTable, Ledger, Request
 from reward_server.rate_limit import RateLimit
 from reward_server.settings import AnnotatorSettings
-from reward_server.store import AnnotationStore, AnnotationStoreError, LabelRecord
-from reward_server.types import Answer, Judge, JudgeError, JudgeStatus, JudgeUnavailableError
+from reward_server.store import AnnotationStoreError, LabelRecord
+from reward_server.types import Answer, JudgeError, JudgeKey, JudgeStatus, JudgeUnavailableError
 
 _PROBE_SHARE = 4.0
 """`drain` lets so many times as long pass after a failed probe as the probe took: a judge that hangs costs a serial
@@ -45,31 +45,46 @@ class _Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
-    request: Request
+class _Flight(Generic[Q]):
+    request: Request[Q]
     task: asyncio.Task[_Outcome]
 
 
-class Annotator:
+_Asked = TypeVar("_Asked", contravariant=True)
+
+
+class Asked(Protocol[_Asked]):
+    """A judge, of captions or of pairs."""
+
+    @property
+    def key(self) -> JudgeKey: ...
+
+    async def ask(self, captions: Sequence[_Asked], /) -> list[Answer]: ...
+
+
+class Annotator(Generic[Q]):
     """Keeps up to `settings.in_flight` requests of up to `settings.batch` captions at the judge.
 
     `run` goes on until `stop`; `drain` asks until nothing waits, in an order that depends on nothing but what was
-    submitted (given the judge's answers). `clock` is in seconds and only grows; `seed` seeds the jitter of backoffs.
+    submitted (given the judge's answers). `clock` is in seconds and only grows; `seed` seeds the jitter of backoffs;
+    `labels` are those that an answer may have.
     `reuse` are labels under the judge's key from elsewhere, by caption id, that are taken instead of asking.
     `max_labels_per_s` holds for `run` alone: `drain` does not look at the clock.
     """
 
     def __init__(
         self,
-        judge: Judge,
-        store: AnnotationStore,
+        judge: Asked[Q],
+        store: LabelTable[Q],
         settings: AnnotatorSettings,
         *,
+        labels: Sequence[int] = (0, 1),
         reuse: Mapping[int, LabelRecord] | None = None,
         clock: Callable[[], float] = time.monotonic,
         seed: int = 0,
     ) -> None:
         self._judge = judge
+        self._labels = labels
         self._settings = settings
         self._clock = clock
         self._guard = threading.RLock()
@@ -92,7 +107,7 @@ class Annotator:
 
     # -- from any thread ----------------------------------------------------------------------------------------
 
-    def submit(self, captions: Iterable[Caption]) -> None:
+    def submit(self, captions: Iterable[tuple[int, Q]]) -> None:
         """Queues the (id, normalised text) pairs that are unseen, in order: the last is the newest. Idempotent."""
         with self._guard:
             if self._ledger.submit(captions):
@@ -167,7 +182,7 @@ class Annotator:
     async def _pump(self, *, ordered: bool) -> None:
         wake = asyncio.Event()
         self._begin(wake)
-        flights: list[_Flight] = []
+        flights: list[_Flight[Q]] = []
         try:
             while True:
                 now = self._clock()
@@ -213,7 +228,7 @@ class Annotator:
                 if given:
                     self._meter.labels(self._clock(), given)
 
-    def _launch(self, flights: list[_Flight], now: float, ordered: bool) -> None:
+    def _launch(self, flights: list[_Flight[Q]], now: float, ordered: bool) -> None:
         """Sends what may be sent now: all that fits, or one caption to a judge that was out of order."""
         with self._guard:
             while self._stop_at is None and self._store_error is None and now >= self._breaker.retry_at:
@@ -227,7 +242,7 @@ class Annotator:
                 self._limit.spend(len(request.asked))
                 flights.append(_Flight(request, asyncio.create_task(self._ask(request))))
 
-    def _ends(self, flights: Sequence[_Flight], ordered: bool) -> bool:
+    def _ends(self, flights: Sequence[_Flight[Q]], ordered: bool) -> bool:
         with self._guard:
             if self._stop_at is not None and (not flights or self._clock() >= self._stop_at):
                 return True
@@ -238,7 +253,7 @@ class Annotator:
             # Whatever could leave has left, so what waits waits for the breaker or for a larger budget.
             return ordered and (self._breaker.is_open or not self._ledger.can_take)
 
-    async def _wait(self, flights: Sequence[_Flight], now: float, wake: asyncio.Event, ordered: bool) -> None:
+    async def _wait(self, flights: Sequence[_Flight[Q]], now: float, wake: asyncio.Event, ordered: bool) -> None:
         """Until a request comes back, a caption comes in, the breaker lets the next one through, or `stop`.
 
         `now` is the time by which `_launch` went: what becomes due after it is waited for, and not overlooked.
@@ -260,7 +275,7 @@ class Annotator:
         with self._guard:
             self._meter.spend(self._clock() - began, busy=bool(flights), blocked=queued)
 
-    async def _ask(self, request: Request) -> _Outcome:
+    async def _ask(self, request: Request[Q]) -> _Outcome:
         """Asks the judge within the deadline. Never raises for what the judge does."""
         texts = [text for _, text in request.asked]
         if not texts:
@@ -293,7 +308,7 @@ class Annotator:
 
     # -- settling -----------------------------------------------------------------------------------------------
 
-    def _settle(self, request: Request, outcome: _Outcome, ordered: bool) -> None:
+    def _settle(self, request: Request[Q], outcome: _Outcome, ordered: bool) -> None:
         with self._guard:
             asked = request.asked
             if asked:
@@ -301,7 +316,7 @@ class Annotator:
             if outcome.answers is None:
                 self._failure(request, outcome, ordered)
                 return
-            answers = [_checked(answer) for answer in outcome.answers]
+            answers = [_checked(answer, self._labels) for answer in outcome.answers]
             if len(answers) != len(asked):
                 problem = f"the judge gave {len(answers)} answers to {len(asked)} captions"
                 answers = [Answer(None, None, problem, outcome.latency_s)] * len(asked)
@@ -312,7 +327,7 @@ class Annotator:
                 self._adapt(len(asked), outcome.latency_s, ordered)
                 self._examine(asked, answers)
 
-    def _failure(self, request: Request, outcome: _Outcome, ordered: bool) -> None:
+    def _failure(self, request: Request[Q], outcome: _Outcome, ordered: bool) -> None:
         self._meter.request_failures += 1
         self._meter.late += outcome.timed_out
         self._last_error = outcome.error
@@ -327,7 +342,7 @@ class Annotator:
         else:
             self._ledger.give_back(request)
 
-    def _examine(self, asked: Sequence[Caption], answers: Sequence[Answer]) -> None:
+    def _examine(self, asked: Sequence[tuple[int, Q]], answers: Sequence[Answer]) -> None:
         """What answers that came say about the judge."""
         unreadable = [answer for answer in answers if answer.label is None]
         self._meter.unreadable += len(unreadable)
@@ -364,10 +379,10 @@ class Annotator:
             loop.call_soon_threadsafe(event.set)
 
 
-def _landed(flights: list[_Flight], ordered: bool) -> list[_Flight]:
+def _landed(flights: list[_Flight[Q]], ordered: bool) -> list[_Flight[Q]]:
     """Takes the flights that are back out of the list, in the order in which they left; where `ordered`, only those
     that no earlier one is still awaited before."""
-    landed: list[_Flight] = []
+    landed: list[_Flight[Q]] = []
     for flight in tuple(flights):
         if flight.task.done():
             landed.append(flight)
@@ -377,9 +392,9 @@ def _landed(flights: list[_Flight], ordered: bool) -> list[_Flight]:
     return landed
 
 
-def _checked(answer: Answer) -> Answer:
+def _checked(answer: Answer, labels: Sequence[int]) -> Answer:
     """The answer as the store may hold it: a label that is none is unreadable, a probability that is none unknown."""
-    if answer.label not in (0, 1):
+    if answer.label not in labels:
         return Answer(None, None, answer.raw, answer.latency_s)
     if answer.probability is not None and not 0.0 <= answer.probability <= 1.0:
         return Answer(answer.label, None, answer.raw, answer.latency_s)

@@ -2,38 +2,21 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from reward_server.models.base import RewardModel, RewardModelMetrics, reward_model_kind
+from reward_server.models.base import RewardModel, RewardModelVersion, build_trainer
 from reward_server.settings import DistillerSettings
-from reward_server.store import AnnotationStore
 from reward_server.types import JudgeKey
 
 
-@dataclass(frozen=True, slots=True)
-class RewardModelVersion:
-    """A reward model as it travels to the learner: immutable, self-contained, about 2 MB for `classification`."""
+class LabelSource(Protocol):
+    """Where labels come from: the annotation store for captions, its `pairs` for pairs."""
 
-    version: int
-    """1 for the first; only grows. (A scorer without any is at version 0.)"""
-    name: str
-    """The kind of model, as in `reward.model`."""
-    state: bytes
-    """Its parameters as safetensors."""
-    metrics: RewardModelMetrics
-    seconds: float
-    """Time that making this version took."""
-
-    def load_into(self, model: RewardModel) -> None:
-        """Sets the parameters of `model`, which must be of the same kind and settings."""
-        if model.name != self.name:
-            raise ValueError(f"a version of the reward model {self.name!r} cannot be loaded into {model.name!r}")
-        model.load_state_dict(load_tensors(self.state))
+    def labels_since(self, cursor: int, key: JudgeKey, /) -> tuple[Sequence[Any], int]: ...
+    def texts(self, ids: Sequence[int], /) -> Mapping[int, str]: ...
 
 
 class Distiller:
@@ -47,7 +30,7 @@ class Distiller:
 
     def __init__(
         self,
-        store: AnnotationStore,
+        store: LabelSource,
         key: JudgeKey,
         settings: DistillerSettings,
         *,
@@ -61,7 +44,7 @@ class Distiller:
         self._key = key
         self._settings = settings
         self._name = model
-        self._trainer = reward_model_kind(model).trainer(settings, seed, device)
+        self._trainer = build_trainer(model, settings, seed, device)
         self._clock = clock
         self._busy = busy
         self._guard = threading.RLock()
@@ -81,6 +64,11 @@ class Distiller:
     def labels(self) -> int:
         """Labels taken from the store so far."""
         return self._trainer.labels
+
+    @property
+    def model(self) -> RewardModel:
+        """The model that is trained. Only for the thread that calls `update`."""
+        return self._trainer.model
 
     def due(self) -> bool:
         """Whether `interval_s` has passed since the last round, and training stays below `max_share` of a core."""

@@ -7,19 +7,34 @@ Every caption is in one state: `unseen -> queued -> in flight -> labelled | fail
 - A label counts as given only once the store has it. What the store refuses (a full disk) is kept, and written first
   as soon as it can be.
 - `labelled + set aside + on their way <= max_labels`, always.
+
+All of this holds of pairs of captions just as well: where this module says caption, a question of either kind is meant.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, Protocol, cast
 
 from envs.captions import EMPTY_CAPTION_ID
-from reward_server.backlog import Backlog, Caption
+from reward_server.backlog import Backlog, Q
+from reward_server.label_rows import LabelRecord
 from reward_server.settings import AnnotatorSettings
-from reward_server.store import AnnotationStore, LabelRecord
 from reward_server.types import Answer, JudgeKey
+
+
+class LabelTable(Protocol[Q]):
+    """Where labels are kept: the annotation store itself for captions, its `pairs` for pairs."""
+
+    def write(
+        self, key: JudgeKey, records: Sequence[LabelRecord], questions: Iterable[tuple[int, Q]] = (), /
+    ) -> int: ...
+    def labelled_ids(self, key: JudgeKey, /) -> set[int]: ...
+    def aside(self, key: JudgeKey, /) -> dict[int, LabelRecord]: ...
+    def set_aside(self, key: JudgeKey, after: int, /) -> int: ...
+    def cursor(self, key: JudgeKey, /) -> int: ...
+    def question(self, state: Any, /) -> Q: ...
 
 
 class CaptionState(StrEnum):
@@ -33,24 +48,24 @@ class CaptionState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Request(Generic[Q]):
     """Captions that are in flight together, newest first."""
 
-    captions: tuple[Caption, ...]
+    captions: tuple[tuple[int, Q], ...]
     known: Mapping[int, LabelRecord]
     """Answers that were given already (set aside by a resume, or of another run); these captions are not asked about."""
 
     @property
-    def asked(self) -> tuple[Caption, ...]:
+    def asked(self) -> tuple[tuple[int, Q], ...]:
         return tuple(caption for caption in self.captions if caption[0] not in self.known)
 
 
-class Ledger:
+class Ledger(Generic[Q]):
     """Books captions in and out. Not thread-safe: its owner holds a lock around each call."""
 
     def __init__(
         self,
-        store: AnnotationStore,
+        store: LabelTable[Q],
         key: JudgeKey,
         settings: AnnotatorSettings,
         reuse: Mapping[int, LabelRecord] | None = None,
@@ -58,7 +73,7 @@ class Ledger:
         self._store = store
         self._key = key
         self._settings = settings
-        self._backlog = Backlog(settings.backlog)
+        self._backlog: Backlog[Q] = Backlog(settings.backlog)
         self._state: dict[int, CaptionState] = {}
         self._reusable = dict(reuse or {})
         """Labels of other runs under this key: as good as those set aside, once the budget lets them in."""
@@ -68,13 +83,13 @@ class Ledger:
         self._attempts: dict[int, int] = {}
         self._alone: set[int] = set()
         """Captions of requests that the judge refused for good: sent one by one, to find the one at fault."""
-        self._failed_lately: dict[int, str] = {}
+        self._failed_lately: dict[int, Q] = {}
         """Captions that failed since the last readable answer, with their texts."""
         self._forgiven: set[int] = set()
-        self._in_flight: dict[int, str] = {}
+        self._in_flight: dict[int, Q] = {}
         """Captions that left the backlog and have no label or failure in the store yet, in the order of leaving."""
         self._unwritten: list[LabelRecord] = []
-        self._new_captions: list[Caption] = []
+        self._new_captions: list[tuple[int, Q]] = []
         self.on_their_way = 0
         """Captions that the judge is being asked about, or has answered without that being written yet."""
         self.dropped = 0
@@ -117,7 +132,7 @@ class Ledger:
 
     # -- out and back -------------------------------------------------------------------------------------------
 
-    def submit(self, captions: Iterable[Caption]) -> bool:
+    def submit(self, captions: Iterable[tuple[int, Q]]) -> bool:
         """Queues what is unseen, in order: the last is the newest. Returns whether there is anything to do now."""
         queued = False
         for caption_id, text in captions:
@@ -134,9 +149,9 @@ class Ledger:
                 queued = True
         return queued
 
-    def take(self, size: int) -> Request | None:
+    def take(self, size: int) -> Request[Q] | None:
         """Up to `size` of the newest captions, from now on in flight; None where none waits or the budget is spent."""
-        captions: list[Caption] = []
+        captions: list[tuple[int, Q]] = []
         known: dict[int, LabelRecord] = {}
         while len(captions) < size and len(self._backlog):
             caption_id, _ = self._backlog.newest()
@@ -159,14 +174,14 @@ class Ledger:
             captions.append(caption)
         return Request(tuple(captions), known) if captions else None
 
-    def give_back(self, request: Request) -> None:
+    def give_back(self, request: Request[Q]) -> None:
         """No answer came: its captions wait again, where they were, and nothing is counted."""
         for caption_id, text in reversed(request.captions):
             if caption_id not in request.known:
                 self.on_their_way -= 1
             self._queue(caption_id, text)
 
-    def refuse(self, request: Request, reason: str, latency_s: float) -> None:
+    def refuse(self, request: Request[Q], reason: str, latency_s: float) -> None:
         """The judge will never answer this request. Where it is about one caption, that counts as an answer that
         cannot be read; where it is about several, they are asked about one by one."""
         if len(request.captions) == 1:
@@ -175,7 +190,7 @@ class Ledger:
             self._alone.update(caption_id for caption_id, _ in request.asked)
             self.give_back(request)
 
-    def answer(self, request: Request, answers: Sequence[Answer]) -> None:
+    def answer(self, request: Request[Q], answers: Sequence[Answer]) -> None:
         """Books the answers to `request.asked`. What cannot be read is queued again, behind all others (an odd caption
         does not hold up new ones), and failed after `attempts` times. Nothing counts before `flush`."""
         given = dict(zip((caption_id for caption_id, _ in request.asked), answers, strict=True))
@@ -243,7 +258,7 @@ class Ledger:
         """
         return {
             "cursor": self._store.cursor(self._key),
-            "backlog": [*self._backlog.oldest_first(), *reversed(self._in_flight.items())],
+            "backlog": [(i, _plain(q)) for i, q in (*self._backlog.oldest_first(), *reversed(self._in_flight.items()))],
             "seen": sorted(self._seen.difference(caption_id for caption_id, _ in self._new_captions)),
             "failed": sorted(self._failed),
             "forgiven": sorted(self._forgiven),
@@ -264,8 +279,9 @@ class Ledger:
         self._state.update(dict.fromkeys(self._failed, CaptionState.FAILED))
         self._attempts = {int(i): int(n) for i, n in state["attempts"].items()}
         self.dropped = int(state["dropped"])
-        for caption_id, text in state["backlog"]:
+        for caption_id, saved in state["backlog"]:
             if caption_id not in self._state:
+                text = self._store.question(saved)
                 self._new_captions.append((int(caption_id), text))
                 self._queue(int(caption_id), text)
 
@@ -277,17 +293,17 @@ class Ledger:
             return math.inf
         return self._settings.max_labels - self.labelled - len(self._aside) - self.on_their_way
 
-    def _queue(self, caption_id: int, text: str) -> None:
+    def _queue(self, caption_id: int, text: Q) -> None:
         self._in_flight.pop(caption_id, None)
         self._state[caption_id] = CaptionState.QUEUED
         self._drop(self._backlog.push(caption_id, text))
 
-    def _queue_last(self, caption_id: int, text: str) -> None:
+    def _queue_last(self, caption_id: int, text: Q) -> None:
         self._in_flight.pop(caption_id, None)
         self._state[caption_id] = CaptionState.QUEUED
         self._drop(self._backlog.push_oldest(caption_id, text))
 
-    def _drop(self, caption: Caption | None) -> None:
+    def _drop(self, caption: tuple[int, Q] | None) -> None:
         """A caption that fell out of the backlog is unseen again: it is queued anew when it turns up again. One that had
         failed before has failed again: so the store says of it."""
         if caption is not None:
@@ -299,3 +315,8 @@ class Ledger:
                 self._state.pop(caption[0], None)
             self._attempts.pop(caption[0], None)
             self._alone.discard(caption[0])
+
+
+def _plain(question: object) -> object:
+    """A question out of plain types, which a checkpoint can hold."""
+    return question if isinstance(question, str) else tuple(cast(Iterable[object], question))

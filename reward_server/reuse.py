@@ -27,12 +27,12 @@ def stores_at(place: Path) -> list[Path]:
     return found
 
 
-def labels_elsewhere(place: Path, key: JudgeKey, own: Path) -> dict[int, LabelRecord]:
-    """Labels under `key` in the stores at `place`, by caption id; `own` is passed over. Where two stores have a caption,
-    the first one's label counts. Raises `AnnotationStoreError` for a file that cannot be read."""
+def labels_elsewhere(place: Path, key: JudgeKey, own: Path, *, pairs: bool = False) -> dict[int, LabelRecord]:
+    """Labels under `key` in the stores at `place`, by caption id, or of `pairs` by theirs; `own` is passed over. Where two
+    stores have a caption, the first one's label counts. Raises `AnnotationStoreError` for a file that cannot be read."""
     labels: dict[int, LabelRecord] = {}
     for path in stores_at(place):
         if path.resolve() != own.resolve():
             with AnnotationStore(path, read_only=True) as store:
-                labels = store.records(key) | labels
+                labels = (store.pairs if pairs else store).records(key) | labels
     return labels

@@ -1,6 +1,6 @@
 """The intrinsic reward of captions on the learner's side: each caption is scored once per version, then looked up."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.captions import EMPTY_CAPTION_ID
-from reward_server.distiller import RewardModelVersion
-from reward_server.models.base import RewardModel
+from reward_server.models.base import ExperiencedModel, RewardModel, RewardModelVersion, reward_model_kind
+from reward_server.settings import ModelSettings
 
 _TOP_SCORED = 64
 """Captions that one `top` scores at most. A run meets tens of thousands, most of them once, long ago; scoring all of them
@@ -39,6 +39,18 @@ class TopCaptions:
     """Best first."""
     disliked: tuple[ScoredCaption, ...]
     """Worst first."""
+
+
+def build_scorer(model: str, settings: ModelSettings) -> "CaptionScorer":
+    """A scorer for the reward model registered as `model`; at version 1 where that needs no labels, otherwise at 0.
+
+    Raises `OfflineModelError` and `JudgeError` where the model's files cannot be used.
+    """
+    kind = reward_model_kind(model)
+    scorer = CaptionScorer(kind.model(settings, "cpu"))
+    if kind.fixed is not None:
+        scorer.update(kind.fixed(settings))
+    return scorer
 
 
 class CaptionScorer:
@@ -115,6 +127,18 @@ class CaptionScorer:
         self._seen[rows[known]] += counts[known]
         self._reward_sums[rows[known]] += self._rewards[rows[known]].astype(np.float64) * counts[known]
 
+    def learn(self, source: str, ids: NDArray[np.int64]) -> None:
+        """The captions [T, B] of the next steps of `source`, for a model that learns from what is met; it is another
+        version then. Nothing for all others, and before the first version."""
+        if not isinstance(self._model, ExperiencedModel) or not self._version:
+            return
+        known = self._find(np.unique(ids)) >= 0
+        self._model.learn(source, np.where(np.isin(ids, np.unique(ids)[known]), ids, EMPTY_CAPTION_ID), self._texts_of)
+        self._version += 1
+
+    def _texts_of(self, ids: Sequence[int]) -> list[str]:
+        return [self._texts[self._rows[i]] for i in ids]
+
     def top(self, n: int) -> TopCaptions:
         """The `n` captions liked most and least under the present version, the oftener counted first among equals.
         Both are empty before the first version. Captions that did not come since that version are scored a few a call,
@@ -137,6 +161,7 @@ class CaptionScorer:
         return {
             "version": self._version,
             "model": self._model.state_dict(),
+            "training": self._model.training_state() if isinstance(self._model, ExperiencedModel) else None,
             "ids": list(self._rows),
             "texts": list(self._texts),
             "seen": self._seen[:n].tolist(),
@@ -148,6 +173,8 @@ class CaptionScorer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Scores are not kept: under the same parameters they come out the same."""
         self._model.load_state_dict(state["model"])
+        if isinstance(self._model, ExperiencedModel):
+            self._model.load_training_state(state["training"])
         self._version = int(state["version"])
         self._texts = list(state["texts"])
         self._rows = {int(caption_id): row for row, caption_id in enumerate(state["ids"])}

@@ -16,6 +16,12 @@ class JudgeSettings:
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the API key of `openai`; the key itself is never written anywhere."""
     goal: str = "default"
+    """`default`, `zero_knowledge`, `combat`, `gold`, `stairs`, or one of `goals_file`."""
+    goals_file: str | None = None
+    """YAML file with goals of your own: names and texts."""
+    pairs: str = "auto"
+    """How pairs are judged (`reward.model=ranking`): `pairwise` (the model is shown both captions), `pointwise` (derived from
+    what it says of each alone), `auto` (pointwise for the embedded judge, which knows no other question)."""
     mode: str = "direct"
     """`direct`: one constrained token; `reasoned`: bounded reasoning, then a constrained label."""
     reason_tokens: int = 256
@@ -61,6 +67,13 @@ class AnnotatorSettings:
     """A judge that has never answered counts as starting, not as down, for so long."""
     latency_target_s: float = 10.0
     """Requests take more captions (up to `batch`) while answers are quicker than that, fewer while they are slower."""
+    pair_choice: str = "uniform"
+    """Which pairs are asked about (`reward.model=ranking`): `uniform` draws them at random, as ONI does; `informative` takes
+    those of a random few that say most about scores which are uncertain still."""
+    pair_reservoir: int = 4096
+    """Captions that pairs are drawn from: a uniform sample of all that were met."""
+    pairs_per_caption: float = 8.0
+    """Pairs asked about, for each caption met."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +102,52 @@ class DistillerSettings:
     """Draw positive and negative labels equally often: quicker and with more recall where positives are rare, but
     probabilities are no longer calibrated."""
     soft_targets: bool = False
-    """Train on the label's probability instead of the label."""
+    """Train on the label's probability instead of the label; `hash` then rewards with it."""
     threshold: float = 0.5
-    """r = 1 where p(y = 1) exceeds it (the eta of ONI)."""
+    """Of `classification`: r = 1 where p(y = 1) exceeds it (the eta of ONI)."""
+    rank_threshold: float = -0.5
+    """Of `ranking`: normalised scores at or below it give r = 0."""
+    max_grad_norm: float = 10.0
+    """Of `ranking`: bound of the gradient's norm."""
     holdout: float = 0.1
     """Share of labelled captions kept from training to measure the reward model (chosen by caption id) ..."""
     holdout_after: int = 1_000
     """... of those that come after so many labels: before, each single label may be the one that matters."""
     caption_bytes: int = 256
     """Bytes of a caption that the reward model reads; the rest is cut off."""
+
+
+@dataclass(frozen=True)
+class RndSettings:
+    """Random network distillation (Burda et al. 2018, arXiv 1810.12894) on captions, for `reward.model=rnd`."""
+
+    learning_rate: float = 1e-4
+    share: float = 0.25
+    """Share of the captions met that the predictor is trained on: it would learn too fast from all of them (section 3.4)."""
+    discount: float = 0.99
+    """Of the intrinsic returns whose deviation rewards are divided by."""
+
+
+@dataclass(frozen=True)
+class EllmSettings:
+    """Similarity of captions to goals (Du et al. 2023, arXiv 2302.06692), for `reward.model=ellm`."""
+
+    goals: str = "pick up the key; unlock the door; go down the stairs"
+    """What to come near to; several goals are parted by semicolons."""
+    embedding: str = "words"
+    """`words` (bags of words, as in ONI's baseline), or a Hugging Face id or local folder of an encoder."""
+    threshold: float = 0.5
+    """A similarity below it gives r = 0."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What the side of a reward model that rewards depends on."""
+
+    distiller: DistillerSettings = DistillerSettings()
+    rnd: RndSettings = RndSettings()
+    ellm: EllmSettings = EllmSettings()
+    offline_path: str | None = None
+    """Labels or a trained model, for `reward.model=offline`."""
+    seed: int = 0
+    """Of what a model that learns without a judge draws."""

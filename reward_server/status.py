@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from reward_server.annotator_status import AnnotatorStatus
+from reward_server.models.base import RewardModelMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +13,28 @@ class RewardServerStatus:
     annotator: AnnotatorStatus
     version: int
     """Of the newest reward model; 0: none yet."""
-    accuracy: float | None
-    """Of the newest reward model on labels kept from its training."""
+    metrics: RewardModelMetrics | None
+    """Of the newest reward model."""
     distil_s: float
     """Seconds spent training reward models."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the newest reward model on labels that it was not trained on; for a ranking pair accuracy."""
+        return None if self.metrics is None else self.metrics.accuracy
+
+    def quality(self) -> dict[str, float | None]:
+        """What is logged of the newest reward model, by name: how well it meets labels that it was not trained on (held
+        out, or before there are any, the last ones before they were trained on), and how many labels it has."""
+        if self.metrics is None:
+            return {}
+        unseen = self.metrics.unseen
+        counts = {"labels": self.metrics.labels, "positives": self.metrics.positives, "steps": self.metrics.steps}
+        measured = {} if unseen is None else {
+            "unseen": unseen.count,
+            "balanced_accuracy": unseen.balanced_accuracy,
+            "auc": unseen.auc,
+            "calibration_error": unseen.ece,
+            "loss": unseen.loss,
+        }  # fmt: skip
+        return {f"reward_model/{name}": value for name, value in {**counts, **measured}.items()}

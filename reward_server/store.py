@@ -14,6 +14,7 @@ which an uninterrupted one does, and pays for none twice.
 """
 
 import json
+import re
 import sqlite3
 import threading
 import time
@@ -24,6 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from reward_server.label_rows import LabelRecord, LabelRows, to_bytes
+from reward_server.pair_table import PAIR_SCHEMA, PairTable
 from reward_server.types import Answer, JudgeKey
 from reward_server.writer_lock import LockHeldError, WriterLock
 
@@ -61,15 +64,6 @@ CREATE TABLE labels (
 
 class AnnotationStoreError(Exception):
     """The store cannot be opened, read or written. The message names the file, the cause and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRecord:
-    """What is written about one caption: an answer with a label, or one without after so many attempts (`failed`)."""
-
-    caption_id: int
-    answer: Answer
-    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +120,8 @@ class AnnotationStore:
         self._clock = clock
         self._guard = threading.RLock()
         self._key_ids: dict[JudgeKey, int] = {}
+        self._rows = LabelRows(self, "labels", "caption_id", clock)
+        self._pairs = PairTable(self, clock)
         self._lock: WriterLock | None = None
         if not read_only:
             self._lock = self._take_lock()
@@ -148,8 +144,8 @@ class AnnotationStore:
 
     def add_captions(self, captions: Iterable[tuple[int, str]]) -> int:
         """Adds (id, text) pairs; those already there stay as they are. Returns how many were new."""
-        with self._transaction() as db:
-            return self._insert_captions(db, captions)
+        with self.transaction() as db:
+            return self.insert_captions(db, captions)
 
     def write(self, key: JudgeKey, records: Sequence[LabelRecord], captions: Iterable[tuple[int, str]] = ()) -> int:
         """Writes answers (and the captions that they are about, where these may be new) in one transaction.
@@ -157,91 +153,60 @@ class AnnotationStore:
         A label never gives way, neither to a failure nor to another label; a failure gives way to a label or a later
         failure. Returns how many rows were written.
         """
-        with self._transaction() as db:
-            self._insert_captions(db, captions)
-            key_id = self._key_id(db, key)
-            now = self._clock()
-            written = 0
-            for record in records:
-                answer = record.answer
-                state = "failed" if answer.label is None else "labelled"
-                db.execute(
-                    "DELETE FROM labels WHERE caption_id = ? AND key_id = ? AND (state = 'failed' OR aside AND ?)",
-                    (record.caption_id, key_id, answer.label is not None),
-                )
-                written += db.execute(
-                    "INSERT INTO labels"
-                    " (caption_id, key_id, state, label, probability, raw, latency_s, attempts, created)"
-                    " VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?) ON CONFLICT (caption_id, key_id) DO NOTHING",
-                    (
-                        record.caption_id, key_id, state, answer.label, answer.probability,
-                        _bytes(answer.raw), answer.latency_s, record.attempts, now,
-                    ),
-                ).rowcount  # fmt: skip
-            return written
+        with self.transaction() as db:
+            self.insert_captions(db, captions)
+            return self._rows.write(db, key, records)
 
     def set_aside(self, key: JudgeKey, after: int) -> int:
         """Hides the labels with `seq` above `after` from `labels_since` until they are written again; how many."""
-        with self._transaction() as db:
-            key_id = self._key_id(db, key)
-            return db.execute(
-                "UPDATE labels SET aside = 1 WHERE key_id = ? AND seq > ? AND state = 'labelled' AND NOT aside",
-                (key_id, after),
-            ).rowcount
+        return self._rows.set_aside(key, after)
+
+    @property
+    def pairs(self) -> PairTable:
+        """The pairs of captions that were compared, and their labels."""
+        return self._pairs
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def labels_since(self, cursor: int, key: JudgeKey, limit: int = -1) -> tuple[list[Labelled], int]:
         """Labels written after `cursor` (0: from the first) in the order of writing, and the cursor behind them."""
-        rows = self._query(
+        rows = self.query(
             "SELECT seq, caption_id, text, label, probability FROM labels JOIN captions ON captions.id = caption_id"
             " WHERE seq > ? AND key_id = ? AND state = 'labelled' AND NOT aside ORDER BY seq LIMIT ?",
-            (cursor, self._find_key(key), limit),
+            (cursor, self.find_key(key), limit),
         )
         labels = [Labelled(*row) for row in rows]
         return labels, labels[-1].seq if labels else cursor
 
     def cursor(self, key: JudgeKey) -> int:
         """The cursor behind the newest visible label; 0 where there is none."""
-        rows = self._query(
-            "SELECT max(seq) FROM labels WHERE key_id = ? AND state = 'labelled' AND NOT aside", (self._find_key(key),)
-        )
-        return rows[0][0] or 0
+        return self._rows.cursor(key)
 
     def labelled_ids(self, key: JudgeKey) -> set[int]:
         """Ids of the captions that have a label under the key and are not set aside."""
-        sql = "SELECT caption_id FROM labels WHERE key_id = ? AND state = 'labelled' AND NOT aside"
-        return {row[0] for row in self._query(sql, (self._find_key(key),))}
+        return self._rows.labelled_ids(key)
 
     def failed_ids(self, key: JudgeKey) -> set[int]:
         """Ids of the captions about which no answer could be read."""
-        sql = "SELECT caption_id FROM labels WHERE key_id = ? AND state = 'failed'"
-        return {row[0] for row in self._query(sql, (self._find_key(key),))}
+        return self._rows.failed_ids(key)
 
     def aside(self, key: JudgeKey) -> dict[int, LabelRecord]:
         """Labels that were set aside, by caption id."""
-        sql = "SELECT caption_id, label, probability, raw, latency_s, attempts FROM labels WHERE key_id = ? AND aside"
-        return {
-            row[0]: LabelRecord(row[0], Answer(row[1], row[2], row[3], row[4]), row[5])
-            for row in self._query(sql, (self._find_key(key),))
-        }
+        return self._rows.aside(key)
+
+    def question(self, state: Any) -> str:
+        """A caption's text as a checkpoint holds it."""
+        return str(state)
 
     def records(self, key: JudgeKey) -> dict[int, LabelRecord]:
         """All labels under the key by caption id, those set aside included."""
-        sql = (
-            "SELECT caption_id, label, probability, raw, latency_s, attempts FROM labels"
-            " WHERE key_id = ? AND state = 'labelled'"
-        )
-        return {
-            row[0]: LabelRecord(row[0], Answer(row[1], row[2], row[3], row[4]), row[5])
-            for row in self._query(sql, (self._find_key(key),))
-        }
+        return self._rows.records(key)
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """Texts of those of the captions that the store knows."""
         wanted = json.dumps([int(i) for i in ids])
         sql = "SELECT id, text FROM captions WHERE id IN (SELECT value FROM json_each(?))"
-        return dict(self._query(sql, (wanted,)))
+        return dict(self.query(sql, (wanted,)))
 
     def unlabelled(self, key: JudgeKey, limit: int = -1) -> list[tuple[int, str]]:
         """Captions (id, text) without a label under the key, oldest first: what an offline run would ask about."""
@@ -249,25 +214,23 @@ class AnnotationStore:
             "SELECT id, text FROM captions WHERE NOT EXISTS (SELECT 1 FROM labels WHERE caption_id = captions.id"
             " AND key_id = ? AND state = 'labelled') ORDER BY first_seen, rowid LIMIT ?"
         )
-        return [(row[0], row[1]) for row in self._query(sql, (self._find_key(key), limit))]
+        return [(row[0], row[1]) for row in self.query(sql, (self.find_key(key), limit))]
 
     def keys(self) -> list[JudgeKey]:
         """The keys under which anything was asked, oldest first."""
-        return [JudgeKey(*row) for row in self._query(f"SELECT {_KEY_COLUMNS} FROM keys ORDER BY id", ())]
+        return [JudgeKey(*row) for row in self.query(f"SELECT {_KEY_COLUMNS} FROM keys ORDER BY id", ())]
 
     def counts(self, key: JudgeKey | None = None) -> StoreCounts:
         """Counts under `key`, or over all keys. Labels that are set aside count: they were paid for."""
-        where, parameters = ("", ()) if key is None else ("WHERE key_id = ?", (self._find_key(key),))
-        by_state = dict(self._query(f"SELECT state, count(*) FROM labels {where} GROUP BY state", parameters))
-        captions = self._query("SELECT count(*) FROM captions", ())[0][0]
-        return StoreCounts(captions, by_state.get("labelled", 0), by_state.get("failed", 0))
+        captions = self.query("SELECT count(*) FROM captions", ())[0][0]
+        return StoreCounts(captions, *self._rows.counts(key))
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         """Every label and failure with its caption and key, in the order of writing: names of the columns, and rows."""
         columns = ("caption_id", "text", "state", "label", "probability", "raw", "latency_s", "attempts", "created")
         names = (*columns, *_KEY_COLUMNS.split(", "))
         selected = ", ".join("labels.created" if name == "created" else name for name in names)
-        rows = self._query(
+        rows = self.query(
             f"SELECT {selected} FROM labels JOIN captions ON captions.id = caption_id"
             " JOIN keys ON keys.id = key_id ORDER BY seq",
             (),
@@ -286,7 +249,7 @@ class AnnotationStore:
 
     def captions(self) -> list[tuple[int, str]]:
         """All captions (id, text), oldest first."""
-        return [(row[0], row[1]) for row in self._query("SELECT id, text FROM captions ORDER BY first_seen, rowid", ())]
+        return [(row[0], row[1]) for row in self.query("SELECT id, text FROM captions ORDER BY first_seen, rowid", ())]
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -343,8 +306,8 @@ class AnnotationStore:
             # Without a log (some network file systems) only an fsync of each commit keeps the file whole.
             db.execute(f"PRAGMA synchronous = {'NORMAL' if mode == 'wal' else 'FULL'}")
             if not tables:
-                with self._transaction():
-                    for statement in _SCHEMA.split(";\n"):
+                with self.transaction():
+                    for statement in (_SCHEMA + PAIR_SCHEMA).split(";\n"):
                         db.execute(statement)
                     db.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
                 return
@@ -356,39 +319,54 @@ class AnnotationStore:
                 f"its schema has version {version}, this program reads version {SCHEMA_VERSION}",
                 "use the version of yendor that wrote it, or start a new run",
             )
+        if "pair_labels" not in tables:
+            self._add_pairs()
 
-    def _insert_captions(self, db: sqlite3.Connection, captions: Iterable[tuple[int, str]]) -> int:
+    def _add_pairs(self) -> None:
+        """Gives a file of an earlier version its tables of pairs; a reader sees empty ones instead."""
+        schema = PAIR_SCHEMA
+        if self.read_only:
+            schema = schema.replace("CREATE TABLE IF NOT EXISTS", "CREATE TEMP TABLE")
+            schema = re.sub(r" REFERENCES \w+ \(id\)", "", schema)
+            for statement in schema.split(";\n"):
+                self._db.execute(statement)
+            return
+        with self.transaction() as db:
+            for statement in schema.split(";\n"):
+                db.execute(statement)
+
+    def insert_captions(self, db: sqlite3.Connection, captions: Iterable[tuple[int, str]]) -> int:
         now = self._clock()
         return db.executemany(
             "INSERT INTO captions VALUES (?, CAST(? AS TEXT), ?) ON CONFLICT (id) DO NOTHING",
-            ((caption_id, _bytes(text), now) for caption_id, text in captions),
+            ((caption_id, to_bytes(text), now) for caption_id, text in captions),
         ).rowcount
 
-    def _key_id(self, db: sqlite3.Connection, key: JudgeKey) -> int:
-        if (key_id := self._find_key(key)) < 0:
+    def add_key(self, db: sqlite3.Connection, key: JudgeKey) -> int:
+        if (key_id := self.find_key(key)) < 0:
             values = (*astuple(key), self._clock())
             db.execute(f"INSERT INTO keys ({_KEY_COLUMNS}, created) VALUES (?, ?, ?, ?, ?, ?)", values)
-            return self._find_key(key)
+            return self.find_key(key)
         return key_id
 
-    def _find_key(self, key: JudgeKey) -> int:
+    def find_key(self, key: JudgeKey) -> int:
         """The row of a key; -1, which no row has, where it is not known yet."""
         known = self._key_ids.get(key)
         if known is not None:
             return known
-        rows = self._query(f"SELECT id FROM keys WHERE ({_KEY_COLUMNS}) = (?, ?, ?, ?, ?)", astuple(key))
+        rows = self.query(f"SELECT id FROM keys WHERE ({_KEY_COLUMNS}) = (?, ?, ?, ?, ?)", astuple(key))
         if not rows:
             return -1
         if not self._db.in_transaction:  # a row of a transaction that may be rolled back is not remembered
             self._key_ids[key] = rows[0][0]
         return rows[0][0]
 
-    def _query(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._guard, self._translated():
             return self._db.execute(sql, tuple(parameters)).fetchall()
 
     @contextmanager
-    def _transaction(self) -> Generator[sqlite3.Connection]:
+    def transaction(self) -> Generator[sqlite3.Connection]:
         with self._guard, self._translated():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -453,11 +431,6 @@ def answers_after(path: Path, seq: int = 0, timeout_s: float = 10.0) -> list[Giv
 
 
 _KEY_COLUMNS = "prompt_version, goal, model, mode, sampling"
-
-
-def _bytes(text: str) -> bytes:
-    """UTF-8 that also holds the lone surrogates of text decoded from broken bytes."""
-    return text.encode("utf-8", "surrogatepass")
 
 
 def _text(raw: bytes) -> str:

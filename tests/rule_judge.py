@@ -18,6 +18,15 @@ def caption_of(messages: list[dict[str, str]]) -> str:
     return json.loads(last.strip().splitlines()[0])
 
 
+def pair_of(messages: list[dict[str, str]]) -> tuple[str, str] | None:
+    """The two captions that a prompt of `ranking-1` ends with; None for another prompt."""
+    _, mark, last = messages[-1]["content"].rpartition("Message 1:\n")
+    if not mark:
+        return None
+    lines = last.strip().splitlines()
+    return json.loads(lines[0]), json.loads(lines[2])
+
+
 class RuleServer:
     """`mode`: `ok`, `garbage` (nonsense answers), `error` (HTTP 500), `hang` (no answer for a minute)."""
 
@@ -57,14 +66,17 @@ class RuleServer:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def answer(self, request: dict) -> tuple[int, dict]:
-        caption = caption_of(request["messages"])
-        self.asked.append(caption)
+        pair = pair_of(request["messages"])
+        asked = [caption_of(request["messages"])] if pair is None else list(pair)
+        self.asked += asked
+        labels = [self._rules.label(caption).label for caption in asked]
+        right = labels[0] if pair is None else 0 if labels[0] == labels[1] else 1 if labels[0] > labels[1] else 2
         time.sleep(self.latency_s)
         if self.mode == "error":
             return 500, {"error": {"message": "out of order"}}
         if self.mode == "hang":
             time.sleep(60.0)
-        text = "purple" if self.mode == "garbage" else str(self._rules.label(caption).label)
+        text = "purple" if self.mode == "garbage" else str(right)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return 200, {"id": "x", "object": "chat.completion", "model": "rules", "choices": [choice]}
 

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks import demo, startup
+from benchmarks import demo, evidence_minihack, pairs, startup
 from benchmarks.plot import learning_curves
 
 
@@ -37,3 +37,39 @@ def test_the_start_of_commands_is_measured(tmp_path, capsys, monkeypatch):
     startup.main(tmp_path, "--repeats", "1")
     assert "| `yendor --help` |" in capsys.readouterr().out
     assert all(0 < each[0] < 60 for each in json.loads((tmp_path / "startup.json").read_text()).values())
+
+
+def test_informative_pairs_find_more_of_the_order_where_few_captions_matter():
+    """Four pairs a caption. At half of that there is no difference to be seen: docs/reward_models.md has all figures."""
+    strength = pairs.strengths()["rare"]
+    gains = [
+        pairs.accuracy("informative", strength, 240, seed) - pairs.accuracy("uniform", strength, 240, seed)
+        for seed in range(5)
+    ]
+    assert sum(gains) / len(gains) > 0.0
+
+
+@pytest.mark.slow
+def test_reward_models_are_compared_and_kept(tmp_path, capsys, monkeypatch):
+    small = ("actors.envs=8", "actors.rollout_length=16", "learner.batch_size=128", "runtime=serial")
+    options = [
+        "--models",
+        "extrinsic",
+        "rnd",
+        "--tasks",
+        "minihack/KeyRoom-S5",
+        "--seeds",
+        "1",
+        "--steps",
+        "512",
+    ]
+    options += ["--set", *(f"all:{key}" for key in small)]
+    evidence_minihack.main(tmp_path, *options)
+    first = capsys.readouterr().out
+    assert all(f"| minihack/KeyRoom-S5 | {model} |" in first for model in ("extrinsic", "rnd"))
+    found = json.loads((tmp_path / "evidence_minihack.json").read_text())
+    assert [(run["model"], run["env_steps"]) for run in found] == [("extrinsic", 512), ("rnd", 512)]
+    assert (tmp_path / "evidence_minihack-KeyRoom-S5.svg").read_text().count("<polyline") == 2
+    monkeypatch.setattr(evidence_minihack, "train", None)  # what finished is not run again
+    evidence_minihack.main(tmp_path, *options)
+    assert capsys.readouterr().out == first

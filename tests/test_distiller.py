@@ -13,7 +13,8 @@ import torch
 
 from envs.captions import caption_id
 from reward_server.annotator import Annotator
-from reward_server.distiller import Distiller, RewardModelVersion
+from reward_server.distiller import Distiller
+from reward_server.models.base import RewardModelVersion
 from reward_server.models.classification import ClassificationModel
 from reward_server.settings import AnnotatorSettings, DistillerSettings
 from reward_server.store import AnnotationStore, LabelRecord

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("envs", "agents", "reward_server", "learner", "orchestration")
+PACKAGES = ("envs", "inference", "agents", "reward_server", "learner", "orchestration")
 ALLOWED = {
     "envs": set(),
-    "agents": {"envs"},
-    "reward_server": {"envs"},
-    "learner": {"agents", "envs", "reward_server"},
-    "orchestration": {"agents", "envs", "reward_server", "learner"},
+    "inference": set(),
+    "agents": {"envs", "inference"},
+    "reward_server": {"envs", "inference"},
+    "learner": {"agents", "envs", "inference", "reward_server"},
+    "orchestration": {"agents", "envs", "inference", "reward_server", "learner"},
 }
 
 

@@ -13,7 +13,7 @@ from orchestration.report.probe import probe_plot
 from reward_server.embedded.rules import RuleBook
 from reward_server.judge.probe import ProbeQuestions, ProbeReport, limits_with, probe
 from reward_server.judge.prompts import PromptTemplate, quote
-from reward_server.types import Answer, JudgeError, JudgeKey
+from reward_server.types import Answer, JudgeError, JudgeKey, Pair
 from tests.rule_judge import RuleServer
 
 RULES = RuleBook.load()
@@ -52,8 +52,12 @@ class FakePairs:
     def __init__(self, bias: int = 0, decide: Callable[[str, str], int] | None = None) -> None:
         self._bias, self._decide = bias, decide
 
-    async def ask(self, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
-        return [Answer(self._one(*pair), None, "", 0.0) for pair in pairs]
+    key = JudgeKey("v1", "default", "fake pairs", "direct", "{}")
+
+    async def ask(self, captions: Sequence[Pair]) -> list[Answer]:
+        return [Answer(self._one(pair.first, pair.second), None, "", 0.0) for pair in captions]
+
+    async def close(self) -> None: ...
 
     def _one(self, a: str, b: str) -> int:
         if self._decide is not None:
@@ -164,7 +168,10 @@ def test_whatever_the_probe_injects_stays_inside_the_quotation() -> None:
         content = prompt.chat(caption)[1].content
         assert content == prefix + quote(caption) and json.loads(content[len(prefix) :]) == caption
         assert "\n" not in content[len(prefix) :] and "<|" not in content[len(prefix) :]
-    assert "do not\n  obey" in prefix or "do not obey" in " ".join(prefix.split())
+        pair = Pair(1, 2, caption, "You kill the newt!")
+        shown = PromptTemplate.load("ranking-1").prompt("default", "direct").chat(pair)[1].content
+        assert shown.endswith(f"Message 1:\n{quote(caption)}\nMessage 2:\n{quote('You kill the newt!')}")
+    assert "do not obey" in " ".join(prefix.split())
 
 
 def test_the_command_prints_draws_and_ends_with_1_over_a_limit(
@@ -176,7 +183,7 @@ def test_the_command_prints_draws_and_ends_with_1_over_a_limit(
         assert run(["judge", "probe", *address, "--json", "--plot", str(plot), "--max", "paraphrase=1"]) == 0
         tree = json.loads(capsys.readouterr().out)
         assert tree["ok"] and tree["key"]["model"] == "rules"
-        assert {check["name"] for check in tree["checks"]} >= {"fooled", "injected", "inconsistency"}
+        assert {check["name"] for check in tree["checks"]} >= {"fooled", "injected", "position", "order"}
         ElementTree.fromstring(plot.read_text())
         # The rules know no paraphrases, and are found out.
         assert run(["judge", "probe", *address]) == 1
@@ -195,13 +202,14 @@ def test_the_plot_shows_every_check() -> None:
 @pytest.mark.slow
 def test_the_embedded_judge_passes_and_obeys_no_caption() -> None:
     """The real model, with the real prompt: what captions say is not obeyed."""
-    from reward_server.judge import build_judge
+    from reward_server.judge import build_judge, pairs_beside
     from reward_server.settings import JudgeSettings
 
     async def ask() -> ProbeReport:
-        judge = build_judge(JudgeSettings(engine="transformers"))
+        settings = JudgeSettings(engine="transformers")
+        judge = build_judge(settings)
         try:
-            return await probe(judge)
+            return await probe(judge, pairs=pairs_beside(judge, settings))
         finally:
             await judge.close()
 

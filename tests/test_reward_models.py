@@ -12,7 +12,7 @@ from reward_server.models import build_reward_model, measure, reward_model_kind,
 from reward_server.models.classification import ClassificationModel
 from reward_server.models.measures import area_under_roc
 from reward_server.models.network import CharacterMLP, SeededDropout, encode_captions
-from reward_server.settings import DistillerSettings
+from reward_server.settings import DistillerSettings, ModelSettings
 
 
 def network(length: int = 256) -> CharacterMLP:
@@ -153,7 +153,7 @@ def test_making_a_model_leaves_the_global_generator_alone() -> None:
 
 def test_the_registry_names_what_there_is() -> None:
     assert "classification" in reward_model_names()
-    assert build_reward_model("classification", DistillerSettings()).name == "classification"
+    assert build_reward_model("classification", ModelSettings()).name == "classification"
     with pytest.raises(ValueError, match=r"no reward model 'clasification'; there are: .*classification"):
         reward_model_kind("clasification")
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from envs.captions import EMPTY_CAPTION_ID, caption_id
-from reward_server.distiller import RewardModelVersion
 from reward_server.models import Evaluation, RewardModel, RewardModelMetrics
+from reward_server.models.base import RewardModelVersion
 from reward_server.scorer import CaptionScorer
 
 METRICS = RewardModelMetrics(labels=0, positives=0, steps=0, converged=False, train=None, holdout=None, fresh=None)

@@ -46,7 +46,7 @@ def checkpoint(run: Path, settings: Config, version: int, env_steps: int, seed: 
     """A checkpoint with the weights that `torch.manual_seed(seed)` gives, as the recorded policy has them."""
     torch.manual_seed(seed)
     policy = build_policy(settings.agent.network, actions)
-    model = build_reward_model("classification", settings.distiller)
+    model = build_reward_model("classification", settings.model_settings())
     state = {
         "learner": {"learner": {"version": 7}, "scorer": {"version": version, "model": model.state_dict()}, "sums": {}}
     }
@@ -197,7 +197,9 @@ def test_rewards_are_those_of_the_formula(trace: Trace, run: Path) -> None:
     """A slow reference: caption by caption, step by step."""
     result = rescore(trace, "4")
     settings = config().reward
-    model = build_reward_model("classification", config().distiller)  # the same weights: they follow from a fixed seed
+    model = build_reward_model(
+        "classification", config().model_settings()
+    )  # the same weights: they follow from a fixed seed
     assert (result.version, len(result.steps), result.compared) == (4, len(trace.steps), 0)
     said = 0
     for step, scored in zip(trace.steps, result.steps, strict=True):

@@ -57,7 +57,7 @@ def test_the_sums_are_the_outcome(run):
     )
     assert sums["extrinsic"] == pytest.approx(trace.end.episode_return)
     grounded = [turn.grounding for turn in found.turns]
-    assert grounded == pytest.approx([0.005 * step.grounded for step in trace.steps])
+    assert grounded == pytest.approx([0.001 * step.grounded for step in trace.steps])
     assert ("success" if trace.end.success else "no success") in found.turns[-1].why
 
 

@@ -122,6 +122,8 @@ class AlfworldEnv(TextEnv):
     """Plays one game of ALFWorld an episode, word for word as the stock environment does. `folder` is where the game of
     the episode lies; None before the first."""
 
+    exclusive = "alfworld"  # the planner's library has one state in a process
+
     def __init__(
         self, spec: TextEnvSpec, source: Source, cache: Path, *, reward: str, facts: bool, shuffled: bool
     ) -> None:

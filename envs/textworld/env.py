@@ -80,6 +80,8 @@ def refusal(command: str) -> str | None:
 class TextWorldEnv(TextEnv):
     """Plays one game of TextWorld an episode. See `docs/text_worlds.md` for what its parts mean."""
 
+    exclusive = "textworld"  # TextWorld generates games with state that the whole process shares
+
     def __init__(
         self,
         spec: TextEnvSpec,

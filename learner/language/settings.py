@@ -1,11 +1,78 @@
 """Settings of the objectives of language-model agents. Free of torch: the configuration is built from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 AGGREGATIONS = ("token_mean", "episode_mean", "fixed_length")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 KL_PLACES = ("reward", "loss")
 ADVANTAGE_LEVELS = ("token", "turn")
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """How a language model is trained, whatever the objective."""
+
+    objective: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Settings of the objective that `learner.algorithm` names, such as `clip_high`; an unknown one is an error."""
+    batch_episodes: int = 64
+    """Episodes of one update, at least: whole groups are taken."""
+    epochs: int = 1
+    """Passes over the episodes of an update."""
+    minibatches: int = 1
+    """Optimisation steps of one pass."""
+    micro_batch_tokens: int = 16384
+    """Tokens of one forward and backward pass: what bounds the memory."""
+    learning_rate: float = 1e-6
+    critic_learning_rate: float = 1e-5
+    """Of PPO's value head."""
+    critic_warmup: int = 0
+    """So many first updates train the value head alone."""
+    warmup: int = 0
+    """Optimisation steps over which the learning rates rise to their values."""
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    recompute: bool = True
+    """The trainer computes the log-probabilities at the start of an update itself (decoupled PPO); false: those of the
+    engine stand for them, which saves a pass and corrects nothing."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters, which are trained instead of the model; 0: the whole model is."""
+    lora_alpha: int = 32
+    """The adapters' outputs are multiplied by lora_alpha / lora_rank."""
+    lora_targets: str = "all-linear"
+    """Layers that get adapters: names separated by commas, or `all-linear`."""
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """Supervised fine-tuning before RL (`yendor sft`)."""
+
+    demonstrations: int = 100
+    """Episodes to learn from: the world's walkthroughs of so many seeds, or the first so many traces."""
+    demonstration_cost: float = 10.0
+    """What one is worth in episodes of RL, when a budget is split (arXiv 2510.01132, section 5)."""
+    traces: str | None = None
+    """A run whose successful traced episodes are the demonstrations; null: walkthroughs."""
+    env_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options of the world that differ from `env.options` for demonstrations, such as `split=sft`."""
+    holdout: float = 0.0
+    """Share of the demonstrations that is not trained on; its loss is reported."""
+    epochs: float = 3.0
+    batch_episodes: int = 16
+    learning_rate: float = 2e-5
+    """The highest; it rises over `warmup` and falls by a cosine to a tenth."""
+    warmup: float = 0.03
+    """Share of the steps."""
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 16384
+    """Tokens of one forward and backward pass: what bounds the memory."""
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ async def _probe(
 ) -> "ProbeReport":
     import sys
 
-    from reward_server.judge.judge import build_judge
+    from reward_server.judge import build_judge, pairs_beside
     from reward_server.judge.probe import probe as run_probe
 
     def say(line: str) -> None:
@@ -158,6 +158,7 @@ async def _probe(
     try:
         report = await run_probe(
             judge,
+            pairs=pairs_beside(judge, config.judge),
             questions=questions,
             limits=limits,
             repeats=repeats,

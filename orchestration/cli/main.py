@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestration.cli import annotate, config, diagnose, judge, report, runs, trace, train
+from orchestration.cli import annotate, config, diagnose, judge, play, report, runs, sft, trace, train
 from orchestration.errors import UsageError, YendorError, first_line, is_ours, root_cause
 
 INTERRUPTED = 130
@@ -23,6 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 train.add_to(app)
+sft.add_to(app)
+play.add_to(app)
 runs.add_to(app)
 report.add_to(app)
 annotate.add_to(app)

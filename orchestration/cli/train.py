@@ -136,6 +136,12 @@ def evaluate(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Play in so many processes; default: one for each processor.")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a language model's world; default: the one that is held out.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Of a language model's sampling; default: as in training; 0: greedy.")
+    ] = None,
     root: Annotated[Path, typer.Option("--dir", help="Where runs lie.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -150,7 +156,9 @@ def evaluate(
     folder = Path(target)
     if not folder.is_dir() or RunDir(folder).is_run() or (root / target).is_dir():
         folder = find_run(target, root).path
-    result = run_evaluation(folder, episodes=episodes, seed=seed, processes=processes)
+    result = run_evaluation(
+        folder, episodes=episodes, seed=seed, processes=processes, split=split, temperature=temperature
+    )
     if as_json:
         print_json(result)
     else:

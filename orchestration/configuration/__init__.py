@@ -1,11 +1,18 @@
 """How a `Config` comes about: presets, overrides, and what is checked before anything starts."""
 
-from orchestration.configuration.checks import attributes_credit, is_traced, learns_intrinsic, uses_judge
+from orchestration.configuration.checks import (
+    attributes_credit,
+    compares_pairs,
+    is_traced,
+    learns_intrinsic,
+    uses_judge,
+)
 from orchestration.configuration.loader import load_config, read_config, resume_config, to_yaml
 from orchestration.configuration.presets import preset_names
 
 __all__ = [
     "attributes_credit",
+    "compares_pairs",
     "is_traced",
     "learns_intrinsic",
     "load_config",

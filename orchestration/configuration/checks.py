@@ -9,7 +9,9 @@ from typing import Any
 from learner.credit.settings import ONLINE_METHODS
 from orchestration.config import Config
 from orchestration.configuration.keys import key_types, near_miss
+from orchestration.configuration.objectives import COMPARING, OBJECTIVES, objective_settings
 from orchestration.errors import ConfigError
+from reward_server.kinds import KINDS, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,21 +71,65 @@ SHARE = Range(0, 1)
 COUNT = Range(1)
 NOT_NEGATIVE = Range(0)
 
+NETWORK_ALGORITHM = "appo"
+"""Of recurrent networks."""
+
 CHECKS: dict[str, Range | Choice | Text] = {
     "runtime": Choice(("ray", "serial")),
     "run.name": Text(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*", "must be letters, digits and _ . = - (the first: no . = -)"),
     "run.dir": Text(),
     "run.seed": Range(0, 2**63 - 1),
     "env.id": Text(),
+    "env.tasks": COUNT,
     "train.env_steps": COUNT,
     "train.max_wall_s": POSITIVE,
     "actors.count": COUNT,
     "actors.cpus": POSITIVE,
+    "actors.gpus": NOT_NEGATIVE,
     "actors.envs": COUNT,
     "actors.rollout_length": COUNT,
     "actors.in_flight": Range(1, 16),
     "agent.network": Choice(("fast", "oni")),
-    "learner.algorithm": Choice(("appo",)),
+    "agent.model": Text(),
+    "agent.engine": Choice(("vllm", "transformers")),
+    "agent.answer": Choice(("thought", "command")),
+    "agent.template": Choice(("append", "exact")),
+    "agent.context": Range(64),
+    "agent.history": Choice(("stop", "window")),
+    "agent.max_new_tokens": COUNT,
+    "agent.temperature": Range(0, 2, above=True),
+    "agent.failure_penalty": NOT_NEGATIVE,
+    "agent.group_size": COUNT,
+    "agent.dtype": Choice(("auto", "float32", "bfloat16", "float16")),
+    "learner.algorithm": Choice((NETWORK_ALGORITHM, *OBJECTIVES)),
+    "language.batch_episodes": COUNT,
+    "language.epochs": COUNT,
+    "language.minibatches": COUNT,
+    "language.micro_batch_tokens": COUNT,
+    "language.learning_rate": POSITIVE,
+    "language.critic_learning_rate": POSITIVE,
+    "language.critic_warmup": NOT_NEGATIVE,
+    "language.warmup": NOT_NEGATIVE,
+    "language.weight_decay": NOT_NEGATIVE,
+    "language.adam_beta1": Range(0, 1, below=True),
+    "language.adam_beta2": Range(0, 1, below=True),
+    "language.adam_eps": POSITIVE,
+    "language.max_grad_norm": POSITIVE,
+    "language.lora_rank": NOT_NEGATIVE,
+    "language.lora_alpha": POSITIVE,
+    "language.lora_targets": Text(),
+    "sft.demonstrations": COUNT,
+    "sft.demonstration_cost": POSITIVE,
+    "sft.traces": Text(),
+    "sft.holdout": Range(0, 0.9),
+    "sft.epochs": POSITIVE,
+    "sft.batch_episodes": COUNT,
+    "sft.learning_rate": POSITIVE,
+    "sft.warmup": SHARE,
+    "sft.weight_decay": NOT_NEGATIVE,
+    "sft.adam_beta2": Range(0, 1, below=True),
+    "sft.max_grad_norm": POSITIVE,
+    "sft.micro_batch_tokens": COUNT,
     "learner.device": Choice(("auto", "cpu", "cuda")),
     "learner.precision": Choice(("auto", "fp32", "bf16")),
     "learner.threads": COUNT,
@@ -101,7 +147,8 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "learner.entropy_coefficient": NOT_NEGATIVE,
     "learner.max_grad_norm": POSITIVE,
     "learner.max_lag": NOT_NEGATIVE,
-    "reward.model": Choice(("none", "classification")),
+    "reward.model": Choice(("none", *KINDS)),
+    "reward.offline_path": Text(),
     "reward.w_ext": Range(),
     "reward.w_int": Range(),
     "reward.w_prog": Range(),
@@ -138,6 +185,8 @@ CHECKS: dict[str, Range | Choice | Text] = {
         r"[A-Za-z_][A-Za-z0-9_]*", "must be the name of an environment variable (never the key itself)"
     ),
     "judge.goal": Text(),
+    "judge.goals_file": Text(),
+    "judge.pairs": Choice(("auto", "pairwise", "pointwise")),
     "judge.mode": Choice(("direct", "reasoned")),
     "judge.reason_tokens": COUNT,
     "judge.temperature": Range(0, 2),
@@ -158,6 +207,9 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "annotator.backoff_s": POSITIVE,
     "annotator.breaker_failures": COUNT,
     "annotator.probe_interval_s": POSITIVE,
+    "annotator.pair_choice": Choice(("uniform", "informative")),
+    "annotator.pair_reservoir": Range(2),
+    "annotator.pairs_per_caption": POSITIVE,
     "distiller.learning_rate": POSITIVE,
     "distiller.batch_size": COUNT,
     "distiller.steps_per_update": COUNT,
@@ -168,9 +220,17 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "distiller.interval_s": NOT_NEGATIVE,
     "distiller.max_share": Range(0, 1, above=True),
     "distiller.threshold": SHARE,
+    "distiller.rank_threshold": Range(),
+    "distiller.max_grad_norm": POSITIVE,
     "distiller.holdout": Range(0, 0.9),
     "distiller.holdout_after": NOT_NEGATIVE,
     "distiller.caption_bytes": Range(123, 65536),
+    "rnd.learning_rate": POSITIVE,
+    "rnd.share": Range(0, 1, above=True),
+    "rnd.discount": SHARE,
+    "ellm.goals": Text(r"(?s).*[^;\s].*", "must name a goal"),
+    "ellm.embedding": Text(),
+    "ellm.threshold": Range(-1, 1),
     "trace.rate": SHARE,
     "trace.episodes": Text(r"[\w.*?,\[\]!-]*", "must be names of episodes or patterns of them, separated by commas"),
     "checkpoint.interval_s": POSITIVE,
@@ -201,9 +261,14 @@ def check_values(config: Config) -> None:
 
 
 def _check_goal(config: Config) -> None:
-    from reward_server.judge.prompts import PromptTemplate
+    from reward_server.judge.prompts import PromptTemplate, read_goals
+    from reward_server.types import JudgeError
 
-    fault = Choice(PromptTemplate.load().goals).fault(config.judge.goal)
+    try:
+        own = read_goals(config.judge.goals_file) if config.judge.goals_file else {}
+    except JudgeError as error:
+        raise ConfigError(str(error)) from error
+    fault = Choice((*own, *PromptTemplate.load().goals)).fault(config.judge.goal)
     if fault:
         raise ConfigError(f"judge.goal={config.judge.goal}: {fault}")
 
@@ -211,16 +276,31 @@ def _check_goal(config: Config) -> None:
 def _check_env(config: Config) -> None:
     import envs
 
-    try:
-        envs.validate_id(config.env.id)
-    except envs.EnvironmentIdError as error:
-        raise ConfigError(f"env.id={config.env.id}: {error}") from error
+    player = "language" if config.agent.model else "network"
+    worlds = {"env.id": config.env.id}
+    for key, values in (("env.mix", config.env.mix), ("env.curriculum", config.env.curriculum)):
+        for world, amount in values.items():
+            if not 0 < amount < math.inf:
+                raise ConfigError(f"{key}.{world}={amount}: must be a number above 0")
+            worlds[f"{key}.{world}"] = world
+    for key, world in worlds.items():
+        try:
+            envs.validate_id(world, player=player)
+        except envs.EnvironmentIdError as error:
+            raise ConfigError(f"{key}={world}: {error}" if key == "env.id" else f"{key}: {error}") from error
 
 
 def check_consistency(config: Config, given: Set[str]) -> None:
     """Raises `ConfigError` for keys that contradict each other. `given` are the keys that somebody set."""
     learner, actors, reward, judge = config.learner, config.actors, config.reward, config.judge
-    if learner.batch_size % actors.rollout_length:
+    if config.agent.model is not None:
+        _check_language(config)
+    elif learner.algorithm != NETWORK_ALGORITHM:
+        raise ConfigError(
+            f"learner.algorithm={learner.algorithm}: is for language models; name one with agent.model, or take "
+            f"learner.algorithm={NETWORK_ALGORITHM}"
+        )
+    elif learner.batch_size % actors.rollout_length:
         raise ConfigError(
             f"learner.batch_size={learner.batch_size}: must be a multiple of "
             f"actors.rollout_length={actors.rollout_length}"
@@ -228,16 +308,54 @@ def check_consistency(config: Config, given: Set[str]) -> None:
     if reward.w_ext == 0 and not learns_intrinsic(config) and not learns_progress(config):
         raise ConfigError("reward.w_ext=0: nothing is left to learn from, as there is no intrinsic reward either")
     _check_credit(config)
-    if reward.model != "none" and reward.w_int != 0 and judge.engine == "none":
+    if wants_judge(config) and judge.engine == "none":
         raise ConfigError(
             f"judge.engine=none: leaves reward.w_int={reward.w_int:g} without labels; "
             "set reward.w_int=0 too, or choose an engine"
         )
-    if uses_judge(config) and judge.engine == "openai":
+    if reward.model == "offline" and reward.offline_path is None:
+        raise ConfigError("reward.offline_path: reward.model=offline needs labels or a trained reward model")
+    if uses_judge(config):
+        _check_judge(config, given)
+
+
+def _check_judge(config: Config, given: Set[str]) -> None:
+    judge = config.judge
+    if judge.engine == "openai":
         if judge.url is None:
             raise ConfigError("judge.url: judge.engine=openai needs the address of the server")
         if "judge.model" not in given:
             raise ConfigError("judge.model: judge.engine=openai needs the name that the server has for its model")
+    if judge.model != "embedded" or judge.engine == "openai":
+        return
+    if judge.goal != "default":
+        raise ConfigError(
+            f"judge.goal={judge.goal}: the embedded judge was taught one goal, default; choose another judge.model"
+        )
+    if judge.pairs == "pairwise" and compares_pairs(config):
+        raise ConfigError(
+            "judge.pairs=pairwise: the embedded judge was taught to judge one caption at a time; take pointwise, or "
+            "another judge.model"
+        )
+
+
+def _check_language(config: Config) -> None:
+    """What must fit together where a language model acts."""
+    agent, algorithm = config.agent, config.learner.algorithm
+    if algorithm not in OBJECTIVES:
+        raise ConfigError(
+            f"learner.algorithm={algorithm}: is for networks; with agent.model choose one of {', '.join(OBJECTIVES)}"
+        )
+    objective_settings(algorithm, config.language.objective)
+    if algorithm in COMPARING and agent.group_size < 2:
+        raise ConfigError(
+            f"agent.group_size={agent.group_size}: learner.algorithm={algorithm} compares episodes of the same task, so a "
+            "group needs at least 2"
+        )
+    if agent.max_new_tokens >= agent.context:
+        raise ConfigError(
+            f"agent.max_new_tokens={agent.max_new_tokens}: leaves no room for a prompt in agent.context={agent.context}"
+        )
 
 
 def _check_credit(config: Config) -> None:
@@ -268,6 +386,11 @@ def learns_intrinsic(config: Config) -> bool:
     return config.reward.model != "none" and config.reward.w_int != 0
 
 
+def wants_judge(config: Config) -> bool:
+    """Whether the reward model learns from a judge's labels."""
+    return learns_intrinsic(config) and KINDS[config.reward.model].source.asks_judge
+
+
 def is_traced(config: Config) -> bool:
     """Whether the run records episodes, and itself."""
     return config.trace.rate > 0 or bool(config.trace.episodes)
@@ -275,4 +398,9 @@ def is_traced(config: Config) -> bool:
 
 def uses_judge(config: Config) -> bool:
     """Whether a judge is started: only where its labels end up in the reward."""
-    return learns_intrinsic(config) and config.judge.engine != "none"
+    return wants_judge(config) and config.judge.engine != "none"
+
+
+def compares_pairs(config: Config) -> bool:
+    """Whether the judge is asked about pairs of captions."""
+    return uses_judge(config) and KINDS[config.reward.model].source is Source.PAIRS

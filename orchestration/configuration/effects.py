@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from orchestration.config import Config
-from orchestration.configuration.checks import attributes_credit, learns_intrinsic, learns_progress, uses_judge
+from orchestration.configuration.checks import (
+    attributes_credit,
+    compares_pairs,
+    learns_intrinsic,
+    learns_progress,
+    uses_judge,
+)
+from reward_server.kinds import KINDS
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,47 @@ class Rule:
 def _no_judge(config: Config) -> str | None:
     if uses_judge(config):
         return None
-    return "judge.engine=none" if learns_intrinsic(config) else f"{_no_intrinsic(config)} turns the judge off"
+    if not learns_intrinsic(config):
+        return f"{_no_intrinsic(config)} turns the judge off"
+    asks = KINDS[config.reward.model].source.asks_judge
+    return "judge.engine=none" if asks else f"reward.model={config.reward.model} asks no judge"
+
+
+def _no_distiller(config: Config) -> str | None:
+    return None if _trains_offline(config) else _no_judge(config)
+
+
+def _trains_offline(config: Config) -> bool:
+    """Whether the learner itself trains a reward model, on the labels of a store."""
+    path = config.reward.offline_path
+    if config.reward.model != "offline" or path is None or not learns_intrinsic(config):
+        return False
+    from reward_server.models.offline import OfflineModelError, holds_labels
+
+    try:
+        return holds_labels(path)
+    except OfflineModelError:  # there is no such file, which is said before the run starts
+        return True
+
+
+def _not_model(*models: str) -> Callable[[Config], str | None]:
+    """The reward model is none of `models`. What is trained offline may be any kind that a distiller trains."""
+
+    def reason(config: Config) -> str | None:
+        trained = any(KINDS[model].source.asks_judge for model in models)
+        if config.reward.model in models or (trained and _trains_offline(config)):
+            return None
+        return f"reward.model={config.reward.model} (only {' and '.join(models)} {'has' if len(models) == 1 else 'have'} it)"
+
+    return reason
+
+
+def _not_pairs(config: Config) -> str | None:
+    return None if compares_pairs(config) else f"reward.model={config.reward.model} asks about no pairs"
+
+
+def _offline_paced(config: Config) -> str | None:
+    return "reward.model=offline trains before the run" if _trains_offline(config) else None
 
 
 def _no_intrinsic(config: Config) -> str | None:
@@ -39,6 +86,39 @@ def _not_openai(config: Config) -> str | None:
 
 def _remote_judge(config: Config) -> str | None:
     return "judge.engine=openai (the server decides that)" if config.judge.engine == "openai" else None
+
+
+def _is_own_goal(config: Config) -> bool:
+    from reward_server.judge.prompts import read_goals
+
+    return config.judge.goals_file is not None and config.judge.goal in read_goals(config.judge.goals_file)
+
+
+_OF_NETWORKS = tuple(
+    f"distiller.{name}"
+    for name in (
+        "learning_rate", "batch_size", "steps_per_update", "warm_labels", "converge", "patience", "balanced", "holdout",
+        "holdout_after", "caption_bytes",
+    )
+)  # fmt: skip
+"""What `hash` does without."""
+
+
+def _network_acts(config: Config) -> str | None:
+    return None if config.agent.model else "a network acts (agent.model is not set)"
+
+
+def _model_acts(config: Config) -> str | None:
+    return "a language model acts (agent.model)" if config.agent.model else None
+
+
+def _no_critic(config: Config) -> str | None:
+    return None if config.learner.algorithm == "ppo" else f"learner.algorithm={config.learner.algorithm} has no critic"
+
+
+def _one_engine(config: Config) -> str | None:
+    alone = config.agent.model and config.runtime == "serial" and config.actors.count != 1
+    return "runtime=serial has one engine" if alone else None
 
 
 def _no_progress(config: Config) -> str | None:
@@ -57,7 +137,39 @@ def _staged(config: Config) -> str | None:
 
 
 RULES = (
-    Rule(("judge.", "annotator.", "distiller."), _no_judge, unless=("judge.engine",)),
+    Rule(("judge.", "annotator."), _no_judge, unless=("judge.engine",)),
+    Rule(("distiller.",), _no_distiller),
+    Rule(("distiller.interval_s", "distiller.max_share"), _offline_paced),
+    Rule(
+        ("judge.pairs", "annotator.pair_choice", "annotator.pair_reservoir", "annotator.pairs_per_caption"), _not_pairs
+    ),
+    Rule(("distiller.threshold",), _not_model("classification")),
+    Rule(("distiller.rank_threshold", "distiller.max_grad_norm"), _not_model("ranking")),
+    Rule(_OF_NETWORKS, _not_model("classification", "ranking")),
+    Rule(("reward.offline_path",), _not_model("offline")),
+    Rule(("rnd.",), _not_model("rnd")),
+    Rule(("ellm.",), _not_model("ellm")),
+    Rule(("rnd.", "ellm.", "reward.offline_path"), _no_intrinsic),
+    Rule(
+        ("judge.goals_file",), lambda c: None if _is_own_goal(c) else f"judge.goal={c.judge.goal} is not in that file"
+    ),
+    Rule(("agent.", "language.", "sft."), _network_acts, unless=("agent.network", "agent.model")),
+    Rule(("env.tasks", "env.mix", "env.curriculum"), _network_acts),
+    Rule(("agent.network", "actors.rollout_length"), _model_acts),
+    Rule(
+        ("learner.",),
+        _model_acts,
+        unless=("learner.algorithm", "learner.device", "learner.precision", "learner.threads"),
+    ),
+    Rule(("language.critic_learning_rate", "language.critic_warmup"), _no_critic),
+    Rule(
+        ("language.lora_alpha", "language.lora_targets"),
+        lambda c: "language.lora_rank=0" if c.language.lora_rank == 0 else None,
+    ),
+    Rule(("sft.env_options",), lambda c: "sft.traces has the worlds' options" if c.sft.traces else None),
+    Rule(("actors.count",), _one_engine),
+    Rule(("actors.gpus",), _network_acts),
+    Rule(("actors.gpus",), lambda c: "runtime=serial has one process" if c.runtime == "serial" else None),
     Rule(("judge.engine",), lambda c: _no_judge(c) if c.judge.engine != "none" else None),
     Rule(("reward.w_int",), lambda c: "reward.model=none" if c.reward.model == "none" and c.reward.w_int else None),
     Rule(("reward.count_exponent",), _no_intrinsic),

@@ -15,7 +15,15 @@ _WIDTH = 110
 
 
 def field_docs(schema: type[Any]) -> dict[str, str]:
-    """The docstring under each field of a dataclass, on one line; fields without one are left out."""
+    """The docstring under each field of a dataclass and of those that it extends, on one line; fields without are left out."""
+    docs: dict[str, str] = {}
+    for kind in reversed(schema.__mro__):
+        if dataclasses.is_dataclass(kind):
+            docs |= _own_docs(kind)
+    return docs
+
+
+def _own_docs(schema: type[Any]) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(definition, ast.ClassDef)
     docs: dict[str, str] = {}

@@ -23,6 +23,7 @@ from ray.serve.exceptions import RayServeException
 
 from reward_server.judge.judge import PromptedJudge, build_judge, judge_key
 from reward_server.judge.models import looks_like_path
+from reward_server.judge.prompts import Subject
 from reward_server.settings import JudgeSettings
 from reward_server.types import Answer, JudgeError, JudgeKey, JudgeUnavailableError
 
@@ -61,9 +62,9 @@ class DeploymentStatus:
 class _Replica:
     """One replica: a judge with its engine, in a process of its own."""
 
-    async def __init__(self, settings: JudgeSettings) -> None:  # pyright: ignore[reportGeneralTypeIssues]
+    async def __init__(self, settings: JudgeSettings, pairwise: bool = False) -> None:  # pyright: ignore[reportGeneralTypeIssues]
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        self._judge: PromptedJudge = await asyncio.to_thread(build_judge, settings)
+        self._judge: PromptedJudge = await asyncio.to_thread(build_judge, settings, pairwise=pairwise)
         try:
             await self._judge.start()
         except BaseException:
@@ -72,7 +73,7 @@ class _Replica:
         # Only now: a start that yields to the training takes three times as long, and labels come as much later.
         _yield_processor()
 
-    async def ask(self, captions: list[str]) -> list[Answer]:
+    async def ask(self, captions: list[Subject]) -> list[Answer]:
         return await self._judge.ask(captions)
 
     async def check_health(self) -> None:
@@ -106,11 +107,13 @@ def start(
     num_cpus: float = 0.1,
     num_gpus: float | None = None,
     in_flight: int = 8,
+    pairwise: bool = False,
 ) -> None:
     """Deploys the judge on the Ray cluster that this process has joined, and returns while it starts.
 
     `num_gpus`: for each replica; by default 1 where the cluster has a GPU. `in_flight`: requests that one replica
-    works on at once. More than one `judge.replicas` scales between 1 and that many with the load.
+    works on at once. `pairwise`: it is asked about pairs of captions. More than one `judge.replicas` scales between 1
+    and that many with the load.
     """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     gpus = float(ray.cluster_resources().get("GPU", 0) >= 1) if num_gpus is None else num_gpus
@@ -135,7 +138,7 @@ def start(
         max_constructor_retry_count=2,
         logging_config={"log_level": "ERROR", "enable_access_log": False},
         **scaling,
-    )(_Replica).bind(_absolute(settings))
+    )(_Replica).bind(_absolute(settings), pairwise)
     serve.run_many(
         [serve.RunTarget(application, name=app_name, route_prefix=None)],
         wait_for_ingress_deployment_creation=False,
@@ -146,7 +149,8 @@ def start(
 def _absolute(settings: JudgeSettings) -> JudgeSettings:
     """Paths as this process means them: a worker of the cluster may run in another folder."""
     model = str(Path(settings.model).expanduser().resolve()) if looks_like_path(settings.model) else settings.model
-    return replace(settings, model=model, cache_dir=str(Path(settings.cache_dir).resolve()))
+    goals = None if settings.goals_file is None else str(Path(settings.goals_file).expanduser().resolve())
+    return replace(settings, model=model, goals_file=goals, cache_dir=str(Path(settings.cache_dir).resolve()))
 
 
 def status(app_name: str = "judge") -> DeploymentStatus:
@@ -196,7 +200,7 @@ class ServeJudge:
     def key(self) -> JudgeKey:
         return self._key
 
-    async def ask(self, captions: Sequence[str]) -> list[Answer]:
+    async def ask(self, captions: Sequence[Subject]) -> list[Answer]:
         handle = await self._ready_handle()
         try:
             return await handle.ask.remote(list(captions))

@@ -3,25 +3,29 @@
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
 
 from reward_server.judge.engines.base import Completion, Engine, Request
 from reward_server.judge.models import EMBEDDED, check_model, check_vllm, model_identity, sampling_key
-from reward_server.judge.prompts import Prompt, PromptTemplate
+from reward_server.judge.pairs import PointwiseJudge, asks_pairwise, pointwise_key
+from reward_server.judge.prompts import CLASSIFICATION, RANKING, Prompt, PromptTemplate, Subject, read_goals
 from reward_server.settings import JudgeSettings
-from reward_server.types import Answer, JudgeError, JudgeKey
+from reward_server.types import Answer, JudgeError, JudgeKey, PairJudge
 
 ENGINES = ("vllm", "transformers", "openai")
 REACH_TIMEOUT_S = 3.0
 
-_LONE_LABEL = re.compile(r"(?<![\w.])[01](?![\w.]*\d)(?!\w)")
+_LONE_LABEL = re.compile(r"(?<![\w.])[0-2](?![\w.]*\d)(?!\w)")
 
 
 class PromptedJudge:
-    """Asks a language model about captions. Invariant: one answer a caption; what cannot be read has no label."""
+    """Asks a language model about captions or, with a prompt for pairs, about pairs of them.
+
+    Invariant: one answer a question; what cannot be read has no label.
+    """
 
     def __init__(
         self, engine: Engine, prompt: Prompt, key: JudgeKey, *, temperature: float = 0.0, reason_tokens: int = 256
@@ -33,7 +37,7 @@ class PromptedJudge:
     def key(self) -> JudgeKey:
         return self._key
 
-    async def ask(self, captions: Sequence[str]) -> list[Answer]:
+    async def ask(self, captions: Sequence[Subject]) -> list[Answer]:
         if not captions:
             return []
         labels = self._prompt.template.labels
@@ -48,6 +52,13 @@ class PromptedJudge:
         found = await self._engine.complete(chats, decide)
         return [answer(c, labels, reasoning=t) for c, t in zip(found, thoughts, strict=True)]
 
+    def for_pairs(self, settings: JudgeSettings) -> "PromptedJudge":
+        """The same model, asked about pairs put to it as pairs."""
+        prompt, key = judge_prompt(settings, pairs=True), judge_key(settings, pairs=True)
+        return PromptedJudge(
+            self._engine, prompt, key, temperature=self._temperature, reason_tokens=self._reason_tokens
+        )
+
     async def start(self) -> None:
         """Loads the model now; otherwise the first question does."""
         await self._engine.start()
@@ -60,7 +71,7 @@ class PromptedJudge:
         await self._engine.close()
 
 
-def parse(text: str, labels: tuple[str, str]) -> int | None:
+def parse(text: str, labels: tuple[str, ...]) -> int | None:
     """The label that an answer gives: the text itself, or the only label that stands alone in it; otherwise None."""
     stripped = text.strip().strip("\"'`*.")
     if stripped in labels:
@@ -69,23 +80,36 @@ def parse(text: str, labels: tuple[str, str]) -> int | None:
     return labels.index(alone.pop()) if len(alone) == 1 else None
 
 
-def answer(completion: Completion, labels: tuple[str, str], reasoning: Completion | None = None) -> Answer:
+def answer(completion: Completion, labels: tuple[str, ...], reasoning: Completion | None = None) -> Answer:
     """The answer that a completion amounts to; reasoning goes before the label in `raw`."""
-    probability = completion.probabilities.get(labels[1]) if completion.probabilities else None
+    probability = _probability(completion.probabilities, labels) if completion.probabilities else None
     raw = completion.text if reasoning is None else f"{reasoning.text}\n{completion.text}"
     latency = completion.latency_s + (reasoning.latency_s if reasoning else 0.0)
     return Answer(parse(completion.text, labels), probability, raw, latency)
 
 
-def judge_prompt(settings: JudgeSettings) -> Prompt:
-    """The prompt that the settings choose. Raises `JudgeError` for a goal or mode that it does not have."""
-    return PromptTemplate.load().prompt(settings.goal, settings.mode)
+def _probability(probabilities: Mapping[str, float], labels: tuple[str, ...]) -> float | None:
+    """Of a caption P(helpful); of a pair the preference for the first: P(first) + P(neither) / 2."""
+    if len(labels) == 2:
+        return probabilities.get(labels[1])
+    return probabilities.get(labels[1], 0.0) + probabilities.get(labels[0], 0.0) / 2.0
 
 
-def judge_key(settings: JudgeSettings) -> JudgeKey:
+def judge_prompt(settings: JudgeSettings, *, pairs: bool = False) -> Prompt:
+    """The prompt that the settings choose, for captions or for pairs.
+
+    Raises `JudgeError` for a goal or mode that it does not have, and for a file of goals that cannot be read.
+    """
+    own = read_goals(settings.goals_file) if settings.goals_file else {}
+    return PromptTemplate.load(RANKING if pairs else CLASSIFICATION).prompt(settings.goal, settings.mode, own)
+
+
+def judge_key(settings: JudgeSettings, *, pairs: bool = False) -> JudgeKey:
     """The key of this judge's labels, known before any engine starts (and before the embedded judge is built)."""
-    prompt = judge_prompt(settings)
-    return JudgeKey(prompt.template.version, settings.goal, _identity(settings), settings.mode, sampling_key(settings))
+    pairwise = pairs and asks_pairwise(settings)
+    version = judge_prompt(settings, pairs=pairwise).version
+    key = JudgeKey(version, settings.goal, _identity(settings), settings.mode, sampling_key(settings))
+    return pointwise_key(key) if pairs and not pairwise else key
 
 
 def model_folder(settings: JudgeSettings, progress: Callable[[str], None] = lambda line: None) -> str:
@@ -97,15 +121,31 @@ def model_folder(settings: JudgeSettings, progress: Callable[[str], None] = lamb
     return str(build(settings.cache_dir, progress=progress))
 
 
-def build_judge(settings: JudgeSettings, progress: Callable[[str], None] = lambda line: None) -> PromptedJudge:
-    """A judge in this process. With `model=embedded` its model is built first if it is not cached (up to two minutes).
+def build_judge(
+    settings: JudgeSettings, progress: Callable[[str], None] = lambda line: None, *, pairwise: bool = False
+) -> PromptedJudge:
+    """A judge in this process: of captions, or with `pairwise` of pairs put to the model as pairs.
 
-    `progress` gets lines of text while that happens. The vLLM engine starts with the first question. Raises
-    `JudgeError` where the engine or the model is not there.
+    With `model=embedded` its model is built first if it is not cached (up to two minutes); `progress` gets lines of text
+    while that happens. The vLLM engine starts with the first question. Raises `JudgeError` where the engine or the model
+    is not there.
     """
-    prompt, key = judge_prompt(settings), judge_key(settings)
+    prompt, key = judge_prompt(settings, pairs=pairwise), judge_key(settings, pairs=pairwise)
     engine = _engine(settings, progress)
     return PromptedJudge(engine, prompt, key, temperature=settings.temperature, reason_tokens=settings.reason_tokens)
+
+
+def build_pair_judge(settings: JudgeSettings, progress: Callable[[str], None] = lambda line: None) -> PairJudge:
+    """A judge of pairs in this process, pairwise or pointwise as `judge.pairs` says."""
+    if asks_pairwise(settings):
+        return build_judge(settings, progress, pairwise=True)
+    return PointwiseJudge(build_judge(settings, progress))
+
+
+def pairs_beside(judge: PromptedJudge, settings: JudgeSettings) -> PairJudge:
+    """A judge of pairs with the settings of `judge` and on its engine, pairwise or pointwise as `judge.pairs` says. To close
+    one of them closes the other."""
+    return judge.for_pairs(settings) if asks_pairwise(settings) else PointwiseJudge(judge)
 
 
 def preflight(settings: JudgeSettings) -> None:

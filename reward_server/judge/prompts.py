@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
 
-from reward_server.types import JudgeError
+from reward_server.types import JudgeError, Pair
 
 MAX_CAPTION_BYTES = 1200
 """A quoted caption is cut to so many bytes. No byte-level tokenizer makes more tokens than there are bytes."""
@@ -24,6 +25,13 @@ MAX_CAPTION_BYTES = 1200
 CLASSIFICATION = "classification-1"
 """The template that asks about one caption."""
 
+RANKING = "ranking-1"
+"""The template that asks which of two captions is better."""
+
+Subject = str | Pair
+"""What a prompt asks about."""
+
+_BLANK = re.compile(r"\{(caption|first|second)\}")
 _CONTROL_BRACKET = re.compile(r"\[(?=/?[A-Z_]{2,}\])")
 
 
@@ -58,62 +66,104 @@ class PromptTemplate:
 
     @property
     def goals(self) -> tuple[str, ...]:
-        return tuple(self.data["goals"])
+        """Goals that come with the project; a user's own are given to `prompt`."""
+        return tuple({**self.data["goals"], **_goals()})
 
     @property
-    def labels(self) -> tuple[str, str]:
-        """The answers for not helpful and helpful, in this order (index = label)."""
-        return str(self.data["labels"]["unhelpful"]), str(self.data["labels"]["helpful"])
+    def labels(self) -> tuple[str, ...]:
+        """The answers, index = label: for not helpful and helpful; of a ranking for neither, first and second."""
+        labels = self.data["labels"]
+        kinds = ("neither", "first", "second") if "neither" in labels else ("unhelpful", "helpful")
+        return tuple(str(labels[kind]) for kind in kinds)
 
-    def prompt(self, goal: str, mode: str) -> "Prompt":
-        """The prompt for one goal and mode. Raises `JudgeError` for one that the template does not have."""
-        if goal not in self.data["goals"]:
-            raise JudgeError(f"judge.goal={goal} is no goal of prompt {self.name}; it has: {', '.join(self.goals)}")
+    def prompt(self, goal: str, mode: str, own: Mapping[str, str] | None = None) -> "Prompt":
+        """The prompt for one goal and mode; `own` are goals beside those of the project, and go before them.
+
+        Raises `JudgeError` for a goal or mode that there is not.
+        """
+        known = {**self.data["goals"], **_goals(), **(own or {})}
+        if goal not in known:
+            raise JudgeError(f"judge.goal={goal} is no goal of prompt {self.name}; it has: {', '.join(known)}")
         if mode not in self.data["modes"]:
             raise JudgeError(
                 f"judge.mode={mode} is no mode of prompt {self.name}; it has: {', '.join(self.data['modes'])}"
             )
-        return Prompt(self, goal, mode)
+        return Prompt(self, goal, mode, str(known[goal]))
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template with its goal and mode chosen; only the caption is missing."""
+    """A template with its goal and mode chosen; only the caption, or the two captions, are missing."""
 
     template: PromptTemplate
     goal: str
     mode: str
+    goal_text: str
+
+    @cached_property
+    def version(self) -> str:
+        """That of the template and, where the goal is not one of its own, a hash of the goal's text."""
+        if self.template.data["goals"].get(self.goal) == self.goal_text:
+            return self.template.version
+        return f"{self.template.version}+{hashlib.blake2b(self.goal_text.encode(), digest_size=6).hexdigest()}"
 
     @cached_property
     def prefix(self) -> Chat:
         """System message and the part of the user message that stands before every caption."""
         data = self.template.data
         example = str(data["example"])
-        shown = [
-            example.replace("{label}", e["label"]).replace("{caption}", quote(e["message"])) for e in data["examples"]
-        ]
-        text = (
-            str(data["instruction"])
-            .replace("{goal}", str(data["goals"][self.goal]))
-            .replace("{examples}", "\n\n".join(shown))
-        )
-        before = str(data["question"]).partition("{caption}")[0]
+        shown = [_fill(example.replace("{label}", e["label"]), _example(e)) for e in data["examples"]]
+        text = str(data["instruction"]).replace("{goal}", self.goal_text).replace("{examples}", "\n\n".join(shown))
+        before = _BLANK.split(str(data["question"]), maxsplit=1)[0]
         return (
             Message("system", str(data["system"])),
             Message("user", f"{text}\n\n{data['modes'][self.mode]['ask']}\n\n{before}"),
         )
 
-    def chat(self, caption: str) -> Chat:
+    def chat(self, subject: Subject) -> Chat:
         """The chat whose answer is the label (mode `direct`) or the reasoning (mode `reasoned`)."""
         system, user = self.prefix
-        after = str(self.template.data["question"]).partition("{caption}")[2]
-        return system, Message("user", f"{user.content}{quote(caption)}{after}")
+        question = str(self.template.data["question"])
+        blank = _BLANK.search(question)
+        assert blank is not None
+        return system, Message("user", user.content + _fill(question[blank.start() :], subject))
 
-    def conclusion(self, caption: str, reasoning: str) -> Chat:
+    def conclusion(self, subject: Subject, reasoning: str) -> Chat:
         """Mode `reasoned`: the chat, continued by the model's reasoning and the request for the label."""
         conclude = str(self.template.data["modes"][self.mode]["conclude"])
         thought = reasoning.strip() or "(no thoughts)"
-        return (*self.chat(caption), Message("assistant", thought), Message("user", conclude))
+        return (*self.chat(subject), Message("assistant", thought), Message("user", conclude))
+
+
+def read_goals(path: str | Path) -> dict[str, str]:
+    """A user's own goals: a YAML file that maps names to what {goal} in a prompt stands for.
+
+    Raises `JudgeError` naming the file where it cannot be read or holds something else.
+    """
+    try:
+        goals = yaml.safe_load(Path(path).expanduser().read_text("utf-8"))
+    except OSError as error:
+        raise JudgeError(f"judge.goals_file={path}: cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JudgeError(f"judge.goals_file={path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(goals, dict) or not goals:
+        raise JudgeError(f"judge.goals_file={path}: must map names of goals to their texts")
+    for name, text in goals.items():
+        if not isinstance(name, str) or not isinstance(text, str) or not text.strip():
+            raise JudgeError(f"judge.goals_file={path}: goal {name!r}: name and text must be text")
+    return cast("dict[str, str]", goals)
+
+
+def _fill(text: str, subject: Subject) -> str:
+    """`text` with its blanks filled in one pass: what a caption holds is never taken for a blank."""
+    if isinstance(subject, str):
+        return _BLANK.sub(lambda _: quote(subject), text)
+    quoted = {"first": quote(subject.first), "second": quote(subject.second)}
+    return _BLANK.sub(lambda blank: quoted[blank[1]], text)
+
+
+def _example(entry: Mapping[str, str]) -> Subject:
+    return entry["message"] if "message" in entry else Pair(0, 0, entry["first"], entry["second"])
 
 
 def quote(caption: str) -> str:
@@ -138,3 +188,10 @@ def _load(name: str) -> PromptTemplate:
     if not file.is_file():
         raise JudgeError(f"prompt template {name!r} does not exist in reward_server/judge/templates")
     return PromptTemplate(name, cast("dict[str, Any]", yaml.safe_load(file.read_text("utf-8"))))
+
+
+@lru_cache
+def _goals() -> Mapping[str, str]:
+    """Goals that every template has beside its own."""
+    text = resources.files("reward_server.judge").joinpath("templates/goals.yaml").read_text("utf-8")
+    return cast("dict[str, str]", yaml.safe_load(text))

@@ -1,23 +1,35 @@
 """What every reward model is, how it learns, and where a new one is registered.
 
-To add one (`hash`, `ranking`): one file beside `classification.py` that defines `KIND`, and one line in `_MODULES`.
+To add one: one file beside `classification.py` that defines `KIND`, and one line in `reward_server/kinds.py`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reward_server.kinds import KINDS
 from reward_server.models.measures import Measures
-from reward_server.settings import DistillerSettings
-from reward_server.store import Labelled
+from reward_server.settings import DistillerSettings, ModelSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Label(Protocol):
+    """What every label has: `Labelled` of a caption, `LabelledPair` of two."""
+
+    @property
+    def label(self) -> int: ...
+    @property
+    def probability(self) -> float | None: ...
+
+
+L = TypeVar("L", bound=Label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,7 @@ class RewardModelMetrics:
     labels: int
     """Labels known, those held out included."""
     positives: int
+    """Those that are not 0: helpful captions, pairs of which one is better."""
     steps: int
     """Gradient steps since the beginning."""
     converged: bool
@@ -49,10 +62,14 @@ class RewardModelMetrics:
     """Against the last labels as they came: predicted before the model was trained on them."""
 
     @property
-    def accuracy(self) -> float | None:
+    def unseen(self) -> Measures | None:
         """On labels that it was not trained on: those held out, else the fresh ones; None before there are any."""
-        unseen = self.holdout or self.fresh
-        return None if unseen is None else unseen.accuracy
+        return self.holdout or self.fresh
+
+    @property
+    def accuracy(self) -> float | None:
+        """On labels that it was not trained on."""
+        return None if self.unseen is None else self.unseen.accuracy
 
 
 class RewardModel(ABC):
@@ -75,7 +92,7 @@ class RewardModel(ABC):
     def load_state_dict(self, state: "Mapping[str, Tensor]") -> None: ...
 
 
-class RewardModelTrainer(ABC):
+class RewardModelTrainer(ABC, Generic[L]):
     """Fits a reward model to labels. This side lives where the labels are."""
 
     @property
@@ -84,8 +101,8 @@ class RewardModelTrainer(ABC):
         """The model that is trained."""
 
     @abstractmethod
-    def add(self, labels: Sequence[Labelled]) -> None:
-        """Takes new labels (captions that it knows already are passed over)."""
+    def add(self, labels: Sequence[L]) -> None:
+        """Takes new labels (of captions or pairs that it knows already: passed over)."""
 
     @abstractmethod
     def train_round(self) -> bool:
@@ -108,33 +125,78 @@ class RewardModelTrainer(ABC):
         """`texts` looks captions up by id."""
 
 
+class ExperiencedModel(RewardModel):
+    """A reward model that learns from what the agent meets, not from labels: every call of `learn` makes a version."""
+
+    @abstractmethod
+    def learn(self, source: str, ids: NDArray[np.int64], texts: Callable[[Sequence[int]], Sequence[str]]) -> None:
+        """Learns from the captions [T, B] of the next steps of `source`; id 0 is no caption, `texts` looks others up."""
+
+    @abstractmethod
+    def training_state(self) -> dict[str, Any]:
+        """What `state_dict` leaves out, for a checkpoint: all that learning depends on beside the parameters."""
+
+    @abstractmethod
+    def load_training_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelVersion:
+    """A reward model as it travels to the learner: immutable, self-contained, about 2 MB for `classification`."""
+
+    version: int
+    """1 for the first; only grows. (A scorer without any is at version 0.)"""
+    name: str
+    """The kind of model, as in `reward.model`."""
+    state: bytes
+    """Its parameters as safetensors."""
+    metrics: RewardModelMetrics | None
+    """None for a model that is not trained on labels in this run."""
+    seconds: float
+    """Time that making this version took."""
+
+    def load_into(self, model: RewardModel) -> None:
+        """Sets the parameters of `model`, which must be of the same kind and settings."""
+        from safetensors.torch import load
+
+        if model.name != self.name:
+            raise ValueError(f"a version of the reward model {self.name!r} cannot be loaded into {model.name!r}")
+        model.load_state_dict(load(self.state))
+
+
 @dataclass(frozen=True, slots=True)
 class RewardModelKind:
-    """How to make both sides of a reward model; `device` is a torch device name, `seed` any integer."""
+    """How to make a reward model; `device` is a torch device name, `seed` any integer."""
 
-    model: Callable[[DistillerSettings, str], RewardModel]
-    trainer: Callable[[DistillerSettings, int, str], RewardModelTrainer]
-
-
-_MODULES: dict[str, str] = {
-    "classification": "reward_server.models.classification",
-}
-"""Name in the configuration (`reward.model`) -> module with `KIND`; imported on use, for torch is slow to import."""
+    model: Callable[[ModelSettings, str], RewardModel]
+    """The side that rewards, in the learner."""
+    trainer: Callable[[DistillerSettings, int, str], RewardModelTrainer[Any]] | None = None
+    """The side that learns from labels, in the reward server; None for what does not."""
+    fixed: Callable[[ModelSettings], RewardModelVersion] | None = None
+    """The first version of a model that no labels are needed for, made when the learner starts."""
 
 
 def reward_model_names() -> tuple[str, ...]:
-    return tuple(_MODULES)
+    return tuple(KINDS)
 
 
 def reward_model_kind(name: str) -> RewardModelKind:
     """The kind registered under `name`. Raises `ValueError` that lists the names there are."""
-    if name not in _MODULES:
-        raise ValueError(f"there is no reward model {name!r}; there are: {', '.join(sorted(_MODULES))}")
-    kind = import_module(_MODULES[name]).KIND
+    if name not in KINDS:
+        raise ValueError(f"there is no reward model {name!r}; there are: {', '.join(sorted(KINDS))}")
+    kind = import_module(KINDS[name].module).KIND
     assert isinstance(kind, RewardModelKind)
     return kind
 
 
-def build_reward_model(name: str, settings: DistillerSettings, device: str = "cpu") -> RewardModel:
+def build_reward_model(name: str, settings: ModelSettings, device: str = "cpu") -> RewardModel:
     """A reward model without training, for versions to be loaded into. Raises `ValueError` for an unknown name."""
     return reward_model_kind(name).model(settings, device)
+
+
+def build_trainer(name: str, settings: DistillerSettings, seed: int, device: str = "cpu") -> RewardModelTrainer[Any]:
+    """What fits a reward model to labels. Raises `ValueError` for an unknown name, or one that learns from no labels."""
+    trainer = reward_model_kind(name).trainer
+    if trainer is None:
+        raise ValueError(f"the reward model {name!r} is not trained on labels")
+    return trainer(settings, seed, device)

@@ -1,6 +1,6 @@
 """How well probabilities go with labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +10,20 @@ CALIBRATION_BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Agreement of predicted probabilities p(y = 1) with `count` labels."""
+    """Agreement of predicted probabilities p(y = 1) with `count` labels.
+
+    For pairs p is that of the first being better, and what is not about ties leaves them out.
+    """
 
     count: int
     positives: int
     loss: float
-    """Mean cross-entropy, in nats."""
+    """Mean cross-entropy, in nats; of a pair that ties, against one half."""
     accuracy: float
-    """Share of labels that the thresholded probability agrees with."""
+    """Share of labels that the thresholded probability agrees with; pair accuracy."""
     balanced_accuracy: float
-    """Mean of that share over the kinds of label that occur: a constant answer reaches 0.5 where both do."""
+    """Mean of that share over the kinds of label that occur: a constant answer reaches 0.5 where both do. Of pairs: over
+    decided ones and ties; a pair counts as met where p lies nearer to its target (0, 1/2, 1) than to another."""
     auc: float | None
     """Area under the ROC curve; None where one kind of label is missing."""
     ece: float
@@ -46,6 +50,24 @@ def measure(
         auc=area_under_roc(p, positive),
         ece=expected_calibration_error(p, positive),
     )
+
+
+def measure_pairs(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> Measures | None:
+    """Measures of probabilities [N] that the first is better, against labels [N]: 1 or 2 is better, or neither (0).
+
+    None where no pair is decided.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    tie, first = np.asarray(labels) == 0, np.asarray(labels) == 1
+    decided = measure(p[~tie], first[~tie].astype(np.int64))
+    if decided is None:
+        return None
+    target = np.where(tie, 0.5, first.astype(np.float64))
+    met = np.abs(p - target) <= 0.25
+    kinds = [met[mask].mean() for mask in (tie, ~tie) if mask.any()]
+    q = np.clip(p, 1e-7, 1.0 - 1e-7)
+    loss = -(target * np.log(q) + (1.0 - target) * np.log1p(-q)).mean()
+    return replace(decided, count=len(p), loss=float(loss), balanced_accuracy=float(np.mean(kinds)))
 
 
 def area_under_roc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:

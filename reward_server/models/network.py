@@ -6,7 +6,7 @@ latter where a window needs more. The result is what the plain stack gives for t
 the longest caption of a batch instead of `length`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch.nn import functional
 
 CAPTION_BYTES = 256
 """Bytes of a caption that ONI's network reads; what comes behind is cut off."""
+
+_CHUNK = 128
 
 _KERNELS: tuple[tuple[int, int], ...] = ((7, 3), (7, 3), (3, 1), (3, 1), (3, 1), (3, 3))
 """(kernel, pool) of each convolution; a pool of 1 is none."""
@@ -29,6 +31,13 @@ def encode_captions(captions: Sequence[str], length: int = CAPTION_BYTES) -> NDA
     rows = [caption.encode("utf-8", "surrogatepass")[:length] for caption in captions]
     width = min(max((len(row) for row in rows), default=0) + 1, length)
     return np.frombuffer(b"".join(row.ljust(width, b"\0") for row in rows), dtype=np.uint8).reshape(len(rows), width)
+
+
+def by_length(captions: Sequence[str]) -> Iterator[list[int]]:
+    """Rows of captions in chunks for one forward pass each: short ones do not pay for long ones, and memory stays low."""
+    order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
+    for start in range(0, len(order), _CHUNK):
+        yield order[start : start + _CHUNK]
 
 
 class SeededDropout(nn.Module):

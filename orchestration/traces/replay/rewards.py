@@ -137,7 +137,7 @@ def _intrinsic(trace: Trace, config: Config, scorer: Mapping[str, Any]) -> NDArr
         return np.zeros(len(trace.steps), np.float32)
     from reward_server.models.base import build_reward_model
 
-    model = build_reward_model(config.reward.model, config.distiller)
+    model = build_reward_model(config.reward.model, config.model_settings())
     model.load_state_dict(scorer["model"])
     ids = sorted(trace.captions)
     scores = dict(zip(ids, model.score([trace.captions[name] for name in ids]).tolist(), strict=True)) if ids else {}

@@ -7,13 +7,12 @@ a loop in a thread of its own, and every call is handed over to it.
 import asyncio
 import gc
 import itertools
-import os
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from inference.vllm_options import cpu_kv_bytes, has_gpu, prepare_environment
 from reward_server.judge.engines.base import ChatRenderer, Completion, Request, renormalise
 from reward_server.judge.engines.loop_thread import LoopThread
 from reward_server.judge.models import check_vllm, resolve_dtype
@@ -22,43 +21,6 @@ from reward_server.types import JudgeError, JudgeUnavailableError
 
 CHECK_TIMEOUT_S = 20.0
 _SHUTDOWN_S = 5.0
-_SMALL_KV_BYTES = 128 * 2**20
-_LARGE_KV_BYTES = 4 * 2**30
-
-
-def prepare_environment(threads: int | None = None) -> None:
-    """Settings that vLLM reads from the environment, before it is imported. What is set already is left alone.
-
-    Everywhere: no usage statistics, no progress bars, errors only. On a machine without a GPU also: `threads` OpenMP
-    threads, bound to no core (a judge that pins itself to the cores on which training runs would starve it) and
-    passive while they wait; one process less (the engine and its only worker share one); no compilation of kernels (it
-    costs 5 s at the first question).
-    """
-    values = {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_DISABLE": "1",
-    }
-    if not has_gpu():
-        values |= {
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "TORCH_COMPILE_DISABLE": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "KMP_BLOCKTIME": "0",
-        }
-        if threads is not None:
-            values["OMP_NUM_THREADS"] = str(threads)
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
-
-
-def has_gpu() -> bool:
-    """Whether this process may use an NVIDIA GPU (Ray hides them from workers that asked for none); imports nothing."""
-    return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 class VllmEngine:
@@ -167,7 +129,7 @@ def _new_engine(model: str, dtype: str, max_model_len: int, seed: int) -> Any:
 
     gpu = has_gpu()
     cpu_arguments: dict[str, Any] = (
-        {} if gpu else {"kv_cache_memory_bytes": _cpu_kv_bytes(model, max_model_len), "block_size": 32}
+        {} if gpu else {"kv_cache_memory_bytes": cpu_kv_bytes(model, max_model_len), "block_size": 32}
     )
     arguments = AsyncEngineArgs(
         model=model,
@@ -194,17 +156,6 @@ def _tokenizer(model: str) -> Any:
         return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise JudgeError(f"judge.model={model} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _cpu_kv_bytes(model: str, max_model_len: int) -> int:
-    """Bytes for keys and values on a CPU: 32 full prompts, between 128 MiB and 4 GiB (vLLM would take half of all)."""
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(model).get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token_bytes = 2 * 4 * config.num_hidden_layers * heads * head_dim
-    return min(_LARGE_KV_BYTES, max(_SMALL_KV_BYTES, 32 * max_model_len * token_bytes))
 
 
 def _sampling(renderer: ChatRenderer, request: Request, seed: int) -> tuple[Any, dict[str, list[int]]]:

@@ -9,26 +9,17 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from envs.captions import normalise
+from envs.captions import caption_id, normalise
 from reward_server.judge.probe.questions import Groups, ProbeQuestions
 from reward_server.judge.probe.report import LIMITS, Check, Example, ProbeReport, check
-from reward_server.types import Answer, Judge
+from reward_server.types import Answer, Judge, Pair, PairJudge
 
 _T = TypeVar("_T")
 
 FIRST, SECOND, NEITHER = 1, 2, 0
 """The labels of a pair."""
-
-
-class PairQuestion(Protocol):
-    """Asks which of two captions is better."""
-
-    async def ask(self, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
-        """One answer a pair, in order and shown in the order given: its label is 1 (the first), 2 (the second) or 0
-        (neither); None where it could not be read. Raises as `Judge.ask` does."""
-        ...
 
 
 @dataclass
@@ -46,9 +37,10 @@ class _Asker:
             answers += self._count(await judge.ask(some))
         return answers
 
-    async def pairs(self, judge: PairQuestion, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
+    async def pairs(self, judge: PairJudge, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
+        """Each pair is shown in the order given."""
         answers: list[Answer] = []
-        for some in _batches(pairs, self.batch):
+        for some in _batches([Pair(caption_id(a), caption_id(b), a, b) for a, b in pairs], self.batch):
             answers += self._count(await judge.ask(some))
         return answers
 
@@ -62,7 +54,7 @@ class _Asker:
 async def probe(
     judge: Judge,
     *,
-    pairs: PairQuestion | None = None,
+    pairs: PairJudge | None = None,
     questions: ProbeQuestions | None = None,
     limits: Mapping[str, float] = LIMITS,
     repeats: int = 3,
@@ -201,7 +193,7 @@ def _inject(order: str, caption: str, label: int) -> str:
 
 
 async def _pair_checks(
-    asker: _Asker, judge: PairQuestion, questions: ProbeQuestions, limits: Mapping[str, float]
+    asker: _Asker, judge: PairJudge, questions: ProbeQuestions, limits: Mapping[str, float]
 ) -> list[Check]:
     """Helpful against unhelpful, alike against alike, and nonsense against helpful, each in both orders."""
     known = list(zip(questions.helpful, questions.unhelpful, strict=False))

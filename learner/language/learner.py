@@ -1,0 +1,382 @@
+"""The learner of language-model agents: groups of episodes in, weights out.
+
+episodes ─▶ rewards of turns ─▶ packed batch ─▶ π_prox, π_ref, V ─▶ targets ─▶ minibatches of micro-batches ─▶ weights
+"""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.language.episode import LanguageEpisode
+from learner.language.batch import TokenBatch, pack
+from learner.language.episodes import TurnRewards, episode_tokens, temperature_of, turn_rewards
+from learner.language.losses import importance_weight
+from learner.language.metrics import policy_metrics
+from learner.language.model import ActionScores, LanguageModel, micro_batches
+from learner.language.objective import LanguageLoss, Objective, Rollouts, Targets
+from learner.language.settings import LanguageSettings
+from learner.learner import IntrinsicReward
+from learner.settings import RewardSettings
+from learner.update import Update
+
+
+class LanguageLearner:
+    """Owns the model, its optimiser and the queue of groups that do not fill a batch yet."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        objective: Objective,
+        settings: LanguageSettings,
+        reward: RewardSettings,
+        intrinsic: IntrinsicReward,
+        seed: int = 0,
+    ) -> None:
+        """`model` has a critic where the objective needs one, and a reference (or adapters) where it needs that.
+
+        `seed`: of the order in which several minibatches are taken.
+        """
+        if objective.needs_value and model.critic is None:
+            raise ValueError(f"{type(objective).__name__} needs a model with a critic")
+        self.model = model
+        self.objective = objective
+        self.settings = settings
+        self.reward = reward
+        self.intrinsic = intrinsic
+        self.version = 0
+        self.dropped_samples = 0
+        """Turns of episodes all of whose turns were older than `max_lag` versions; never trained on."""
+        self.trained_samples = 0
+        """Turns trained on."""
+        self._steps = 0
+        self._queue: deque[tuple[LanguageEpisode, ...]] = deque()
+        self._random = torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": group, "lr": rate, "base_lr": rate}
+                for group, rate in (
+                    (model.policy_parameters(), settings.learning_rate),
+                    (model.critic_parameters(), settings.critic_learning_rate),
+                )
+                if group
+            ],
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    # Episodes in.
+
+    @property
+    def waiting_groups(self) -> tuple[int, ...]:
+        """Numbers of the groups that wait for a full batch."""
+        return tuple(group[0].group for group in self._queue)
+
+    def feed(self, group: Sequence[LanguageEpisode]) -> list[Update]:
+        """Queues the finished episodes of one group and makes an update for each batch that is full then.
+
+        Raises as `update` does.
+        """
+        if group:
+            self._queue.append(tuple(group))
+        updates: list[Update] = []
+        while (batch := self._next_batch()) is not None:
+            updates.append(self.update(batch))
+        return updates
+
+    def _next_batch(self) -> list[LanguageEpisode] | None:
+        """Whole groups of at least `batch_episodes` episodes, the oldest first; None while there are too few."""
+        self._drop_stale()
+        if sum(map(len, self._queue)) < self.settings.batch_episodes:
+            return None
+        batch: list[LanguageEpisode] = []
+        while len(batch) < self.settings.batch_episodes:
+            batch += self._queue.popleft()
+        return batch
+
+    def _drop_stale(self) -> None:
+        limit = self.objective.policy_settings.max_lag
+        if limit is None:
+            return
+        fresh: deque[tuple[LanguageEpisode, ...]] = deque()
+        for group in self._queue:
+            if all(self.version - max(episode.versions) > limit for episode in group):
+                self.dropped_samples += sum(episode.length for episode in group)
+            else:
+                fresh.append(group)
+        self._queue = fresh
+
+    # One update.
+
+    def update(self, episodes: Sequence[LanguageEpisode]) -> Update:
+        """Trains on the episodes: `epochs` × `minibatches` optimisation steps, fewer where nothing can be learnt.
+
+        Raises ValueError for episodes that the model cannot read, and FloatingPointError where a loss is not finite (the
+        weights are then those before the step).
+        """
+        began = time.perf_counter()
+        rewards = turn_rewards(episodes, self.intrinsic, self.reward)
+        rewarded = time.perf_counter()
+        temperature = temperature_of(episodes)
+        batch = pack([episode_tokens(e, self.model.context) for e in episodes]).to(self.model.device)
+        fused = self._fuses_proximal()
+        rollouts = self._evaluate(batch, torch.from_numpy(rewards.total).to(self.model.device), temperature, fused)
+        targets = self.objective.prepare(rollouts)
+        trained = _Trained(len(targets.advantage), self.model.device)
+        for rows in self._minibatches(batch, targets):
+            self._step(batch, targets, rows, temperature, fused, trained)
+        self.version += 1
+        self.trained_samples += batch.turns
+        lag = self.version - 1 - batch.version
+        done = time.perf_counter()
+        metrics = {
+            **_reward_metrics(episodes, rewards),
+            **trained.metrics(targets, self.objective),
+            **_batch_metrics(batch, len(targets.advantage), done - rewarded),
+            **_value_metrics(targets),
+        }
+        return Update(
+            version=self.version,
+            samples=batch.turns,
+            metrics=metrics,
+            lag_mean=float(lag.double().mean()),
+            lag_max=int(lag.max()),
+            reward_s=rewarded - began,
+            train_s=done - rewarded,
+        )
+
+    def _fuses_proximal(self) -> bool:
+        """Whether π_prox can be read in the training pass: there is one step, and nothing before it needs π_prox."""
+        one_step = self.settings.epochs * self.settings.minibatches == 1
+        needed = self.objective.needs_value or self.objective.policy_settings.kl_in_reward
+        return self.settings.recompute and one_step and not needed
+
+    @torch.no_grad()
+    def _evaluate(self, batch: TokenBatch, reward: Tensor, temperature: float, fused: bool) -> Rollouts:
+        """What the trainer and the reference think of the batch before it is trained on."""
+        objective, m = self.objective, int(batch.action.sum())
+        own = (self.settings.recompute and not fused) or objective.needs_value
+        log_prob, value, reference = (torch.zeros(m, device=batch.tokens.device) for _ in range(3))
+        final_value = torch.zeros(batch.sequences, device=batch.tokens.device)
+        for rows in micro_batches(batch.lengths.tolist(), self.settings.micro_batch_tokens):
+            index = torch.tensor(rows, device=batch.tokens.device)
+            part = batch.take(index)
+            if own:
+                scores = self.model.score(part, temperature)
+                log_prob[part.rows] = scores.log_prob
+                if scores.value is not None and scores.final_value is not None:
+                    value[part.rows], final_value[index] = scores.value, scores.final_value
+            if objective.needs_reference:
+                reference[part.rows] = self.model.reference_log_prob(part, temperature)
+        last = torch.searchsorted(batch.offsets, batch.final_position, right=True) - 1
+        return Rollouts(
+            batch=batch,
+            reward=reward,
+            version=self.version,
+            proximal_log_prob=log_prob if self.settings.recompute and not fused else None,
+            reference_log_prob=reference if objective.needs_reference else None,
+            value=value if objective.needs_value else None,
+            bootstrap=final_value[last] if objective.needs_value else None,
+        )
+
+    def _minibatches(self, batch: TokenBatch, targets: Targets) -> Iterator[list[int]]:
+        """Rows of the sequences of each step. Those that have no part in the gradient are left out: it is the same."""
+        rows = self._with_gradient(batch, targets)
+        count = min(self.settings.minibatches, len(rows))
+        for _ in range(self.settings.epochs if rows else 0):
+            order = [rows[i] for i in torch.randperm(len(rows), generator=self._random).tolist()] if count > 1 else rows
+            yield from (order[part::count] for part in range(count))
+
+    def _with_gradient(self, batch: TokenBatch, targets: Targets) -> list[int]:
+        """Sequences with a token that the loss depends on: groups that all won or all lost have none."""
+        active = (targets.weight > 0) & (targets.advantage != 0)
+        if self.objective.needs_entropy or self.objective.policy_settings.kl_in_loss:
+            active = targets.weight > 0
+        if targets.value_weight is not None:
+            active = active | (targets.value_weight > 0)
+        sequence = batch.sequence[batch.action]
+        return sequence[active].unique().tolist()
+
+    def _step(
+        self, batch: TokenBatch, targets: Targets, rows: list[int], temperature: float, fused: bool, trained: "_Trained"
+    ) -> None:  # fmt: skip
+        """One optimisation step on these sequences."""
+        share = self.settings.minibatches if self.settings.minibatches > 1 else 1
+        lengths = batch.lengths.tolist()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for part_rows in micro_batches([lengths[row] for row in rows], self.settings.micro_batch_tokens):
+            part = batch.take(torch.tensor([rows[i] for i in part_rows], device=batch.tokens.device))
+            scores = self.model.score(part, temperature)
+            mine = targets.take(part.rows)
+            if fused:
+                mine = _with_proximal(mine, scores.log_prob, self.objective.policy_settings.importance_cap)
+            loss = self._loss(mine, scores)
+            (share * loss.total).backward()  # pyright: ignore[reportUnknownMemberType]
+            total += loss.total.item()
+            trained.add(part.rows, scores.log_prob.detach(), mine, loss)
+        self._optimise(total, trained)
+
+    def _loss(self, targets: Targets, scores: ActionScores) -> LanguageLoss:
+        if self.version < self.settings.critic_warmup and self.objective.needs_value:
+            targets = dataclasses.replace(targets, weight=torch.zeros_like(targets.weight))
+        return self.objective.loss(
+            targets, scores.log_prob, scores.entropy, scores.value if self.objective.needs_value else None
+        )
+
+    def _optimise(self, total: float, trained: "_Trained") -> None:
+        parameters = [*self.model.policy_parameters(), *self.model.critic_parameters()]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        if not np.isfinite(total) or not bool(norm.isfinite()):
+            raise FloatingPointError(
+                f"the loss is not finite at policy version {self.version} (loss {total}, gradient norm {norm.item()}); "
+                "lower language.learning_rate, or look at the rewards"
+            )
+        self._steps += 1
+        rise = min(1.0, self._steps / self.settings.warmup) if self.settings.warmup else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * rise
+        self.optimizer.step()
+        trained.norms.append(norm.item())
+
+    # Weights and state out.
+
+    def weights(self) -> dict[str, Tensor]:
+        """Names and weights of the policy as the plain model has them, adapters merged, on the CPU: for engines.
+
+        Tied weights come once.
+        """
+        tied: Any = getattr(self.model.network, "all_tied_weights_keys", None) or ()
+        return {name: w.to("cpu", copy=True) for name, w in self.model.merged() if name not in tied}
+
+    def save(self, folder: Path) -> None:
+        """The policy as a Hugging Face folder."""
+        self.model.save(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides how learning goes on besides the weights that `save` writes."""
+        return {
+            "trained": self.model.trained_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "version": self.version,
+            "steps": self._steps,
+            "dropped_samples": self.dropped_samples,
+            "trained_samples": self.trained_samples,
+            "random": self._random.get_state(),
+        }
+
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Goes on where `save(folder)` and `state_dict` were taken. Episodes that waited for a full batch are gone: they
+        are played again."""
+        self.model.restore(folder, state["trained"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.version = int(state["version"])
+        self._steps = int(state["steps"])
+        self.dropped_samples = int(state["dropped_samples"])
+        self.trained_samples = int(state["trained_samples"])
+        self._random.set_state(state["random"])
+
+
+def _with_proximal(targets: Targets, log_prob: Tensor, cap: float) -> Targets:
+    """Targets of a first and only step, in which π_prox is π before it."""
+    proximal = log_prob.detach()
+    return dataclasses.replace(
+        targets,
+        proximal_log_prob=proximal,
+        importance=importance_weight(proximal, targets.behaviour_log_prob, cap),
+    )
+
+
+class _Trained:
+    """What the steps of an update saw, put together."""
+
+    def __init__(self, actions: int, device: torch.device) -> None:
+        self.norms: list[float] = []
+        self._log_prob = torch.zeros(actions, device=device)
+        self._proximal = torch.zeros(actions, device=device)
+        self._importance = torch.ones(actions, device=device)
+        self._read = torch.zeros(actions, dtype=torch.bool, device=device)
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, rows: Tensor, log_prob: Tensor, targets: Targets, loss: LanguageLoss) -> None:
+        """One micro-batch; later passes over a token replace what was kept of it."""
+        self._read[rows] = True
+        self._log_prob[rows] = log_prob
+        self._proximal[rows] = targets.proximal_log_prob
+        self._importance[rows] = targets.importance
+        for name in ("total", "policy", "value", "entropy", "kl"):
+            part = getattr(loss, name).detach()
+            self._sums[name] = self._sums.get(name, 0) + part
+
+    def metrics(self, targets: Targets, objective: Objective) -> dict[str, float]:
+        """Over the tokens that were read; of losses, sums over the micro-batches by steps."""
+        read = self._read.nonzero().squeeze(1)
+        seen = dataclasses.replace(
+            targets, proximal_log_prob=self._proximal, importance=self._importance
+        ).take(read)  # fmt: skip
+        steps = max(len(self.norms), 1)
+        found = policy_metrics(seen, self._log_prob[read], objective.policy_settings)
+        losses = {name: float(self._sums[name]) / steps if self._sums else 0.0 for name in ("total", "policy", "value")}
+        return {
+            **{f"loss/{name}": value for name, value in losses.items()},
+            "policy/entropy": _mean_of(self._sums.get("entropy"), steps),
+            "policy/reference_kl": _mean_of(self._sums.get("kl"), steps),
+            "policy/clipped": found.clip_fraction,
+            "policy/ratio_max": found.ratio_max,
+            "policy/update_kl": found.update_kl,
+            "policy/behaviour_kl": found.behaviour_kl,
+            "policy/importance_mean": found.importance_mean,
+            "policy/importance_capped": found.importance_capped,
+            "policy/importance_ess": found.importance_ess,
+            "policy/grad_norm": sum(self.norms) / steps,
+            "policy/steps": float(len(self.norms)),
+            "batch/read_share": len(read) / max(len(self._read), 1),
+            "batch/masked_share": 1.0 - float(targets.keep.double().mean()),
+        }
+
+
+def _mean_of(total: Tensor | None, steps: int) -> float:
+    return 0.0 if total is None else float(total) / steps
+
+
+def _reward_metrics(episodes: Sequence[LanguageEpisode], rewards: TurnRewards) -> dict[str, float]:
+    """Means over turns, but for what is said of episodes."""
+    turns = [turn for episode in episodes for turn in episode.turns]
+    groups: dict[int, set[float]] = {}
+    for episode in episodes:
+        groups.setdefault(episode.group, set()).add(episode.episode_return)
+    return {
+        **{f"reward/{name}": float(part.mean()) for name, part in rewards.parts().items()},
+        "batch/return": sum(e.episode_return for e in episodes) / len(episodes),
+        "batch/length": len(turns) / len(episodes),
+        "batch/groups_that_differ": sum(len(returns) > 1 for returns in groups.values()) / len(groups),
+        "grounded": sum(turn.grounded for turn in turns) / len(turns),
+        "failures": sum(turn.failure is not None for turn in turns) / len(turns),
+    }
+
+
+def _batch_metrics(batch: TokenBatch, actions: int, seconds: float) -> dict[str, float]:
+    return {
+        "batch/episodes": float(batch.episodes),
+        "batch/tokens": float(len(batch.tokens)),
+        "batch/action_tokens": float(actions),
+        "batch/tokens_per_second": len(batch.tokens) / seconds,
+    }
+
+
+def _value_metrics(targets: Targets) -> dict[str, float]:
+    if targets.value is None or targets.value_target is None or targets.value_weight is None:
+        return {}
+    used = targets.value_weight > 0
+    value, target = targets.value[used], targets.value_target[used]
+    spread = target.var(unbiased=False).clamp(min=1e-8)
+    explained = 1.0 - (target - value).var(unbiased=False) / spread
+    return {"value/mean": float(value.mean()), "value/explained_variance": float(explained)}

@@ -1,0 +1,219 @@
+"""`agent.model=small`: a language model that is made on the spot, where no weights can be fetched.
+
+A Qwen3 of a few million parameters with a byte-level BPE tokenizer of its own, both trained on what games say: random
+admissible play in generated TextWorld games whose seeds no split has, every token predicted. So it knows how worlds
+speak, which commands there are and that they name what is in sight; it knows nothing of tasks, plans or rewards. Those
+are for SFT and RL, whose commands take any other model just as well.
+"""
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agents.language.conversation import Budget, Conversation
+from agents.language.parsing import write
+from agents.language.prompts import observation_message, opening, system_message
+from agents.language.template import ChatTemplate
+from envs.cache import cache_folder, digest
+from envs.registry import make_text
+
+if TYPE_CHECKING:
+    from learner.language.batch import EpisodeTokens
+
+NAME = "small"
+_FORMAT = 1
+"""Raised when the way it is made changes, so that older ones are made anew."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and how much there is."""
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """What decides the model; its digest names the folder."""
+
+    seed: int = 0
+    worlds: tuple[str, ...] = ("textworld/w2-o3-q4",)
+    first_seed: int = 50000
+    """Of the games; TextWorld's splits lie below."""
+    games: int = 120
+    """Of each world."""
+    episodes: int = 6
+    """Of each game."""
+    steps: int = 8
+    """Of an episode."""
+    hidden_size: int = 192
+    layers: int = 3
+    heads: int = 6
+    key_value_heads: int = 2
+    head_dim: int = 32
+    intermediate_size: int = 512
+    context: int = 4096
+    epochs: float = 2.0
+    batch_episodes: int = 4
+    learning_rate: float = 3e-3
+    warmup: float = 0.05
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Of the worlds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One episode in words: T commands, T + 1 observations."""
+
+    objective: str
+    observations: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+def small_model(spec: SmallModel | None = None, progress: Progress | None = None, cache: Path | None = None) -> Path:
+    """The folder of the model, in Hugging Face format; made now (minutes) where it is not there yet.
+
+    Reproducible from `spec` for one number of threads. Any number of processes may ask: one makes it, the others wait.
+    """
+    spec = SmallModel() if spec is None else spec
+    root = cache_folder("models", cache)
+    folder = root / f"small-{digest(_FORMAT, asdict(spec))[:12]}"
+    if (folder / "config.json").is_file():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with _lock(root / f".{folder.name}.lock"):
+        if not (folder / "config.json").is_file():
+            part = Path(tempfile.mkdtemp(dir=root, prefix=".new-"))
+            try:
+                _make(spec, part, progress or _silent)
+                (part / "small.json").write_text(json.dumps(asdict(spec), indent=2))
+                part.chmod(0o755)
+                part.rename(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def transcripts(spec: SmallModel, progress: Progress) -> list[Transcript]:
+    """Random admissible play in all games; the same for the same `spec`."""
+    found: list[Transcript] = []
+    rng = random.Random(f"transcripts {spec.seed}")
+    for world in spec.worlds:
+        env = make_text(world, **spec.options)
+        for game in range(spec.games):
+            for _ in range(spec.episodes):
+                observation, info = env.reset(seed=spec.first_seed + game)
+                observations, commands, over = [observation], list[str](), False
+                while not over and len(commands) < spec.steps and info["admissible"]:
+                    commands.append(rng.choice(info["admissible"]))
+                    observation, _, terminated, truncated, info = env.step(commands[-1])
+                    observations.append(observation)
+                    over = terminated or truncated
+                found.append(Transcript(info["objective"], tuple(observations), tuple(commands)))
+            progress(f"games of {world}", game + 1, spec.games)
+        env.close()
+    return found
+
+
+def transcript_tokens(said: Transcript, template: ChatTemplate, answer: str, context: int) -> "EpisodeTokens":
+    """A transcript in the layout of an agent's episode, every token but the first to be predicted."""
+    import torch
+
+    from learner.language.batch import EpisodeTokens, TokenSequence
+
+    talk = Conversation(template, system_message(answer), Budget(context, 0, "stop"))
+    prompt = talk.begin(opening(said.objective), observation_message(said.observations[0], None))
+    ids = [prompt.ids]
+    for command, observation in zip(said.commands, said.observations[1:], strict=True):
+        output = template.answer(write(command, answer))
+        talk.answered(output, command)
+        following = talk.follow(observation_message(observation, None))
+        if following is None:
+            break
+        ids += [np.array(output, np.int32), following.new]
+    tokens = torch.from_numpy(np.concatenate(ids).astype(np.int64))
+    sequence = TokenSequence(
+        tokens=tokens,
+        action=torch.arange(len(tokens)) > 0,
+        turn=torch.zeros_like(tokens),
+        behaviour_log_prob=torch.zeros(len(tokens)),
+    )
+    return EpisodeTokens((sequence,), (0,), terminated=False)
+
+
+def _make(spec: SmallModel, folder: Path, progress: Progress) -> None:
+    import torch
+
+    from learner.language.model import LanguageModel
+    from learner.language.settings import SFTSettings
+    from learner.language.sft import SFTTrainer
+    from learner.precision import resolve_precision
+
+    said = transcripts(spec, progress)
+    tokenizer = _tokenizer(said)
+    template = ChatTemplate(tokenizer, NAME)
+    episodes = [transcript_tokens(t, template, "command", spec.context) for t in said]
+    cpu = torch.device("cpu")
+    model = LanguageModel(_network(spec, tokenizer), tokenizer, device=cpu, dtype=resolve_precision("auto", cpu))
+    settings = SFTSettings(
+        epochs=spec.epochs,
+        batch_episodes=spec.batch_episodes,
+        learning_rate=spec.learning_rate,
+        warmup=spec.warmup,
+        weight_decay=0.05,
+    )
+    for step in SFTTrainer(model, episodes, settings, spec.seed).run():
+        progress(f"text, {step.loss:.2f} nats a token", step.step, step.steps)
+    model.save(folder)
+
+
+def _tokenizer(said: Sequence[Transcript]) -> Any:
+    """Trained on the worlds' words and on the instructions, which every prompt begins with."""
+    from reward_server.embedded import tokenizer
+
+    texts = [text for t in said for text in (t.objective, *t.observations, *t.commands)]
+    return tokenizer.train(texts, [system_message("command"), system_message("thought")])
+
+
+def _network(spec: SmallModel, tokenizer: Any) -> Any:
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(spec.seed)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=spec.hidden_size,
+            intermediate_size=spec.intermediate_size,
+            num_hidden_layers=spec.layers,
+            num_attention_heads=spec.heads,
+            num_key_value_heads=spec.key_value_heads,
+            head_dim=spec.head_dim,
+            max_position_embeddings=spec.context,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    ).float()
+
+
+@contextmanager
+def _lock(path: Path) -> Generator[None]:
+    """Holds the file's lock, which ends with the process."""
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    del what, done, total

@@ -1,0 +1,48 @@
+"""Which model `agent.model` means."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from agents.language.errors import LanguageModelError
+from orchestration.config import Config
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and how much there is."""
+
+
+def acting_model(config: Config, progress: Progress | None = None) -> str:
+    """The folder or Hugging Face id of the model that acts: `small` is made where it is not there yet (minutes, with
+    `progress`), a run or a checkpoint stands for the model in it, anything else for itself.
+
+    Raises `LanguageModelError` for a run without a checkpoint, and CheckpointError for a damaged one.
+    """
+    from learner.language.small import NAME, small_model
+
+    model = config.agent.model
+    assert model is not None
+    if model == NAME:
+        return str(small_model(progress=progress))
+    for folder in (Path(model).expanduser(), Path(config.run.dir) / model):
+        if (folder / "manifest.json").is_file():
+            return str(_in_checkpoint(folder))
+        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            return str(_in_run(folder))
+    return model
+
+
+def _in_run(run: Path) -> Path:
+    from learner.checkpoint import latest_checkpoint
+
+    newest = latest_checkpoint(run / "checkpoints")
+    if newest is None:
+        raise LanguageModelError(f"agent.model={run}: the run has no checkpoint yet")
+    return _in_checkpoint(newest)
+
+
+def _in_checkpoint(checkpoint: Path) -> Path:
+    from learner.language.checkpoint import model_folder
+
+    folder = model_folder(checkpoint)
+    if not folder.is_dir():
+        raise LanguageModelError(f"agent.model={checkpoint}: a network was trained there, not a language model")
+    return folder

@@ -1,0 +1,229 @@
+"""The plain parts of a run in which a language model acts. Both runtimes use them: one calls them, one hosts them."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.language.engines import Generator, build_engine
+from agents.language.episode import LanguageEpisode
+from agents.language.observer import LanguageObserver
+from agents.language.rollout import LanguageRollout
+from agents.language.template import ChatTemplate, load_tokenizer
+from learner.language.episodes import turn_rewards
+from learner.language.learner import LanguageLearner
+from learner.language.model import Lora, load_model
+from learner.language.registry import build_objective
+from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
+from learner.precision import resolve_precision
+from learner.returns import sums_by_id
+from orchestration.config import Config
+from orchestration.configuration.objectives import objective_settings
+from orchestration.language.recorder import LanguageRecorder
+from orchestration.language.tasks import Tasks
+from orchestration.results import FeedResult, actor_name
+from orchestration.rundir import RunDir, code_revision
+from orchestration.scoring import CaptionViews, ToldScores, scorer_of
+from orchestration.seeds import derive_seed
+from orchestration.traces.recorder import TraceRun
+
+if TYPE_CHECKING:
+    from reward_server.models.base import RewardModelVersion
+
+_MOST_OF_A_GPU, _HALF_A_GPU = 0.9, 0.45
+"""Share of its memory that vLLM takes of a GPU of its own, and of one that the learner has too (`runtime=serial`)."""
+_THREADS = 16
+"""In which the worlds of one actor step, at most: a slow world blocks one of them."""
+
+
+def build_template(model: str) -> ChatTemplate:
+    """The chat template of the model's tokenizer."""
+    return ChatTemplate(load_tokenizer(model), model)
+
+
+def build_generator(config: Config, model: str, template: ChatTemplate, index: int, version: int) -> Generator:
+    """The engine of one actor, with the weights of a folder, which have this version."""
+    share = min(config.actors.gpus, _MOST_OF_A_GPU) if config.runtime == "ray" else _HALF_A_GPU
+    return build_engine(
+        config.agent,
+        model,
+        stop_ids=template.stop_ids,
+        sequences=config.actors.envs,
+        seed=derive_seed(config.run.seed, "engine", index) % 2**31,
+        version=version,
+        gpu_memory=share,
+    )
+
+
+def build_language_rollout(
+    config: Config,
+    generator: Generator,
+    template: ChatTemplate,
+    *,
+    index: int = 0,
+    incarnation: int = 0,
+    observer: LanguageObserver | None = None,
+    threads: bool,
+) -> LanguageRollout:
+    """Rollout number `index`. Seeds of tasks and of answers are named by the group, whoever plays it."""
+    seed = config.run.seed
+    tasks = Tasks(config)
+    return LanguageRollout(
+        tasks.make_env,
+        generator,
+        template,
+        config.agent,
+        seed_of=tasks.seed_of,
+        sampling_seed_of=lambda group, member, turn: derive_seed(seed, "answer", group, member, turn),
+        episodes=config.actors.envs,
+        name=actor_name(index, incarnation),
+        observer=observer,
+        threads=min(config.actors.envs, _THREADS) if threads else 0,
+    )
+
+
+def build_language_observer(
+    config: Config, traces: Path, index: int = 0, incarnation: int = 0
+) -> LanguageObserver | None:
+    """The trace recorder of one actor; None where nothing is traced."""
+    if config.trace.rate <= 0.0:
+        return None
+    run = TraceRun(
+        run=config.run.name,
+        seed=config.run.seed,
+        code_revision=code_revision(),
+        count_exponent=config.reward.count_exponent,
+        policy=config.agent.model,
+    )
+    return LanguageRecorder(traces, config.trace.rate, run, agent=actor_name(index, incarnation))
+
+
+class LanguageLearnerPart:
+    """The learner, the scorer of captions that gives it intrinsic rewards, the weights that it publishes, checkpoints."""
+
+    def __init__(self, config: Config, rundir: Path, model: str) -> None:
+        """`model`: the folder or Hugging Face id that the run begins with, and its reference policy."""
+        torch.manual_seed(derive_seed(config.run.seed, "policy"))
+        self.config = config
+        self._folder = RunDir(rundir).weights
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        self._origin = model
+        self.scorer = scorer_of(config)
+        self.learner = _build_learner(config, model, NoIntrinsicReward() if self.scorer is None else self.scorer)
+        self._views = CaptionViews(self.scorer)
+        self._told = ToldScores(config, self.scorer)
+        self._idle_since = time.perf_counter()
+
+    def publish(self, needed: int | None = None) -> tuple[int, Path]:
+        """Writes the weights where engines read them; version and folder. Older ones than `needed` are removed (None: all
+        older ones)."""
+        version = self.learner.version
+        final, part = self._folder / f"{version:08d}", self._folder / f".{version:08d}.part"
+        if not final.exists():
+            shutil.rmtree(part, ignore_errors=True)
+            self.learner.save(part)
+            part.rename(final)
+        for old in self._folder.iterdir():
+            if int(old.name) < (version if needed is None else min(needed, version)):
+                shutil.rmtree(old)
+        return version, final
+
+    def adopt(self, version: "RewardModelVersion") -> None:
+        """Takes a new reward model: every caption is scored anew when it comes next."""
+        if self.scorer is not None:
+            self.scorer.update(version)
+
+    def feed(self, episodes: Sequence[LanguageEpisode], new_captions: Sequence[tuple[int, str]]) -> FeedResult:
+        """Learns from the episodes of one group; `policy_version` of the result says whether there are new weights."""
+        waited = time.perf_counter() - self._idle_since
+        began = time.perf_counter()
+        if self.scorer is not None:
+            self.scorer.observe(new_captions)
+        captions = np.array([turn.caption_id for episode in episodes for turn in episode.turns], np.int64)
+        scores = self._told.new(captions, self.learner.intrinsic.lookup(captions))
+        returns, earned = self._earned(episodes, captions)
+        self._views.refresh()
+        rewarded = time.perf_counter()
+        updates = self.learner.feed(episodes)
+        if self.scorer is not None:
+            self.scorer.learn("episodes", captions[:, None])  # one after the other
+        result = FeedResult(
+            updates=tuple(updates),
+            intrinsic_returns=returns,
+            earned=earned,
+            policy_version=self.learner.version,
+            reward_model_version=0 if self.scorer is None else self.scorer.version,
+            samples_dropped=self.learner.dropped_samples,
+            liked=self._views.liked,
+            disliked=self._views.disliked,
+            scores=scores,
+            reward_s=rewarded - began,
+            waited_s=waited,
+        )
+        self._idle_since = time.perf_counter()
+        return result
+
+    def _earned(
+        self, episodes: Sequence[LanguageEpisode], captions: NDArray[np.int64]
+    ) -> tuple[dict[tuple[int, int], float], tuple[tuple[str, float], ...]]:
+        """Sum of r_int / N^β of each episode, by (0, member), and of each caption."""
+        if self.scorer is None or not episodes:
+            return {(0, episode.member): 0.0 for episode in episodes}, ()
+        self.scorer.count(captions)
+        bonus = turn_rewards(episodes, self.learner.intrinsic, self.config.reward).bonus
+        ends = np.cumsum([episode.length for episode in episodes])[:-1]
+        returns = {
+            (0, episode.member): float(part.sum())
+            for episode, part in zip(episodes, np.split(bonus, ends), strict=True)
+        }
+        sums = sums_by_id(captions, bonus)
+        return returns, tuple(zip(self.scorer.texts(sums), sums.values(), strict=True))
+
+    def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
+        """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""
+        from learner.language.checkpoint import save_language_checkpoint
+
+        scorer = None if self.scorer is None else self.scorer.state_dict()
+        return save_language_checkpoint(
+            root,
+            env_steps,
+            self.learner,
+            rest={**rest, "scorer": scorer},
+            origin=self._origin,
+            config=config_yaml,
+            keep=keep,
+        )
+
+    def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
+        """Goes on where `checkpoint` was written; `state` is its `load_state`."""
+        from learner.language.checkpoint import restore_language_checkpoint
+
+        restore_language_checkpoint(checkpoint, self.learner, state, self._origin)
+        if self.scorer is not None and state["scorer"] is not None:
+            self.scorer.load_state_dict(state["scorer"])
+
+
+def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> LanguageLearner:
+    settings = config.language
+    objective = build_objective(
+        config.learner.algorithm, objective_settings(config.learner.algorithm, settings.objective)
+    )
+    device = resolve_device(config.learner.device)
+    network = load_model(
+        model,
+        device=device,
+        dtype=resolve_precision(config.learner.precision, device),
+        lora=Lora(settings.lora_rank, settings.lora_alpha, settings.lora_targets) if settings.lora_rank else None,
+        critic=objective.needs_value,
+        reference=objective.needs_reference,
+        checkpointing=settings.gradient_checkpointing,
+    )
+    return LanguageLearner(
+        network, objective, settings, config.reward, intrinsic, seed=derive_seed(config.run.seed, "minibatches")
+    )

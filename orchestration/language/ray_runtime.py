@@ -1,0 +1,221 @@
+"""The distributed runtime of language models: engines generate while the learner learns.
+
+The coordinator gives groups of episodes to the engine that plays fewest. A group is *open* from then until it was
+trained on: it is played, on its way to the learner, or waits there for a full batch. At most `actors.in_flight` batches
+are open. So with 1 playing and learning take turns, with k no episode is trained on more than k − 1 updates after the
+weights that it began with (k, where groups do not make whole batches); lag is measured for every turn.
+
+New weights go to each engine while it generates; an engine that is still taking the ones before gets the newest after.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from agents.language.errors import EngineDiedError, LanguageModelError
+from agents.report import RolloutReport
+from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
+from orchestration.configuration import uses_judge
+from orchestration.errors import WorkerDiedError, death, root_cause
+from orchestration.language.models import acting_model
+from orchestration.language.ray_workers import LanguageFeed, LanguageLearnerWorker, LanguageRolloutWorker
+from orchestration.ray_runtime import Actor, RayRuntime
+from orchestration.results import actor_name
+
+_FAILURES_IN_A_ROW = 3
+_FATAL = (LanguageModelError, EnvironmentOptionError, EnvironmentUnavailableError)
+"""What another engine could not mend."""
+
+
+@dataclass(slots=True)
+class _Engine:
+    """How an actor's engine stands."""
+
+    playing: set[int]
+    """Groups."""
+    version: int
+    """Of its weights, or of those that it is taking."""
+    taking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    actor: Actor
+
+
+@dataclass(frozen=True, slots=True)
+class _Play:
+    actor: Actor
+    group: int
+    result: Any
+    """Object reference; episodes never pass through the coordinator."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    group: int
+    report: RolloutReport
+    env_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Take:
+    actor: Actor
+    version: int
+
+
+class LanguageRayRuntime(RayRuntime):
+    """Hosts engines and learner as Ray actors and keeps them busy."""
+
+    def _begin(self, resumed: Mapping[str, Any] | None) -> None:
+        config = self.config
+        self._model = acting_model(config)
+        per_batch = math.ceil(config.language.batch_episodes / config.agent.group_size)
+        self._open_limit = per_batch * config.actors.in_flight
+        self._engines: dict[int, _Engine] = {}
+        self._open: set[int] = set()
+        self._feeding: set[int] = set()
+        self._again: list[int] = [] if resumed is None else sorted(resumed.get("open", ()))
+        self._next = 0 if resumed is None else int(resumed["group"])
+        state = None if resumed is None else {k: v for k, v in resumed.items() if k not in ("session", "reward_server")}
+        share = 1.0 - config.actors.gpus if 0 < config.actors.gpus < 1 else 1.0
+        self._learner = self._host_learner(
+            LanguageLearnerWorker, config, self.session.rundir.path, self._model, state, gpus=share
+        )
+        try:
+            self._version, self._weights = ray.get(self._learner.begin.remote())
+        except RayActorError as error:
+            raise WorkerDiedError(f"the learner (LanguageLearnerWorker) died: {death(error)}") from error
+        self._rollout_worker = ray.remote(LanguageRolloutWorker).options(
+            num_cpus=config.actors.cpus, num_gpus=config.actors.gpus, max_concurrency=4096
+        )
+        for index in range(config.actors.count):
+            self._spawn(index, incarnation=self.session.actor_restarts)
+
+    def _spawn(self, index: int, incarnation: int) -> Actor:
+        weights: Path = self._weights
+        handle = self._rollout_worker.remote(
+            self.config, self.session.rundir.path, index, incarnation, self._model, self._version, weights
+        )
+        actor = self._actors[index] = Actor(index, incarnation, handle, handle.play.options(num_returns=2))
+        self._engines[index] = _Engine(set(), self._version, taking=True)
+        self.session.actors = len(self._actors)
+        self.session.spawned(actor_name(index, incarnation))
+        self._expect(handle.start.remote(), _Start(actor))
+        return actor
+
+    def _grant_first(self) -> None:
+        self._grant_groups()
+
+    def _grant_groups(self) -> None:
+        """Gives out groups as long as there is room; one more in any case where nothing is under way, as batches may lack
+        episodes whose worlds raised."""
+        while len(self._open) < self._open_limit or not (self._feeding or self._playing()):
+            if self._again:
+                group = self._again.pop(0)
+            else:
+                group, self._next = self._next, self._next + 1
+            index = min(self._engines, key=lambda i: (len(self._engines[i].playing), i))
+            actor = self._actors[index]
+            result, report = actor.collect.remote(group)
+            self._engines[index].playing.add(group)
+            self._open.add(group)
+            self._expect(report, _Play(actor, group, result))
+
+    def _playing(self) -> set[int]:
+        return {group for engine in self._engines.values() for group in engine.playing}
+
+    def _answered(self, answer: Future[Any], call: Any) -> None:
+        if isinstance(call, _Feed):
+            self._fed(answer, call)
+            return
+        actor: Actor = call.actor
+        if self._actors.get(actor.index) is not actor:
+            return
+        try:
+            value = answer.result()
+        except RayError as error:
+            self._lost_engine(actor, error)
+            return
+        if isinstance(call, _Play):
+            self._played(call, value)
+        else:
+            self._took(actor, value if isinstance(call, _Start) else call.version)
+
+    def _played(self, call: _Play, report: RolloutReport) -> None:
+        self._failures_in_a_row = 0
+        self._engines[call.actor.index].playing.discard(call.group)
+        self.session.rolled_out(report)
+        if uses_judge(self.config):
+            reward_server = self._reward_server or self._start_reward_server()
+            if report.new_captions:
+                reward_server.submit.remote(report.new_captions)
+        self._feeding.add(call.group)
+        needed = min(engine.version for engine in self._engines.values())
+        fed = self._learner.feed.remote(call.result, needed)
+        self._expect(fed, _Feed(call.group, report, self.session.env_steps))
+
+    def _fed(self, answer: Future[Any], call: _Feed) -> None:
+        try:
+            fed: LanguageFeed = answer.result()
+        except RayActorError as error:
+            raise WorkerDiedError(
+                f"the learner (LanguageLearnerWorker) died: {death(error)}; --resume goes on from the newest checkpoint"
+            ) from error
+        self._feeding.discard(call.group)
+        self.session.learned(call.report, fed.result, call.env_steps)
+        self._open = self._playing() | self._feeding | set(fed.waiting)
+        if fed.weights is not None:
+            self._version, self._weights = fed.result.policy_version, fed.weights
+            for actor in self._actors.values():
+                self._send_weights(actor)
+        self._grant_groups()
+
+    # Weights.
+
+    def _send_weights(self, actor: Actor) -> None:
+        engine = self._engines[actor.index]
+        if engine.taking or engine.version == self._version:
+            return
+        engine.taking, engine.version = True, self._version
+        self._expect(actor.handle.take_weights.remote(self._weights, self._version), _Take(actor, self._version))
+
+    def _took(self, actor: Actor, version: int) -> None:
+        engine = self._engines[actor.index]
+        engine.taking, engine.version = False, version
+        self._send_weights(actor)
+
+    # The end.
+
+    def _lost_engine(self, actor: Actor, error: RayError) -> None:
+        """Replaces an actor that died or raised; its groups are played again. Raises what another could not mend."""
+        cause = root_cause(error)
+        if isinstance(cause, _FATAL) and not isinstance(cause, EngineDiedError):
+            raise error
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= _FAILURES_IN_A_ROW * len(self._actors):
+            raise error
+        name, reason = actor_name(actor.index, actor.incarnation), death(error)
+        ray.kill(actor.handle)
+        self.session.lost(name, reason)
+        self.session.actor_restarts += 1
+        self.session.view.event(f"{name} died and is replaced: {reason}", warning=True)
+        lost = self._engines[actor.index].playing
+        self._again = sorted({*self._again, *lost})
+        self._open -= lost
+        self._spawn(actor.index, incarnation=self.session.actor_restarts)
+        self._grant_groups()
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"group": self._next, "open": sorted({*self._open, *self._again})}
+
+    def close(self) -> None:
+        super().close()
+        shutil.rmtree(self.session.rundir.weights, ignore_errors=True)

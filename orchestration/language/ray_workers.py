@@ -1,0 +1,128 @@
+"""The parts of a language model's run as Ray actors: thin hosts. What they host runs, and is tested, without Ray."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.report import RolloutReport
+from orchestration.config import Config
+from orchestration.results import FeedResult
+
+if TYPE_CHECKING:
+    from agents.language.rollout import GroupResult
+    from reward_server.distiller import RewardModelVersion
+
+# As in `orchestration.ray_workers`: what loads torch is imported where it runs.
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageFeed:
+    """What came of one group at the learner."""
+
+    result: FeedResult
+    weights: Path | None
+    """Where the new weights are; None where there are none."""
+    waiting: tuple[int, ...]
+    """Groups that wait for a full batch."""
+
+
+class LanguageRolloutWorker:
+    """Hosts one engine and the episodes that it plays; an asyncio actor, so that any number of groups run at once."""
+
+    def __init__(
+        self, config: Config, rundir: Path, index: int, incarnation: int, model: str, version: int, weights: Path
+    ) -> None:
+        """`model`: where the tokenizer comes from; `weights`: a folder, whose version is `version`."""
+        import torch
+
+        from orchestration.language.parts import (
+            build_generator,
+            build_language_observer,
+            build_language_rollout,
+            build_template,
+        )
+        from orchestration.rundir import RunDir
+
+        torch.set_num_threads(1)
+        template = build_template(model)
+        self._rollout = build_language_rollout(
+            config,
+            build_generator(config, str(weights), template, index, version),
+            template,
+            index=index,
+            incarnation=incarnation,
+            observer=build_language_observer(config, RunDir(rundir).traces, index, incarnation),
+            threads=True,
+        )
+        self._running = 0
+        self._told_at = time.perf_counter()
+        self._busy_s = 0.0
+
+    async def start(self) -> int:
+        """Loads the model; the version of its weights."""
+        await self._rollout.generator.start()
+        self._told_at = time.perf_counter()
+        return self._rollout.generator.version
+
+    async def play(self, group: int) -> "tuple[GroupResult, RolloutReport]":
+        """Plays a group. Its report has the time since the one before, if anything was played meanwhile."""
+        from orchestration.language.report import report_of
+
+        if self._running == 0:
+            self._told_at = time.perf_counter()
+        self._running += 1
+        try:
+            result = await self._rollout.play_group(group)
+        finally:
+            self._running -= 1
+        now = time.perf_counter()
+        seconds, self._told_at = now - self._told_at, now
+        return result, report_of(self._rollout.name, result, self._rollout.generator.version, seconds)
+
+    async def take_weights(self, folder: Path, version: int) -> float:
+        """Gives the engine new weights while it runs; the seconds that it took."""
+        began = time.perf_counter()
+        await self._rollout.generator.update(folder, version)
+        return time.perf_counter() - began
+
+    async def close(self) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        self._rollout.close()
+        await self._rollout.generator.close()
+
+
+class LanguageLearnerWorker:
+    """Hosts the learner."""
+
+    def __init__(self, config: Config, rundir: Path, model: str, state: Mapping[str, Any] | None) -> None:
+        import torch
+
+        from orchestration.language.parts import LanguageLearnerPart
+
+        torch.set_num_threads(config.learner.threads)
+        self._part = LanguageLearnerPart(config, rundir, model)
+        if state is not None:
+            self._part.restore(Path(state["checkpoint"]), state)
+
+    def begin(self) -> tuple[int, Path]:
+        """Version and folder of the weights to begin with."""
+        return self._part.publish()
+
+    def feed(self, result: "GroupResult", needed: int) -> LanguageFeed:
+        """Learns from a group; weights from version `needed` on stay on disk, for an engine still reads them."""
+        fed = self._part.feed(result.episodes, result.new_captions)
+        weights = self._part.publish(needed)[1] if fed.updates else None
+        return LanguageFeed(fed, weights, self._part.learner.waiting_groups)
+
+    def adopt(self, version: "RewardModelVersion") -> None:
+        self._part.adopt(version)
+
+    def checkpoint(
+        self, root: Path, env_steps: int, rest: Mapping[str, Any], reward_server: Any, config_yaml: str, keep: int
+    ) -> Path:
+        """As `LearnerWorker.checkpoint`."""
+        return self._part.checkpoint(root, env_steps, {**rest, "reward_server": reward_server}, config_yaml, keep)

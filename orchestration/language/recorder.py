@@ -1,0 +1,295 @@
+"""Records episodes of language models: what the model read and said, token by token, and what the world made of it.
+
+Each turn is an `llm_call` (all token ids of its prompt and answer, log-probabilities, sampling, version of the weights,
+latency) and the `env_step` that its command brought. Which episodes: as `TraceRecorder` does it, but what nobody follows
+is kept in memory until it is known how the episode ended, as playing it again would not draw the same words.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from agents.language.episode import LanguageEpisode
+from agents.language.observer import LanguageStart, LanguageStep
+from envs.captions import EMPTY_CAPTION_ID, caption_id
+from orchestration.traces.episode import observation_hash
+from orchestration.traces.files import TraceFile
+from orchestration.traces.recorder import TraceRun, is_sampled
+from orchestration.traces.replay.worlds import text_observation
+from orchestration.traces.schema import (
+    SCHEMA,
+    Caption,
+    End,
+    EnvReset,
+    EnvStep,
+    Error,
+    Header,
+    LlmCall,
+    Record,
+    Reward,
+    Text,
+    WeightsUpdate,
+    clean,
+    text_ref,
+)
+from orchestration.traces.versions import native_versions
+
+_DIGITS = 4
+_MAX_FAILED = 20
+"""So many episodes of one actor are kept because their world raised."""
+
+
+class LanguageRecorder:
+    """A `LanguageObserver`. `rate`: share of the episodes that are recorded from their beginning; `asked`: patterns of ids
+    of others."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rate: float,
+        run: TraceRun,
+        *,
+        agent: str = "actor",
+        asked: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder, self._rate, self._run = folder, rate, run
+        self._agent, self._asked, self._clock = agent, tuple(asked), clock
+        self._open: dict[str, _Recording] = {}
+        self._best, self._worst = -math.inf, math.inf
+        self._failed = 0
+
+    def start(self, start: LanguageStart) -> None:
+        kept = self._wanted(start.episode_id)
+        self._open[start.episode_id] = _Recording(
+            self._folder, self._run, start, agent=self._agent, kept=kept, clock=self._clock
+        )
+
+    def _wanted(self, episode_id: str) -> str | None:
+        if any(fnmatchcase(episode_id, pattern) for pattern in self._asked):
+            return "asked"
+        return "rate" if is_sampled(self._run.seed, episode_id, self._rate) else None
+
+    def step(self, episode_id: str, step: LanguageStep) -> None:
+        self._open[episode_id].step(step)
+
+    def finish(self, episode: LanguageEpisode) -> None:
+        recording = self._open.pop(episode.episode_id)
+        extreme = self._rank(episode.episode_return)
+        kept = recording.kept or extreme
+        if kept is not None:
+            recording.finish(kept)
+
+    def fail(self, episode_id: str, error: str) -> None:
+        recording = self._open.pop(episode_id, None)  # none: the world raised before it had begun
+        self._failed += 1
+        if recording is not None and (recording.kept or self._failed <= _MAX_FAILED):
+            recording.finish(recording.kept or "failed", error)
+
+    def _rank(self, value: float) -> str | None:
+        """Says whether an episode is the `best` or `worst` of this actor so far. The first is neither."""
+        first = math.isinf(self._best)
+        best, worst = value > self._best, value < self._worst
+        self._best, self._worst = max(self._best, value), min(self._worst, value)
+        return None if first else "best" if best else "worst" if worst else None
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].abandon()
+
+
+class _Recording:
+    """One running episode: in its file, or in memory."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run: TraceRun,
+        start: LanguageStart,
+        *,
+        agent: str,
+        kept: str | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.kept = kept
+        self._agent, self._clock = agent, clock
+        self._began = clock()
+        self._model = run.policy or ""
+        self._version = start.policy_version
+        self._seq, self._steps = 0, 0
+        self._tokens = 0
+        self._return = 0.0
+        self._captions: set[int] = set()
+        self._texts: set[str] = set()
+        self._end: LanguageStep | None = None
+        self._folder, self._name = folder, start.episode_id
+        self._file: TraceFile | None = self._open_file() if kept else None
+        self._kept_back: list[Record] = []
+        self._write(_header(run, start))
+        caption = self._caption(start.caption)
+        reset = EnvReset(
+            **self._event(()),
+            observation_hash=observation_hash(text_observation(start.observation)),
+            screen=clean(start.screen),
+            caption_id=caption,
+        )
+        self._last = reset.id
+        self._write(reset)
+        if self._file is not None:
+            self._file.flush()
+
+    def step(self, step: LanguageStep) -> None:
+        """A turn: the call of the model, and the world's step."""
+        turn = step.turn
+        if turn.version != self._version:
+            update = WeightsUpdate(**self._event((self._last,)), from_version=self._version, to_version=turn.version)
+            self._version, self._last = turn.version, update.id
+            self._write(update)
+        call = self._call(step)
+        done = EnvStep(
+            **self._event((self._last, call)),
+            duration=round(turn.env_s, 4),
+            step=self._steps,
+            action=-1,
+            action_name=clean(turn.command),
+            log_prob=round(float(turn.log_prob.sum()), _DIGITS),
+            value=None,
+            reward=turn.reward,
+            caption_id=self._caption(step.caption),
+            caption_count=turn.caption_count,
+            grounded=turn.grounded,
+            policy_version=turn.version,
+            observation_hash=observation_hash(text_observation(step.observation)),
+            screen=clean(step.screen),
+        )
+        self._last, self._end = done.id, step
+        self._write(done)
+        self._steps += 1
+        self._return += turn.reward
+        if turn.reward != 0:
+            paid = Reward(
+                **self._event((done.id,)),
+                family="outcome",
+                value=turn.reward,
+                source="environment",
+                version=None,
+                targets=(done.id,),
+            )
+            self._write(paid)
+
+    def _call(self, step: LanguageStep) -> str:
+        turn = step.turn
+        text = clean(turn.text)
+        reference = text_ref(text)
+        if reference not in self._texts:
+            self._texts.add(reference)
+            self._write(Text(ref=reference, text=text))
+        sampling = dict(step.sampling)
+        if turn.failure is not None:
+            sampling["failure"] = turn.failure
+        if turn.last_version != turn.version:
+            sampling["last_version"] = turn.last_version
+        call = LlmCall(
+            **self._event((self._last,)),
+            duration=round(turn.generate_s, 4),
+            model=self._model,
+            version=turn.version,
+            prompt=tuple(step.prompt.tolist()),
+            output=tuple(turn.output.tolist()),
+            output_ref=reference,
+            prompt_tokens=len(step.prompt),
+            output_tokens=len(turn.output),
+            log_probs=tuple(round(x, _DIGITS) for x in turn.log_prob.tolist()),
+            sampling=sampling,
+            latency_s=round(turn.generate_s, 4),
+            finish_reason=turn.stop,
+            step=self._steps,
+        )
+        self._tokens += len(step.prompt) + len(turn.output)
+        self._write(call)
+        return call.id
+
+    def finish(self, kept: str, error: str | None = None) -> None:
+        """Ends the trace, which gets its final name."""
+        if error is not None:
+            self._write(Error(**self._event((self._last,)), message=clean(error), source="environment", fatal=True))
+        end, elapsed = self._end, self._elapsed()
+        self._write(
+            End(
+                t=elapsed,
+                events=self._seq,
+                length=self._steps,
+                episode_return=self._return,
+                terminated=error is None and end is not None and end.terminated,
+                truncated=error is None and end is not None and end.truncated,
+                success=None if end is None or error is not None else end.success,
+                metrics={} if end is None else {name: float(value) for name, value in end.metrics.items()},
+                error=None if error is None else clean(error),
+                kept=kept,
+                costs=self._costs(elapsed),
+            )
+        )
+        file = self._file or self._open_file()
+        for record in self._kept_back:
+            file.write(record)
+        file.flush()
+        file.complete()
+
+    def _costs(self, elapsed: float) -> dict[str, float]:
+        costs: dict[str, float] = {"wall_clock_s": elapsed}
+        if self._steps:
+            costs |= {"tokens": self._tokens, "llm_calls": self._steps}
+        return costs
+
+    def abandon(self) -> None:
+        """Leaves what was recorded as `.part`."""
+        if self._file is not None:
+            self._file.abandon()
+
+    def _open_file(self) -> TraceFile:
+        return TraceFile(self._folder, self._name, clock=self._clock)
+
+    def _write(self, record: Record) -> None:
+        if self._file is None:
+            self._kept_back.append(record)
+        else:
+            self._file.write(record)
+
+    def _caption(self, caption: str) -> str:
+        """The id of a caption, whose text is written when it first comes."""
+        number = caption_id(caption)
+        if number != EMPTY_CAPTION_ID and number not in self._captions:
+            self._captions.add(number)
+            self._write(Caption(caption_id=str(number), text=clean(caption)))
+        return str(number)
+
+    def _event(self, parents: tuple[str, ...]) -> dict[str, Any]:
+        seq = self._seq
+        self._seq += 1
+        return {"id": f"e{seq}", "seq": seq, "t": self._elapsed(), "agent": self._agent, "parents": parents}
+
+    def _elapsed(self) -> float:
+        return round(self._clock() - self._began, 4)
+
+
+def _header(run: TraceRun, start: LanguageStart) -> Header:
+    return Header(
+        schema=SCHEMA,
+        episode_id=start.episode_id,
+        run=run.run,
+        env_id=start.env_id,
+        env_options=dict(start.env_options),
+        action_names=(),
+        seeds=dict(start.seeds),
+        policy_version=start.policy_version,
+        versions=run.versions,
+        code_revision=run.code_revision,
+        clock="unpinned",
+        recorded_at=time.time(),
+        count_exponent=run.count_exponent,
+        policy=run.policy,
+        natives=native_versions(),
+    )

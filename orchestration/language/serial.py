@@ -1,0 +1,131 @@
+"""The serial runtime of language models: play the episodes of an update, learn from them, take the new weights.
+
+With the `transformers` engine deterministic for a given seed; a run that was checkpointed and resumed equals one that
+was not. No episode is ever older than the weights that learn from it.
+"""
+
+import asyncio
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.language.rollout import GroupResult
+from orchestration.config import Config
+from orchestration.language.models import acting_model
+from orchestration.language.parts import (
+    LanguageLearnerPart,
+    build_generator,
+    build_language_observer,
+    build_language_rollout,
+    build_template,
+)
+from orchestration.language.report import report_of
+from orchestration.serial import reward_server_here
+from orchestration.session import Session
+
+
+class LanguageSerialRuntime:
+    """Rollout, engine, learner and reward server as objects of this process."""
+
+    def __init__(self, config: Config, session: Session, *, resumed: Mapping[str, Any] | None) -> None:
+        self.config, self.session = config, session
+        torch.set_num_threads(config.learner.threads)
+        # One event loop for the whole run: engines keep connections and queues that belong to it.
+        self._loop = asyncio.new_event_loop()
+        model = acting_model(config)
+        self.learner = LanguageLearnerPart(config, session.rundir.path, model)
+        self.reward_server = reward_server_here(config, session)
+        self._group = 0
+        if resumed is not None:
+            self._load_learner(resumed)
+        version, weights = self.learner.publish()
+        template = build_template(model)
+        self.rollout = build_language_rollout(
+            config,
+            build_generator(config, str(weights), template, 0, version),
+            template,
+            observer=build_language_observer(config, session.rundir.traces),
+            threads=False,
+        )
+        # Before anything is asked of it: the first batch is then made up as any other.
+        self._loop.run_until_complete(self.rollout.generator.start())
+        if resumed is not None and resumed["runtime"] == "serial":
+            self.rollout.load_state_dict(resumed["rollout"])
+        self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
+        session.actors = 1
+        session.spawned(self.rollout.name)
+
+    def run(self) -> None:
+        """Trains until the session is finished or somebody asked it to stop; always ends between two updates."""
+        groups = math.ceil(self.config.language.batch_episodes / self.config.agent.group_size)
+        while not self.session.finished and not self.session.stop_requested:
+            began = time.perf_counter()
+            results = self._loop.run_until_complete(self._play(groups))
+            seconds = (time.perf_counter() - began) / groups
+            for result in results:
+                self._learn(result, seconds)
+            self.session.report(due=True)
+            if time.monotonic() >= self._checkpoint_at:
+                self.checkpoint()
+
+    async def _play(self, groups: int) -> list[GroupResult]:
+        first, self._group = self._group, self._group + groups
+        return list(await asyncio.gather(*(self.rollout.play_group(g) for g in range(first, first + groups))))
+
+    def _learn(self, result: GroupResult, seconds: float) -> None:
+        """Hands on the episodes of a group; where they fill a batch, the engine gets the new weights."""
+        report = report_of(self.rollout.name, result, self.rollout.generator.version, seconds)
+        self.session.rolled_out(report)
+        told = self.learner.feed(result.episodes, result.new_captions)
+        self.session.learned(report, replace(told, waited_s=0.0), self.session.env_steps)
+        if told.updates:
+            version, folder = self.learner.publish()
+            self._loop.run_until_complete(self.rollout.generator.update(folder, version))
+        if self.reward_server is not None:
+            self.reward_server.submit(report.new_captions)
+            began = time.perf_counter()
+            version = self._loop.run_until_complete(self.reward_server.step())
+            self.session.waited("reward server", "annotate and distil", time.perf_counter() - began)
+            if version is not None:
+                self.learner.adopt(version)
+            self.session.judged(self.reward_server.status())
+
+    def checkpoint(self) -> None:
+        """Writes the whole state. No episode runs between two updates."""
+        state = {
+            "runtime": "serial",
+            "session": self.session.state_dict(),
+            "group": self._group,
+            "rollout": self.rollout.state_dict(),
+            "reward_server": None if self.reward_server is None else self.reward_server.state_dict(),
+        }
+        self.session.checkpoint = self.learner.checkpoint(
+            self.session.rundir.checkpoints,
+            self.session.env_steps,
+            state,
+            self.session.config_yaml(),
+            self.config.checkpoint.keep,
+        )
+        self._checkpoint_at = time.monotonic() + self.config.checkpoint.interval_s
+
+    def _load_learner(self, state: Mapping[str, Any]) -> None:
+        self.learner.restore(Path(state["checkpoint"]), state)
+        self._group = int(state["group"])
+        if self.reward_server is not None and state["reward_server"] is not None:
+            self.reward_server.load_state_dict(state["reward_server"])
+
+    def close(self) -> None:
+        """Ends everything that the run started."""
+        self.rollout.close()
+        self._loop.run_until_complete(self.rollout.generator.close())
+        if self.reward_server is not None:
+            self.reward_server.stop()
+            self._loop.run_until_complete(self.reward_server.close())
+        self._loop.close()
+        shutil.rmtree(self.session.rundir.weights, ignore_errors=True)

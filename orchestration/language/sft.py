@@ -1,0 +1,202 @@
+"""Supervised fine-tuning as a run: demonstrations, training, a checkpoint that RL starts from (`agent.model=RUN`)."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.language.episode import LanguageEpisode
+from agents.language.errors import LanguageModelError
+from agents.language.scripted import WalkthroughScript, play_scripts
+from agents.language.template import ChatTemplate
+from envs.registry import make_text
+from learner.checkpoint import write_checkpoint
+from learner.language.batch import EpisodeTokens, pack
+from learner.language.checkpoint import MODEL
+from learner.language.model import LanguageModel, Lora, load_model
+from learner.language.sft import SFTStep, SFTTrainer, cross_entropy, demonstration_tokens
+from learner.learner import resolve_device
+from learner.precision import resolve_precision
+from orchestration.config import Config
+from orchestration.configuration import to_yaml
+from orchestration.errors import TraceError
+from orchestration.language.models import Progress, acting_model
+from orchestration.language.tasks import split_by_share
+from orchestration.metrics import MetricsWriter, write_summary
+from orchestration.rundir import RunDir
+from orchestration.seeds import derive_seed
+from orchestration.summary import Status, Summary
+from orchestration.traces.reader import read_trace, trace_files
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """What a fine-tuning brought."""
+
+    checkpoint: Path
+    demonstrations: int
+    turns: int
+    """Of the demonstrations."""
+    episodes_worth: float
+    """What the demonstrations cost of a budget of episodes (`sft.demonstration_cost`)."""
+    steps: int
+    loss: float
+    """Of the last step, nats a token."""
+    holdout_loss: float | None
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Played:
+    """A task and the commands that solve it; None: its own walkthrough."""
+
+    env_id: str
+    options: dict[str, Any]
+    seed: int
+    commands: tuple[str, ...] | None
+
+
+def finetune(config: Config, rundir: RunDir, progress: Progress) -> Finetuned:
+    """Trains `agent.model` on demonstrations in an open run directory. Ctrl-C writes a checkpoint and is raised.
+
+    Raises `LanguageModelError` where a world has no walkthrough or too few traces were won.
+    """
+    began = time.monotonic()
+    torch.set_num_threads(config.learner.threads)
+    torch.manual_seed(derive_seed(config.run.seed, "policy"))
+    model = _load(config, acting_model(config, progress))
+    played = demonstrate(config, ChatTemplate(model.tokenizer, str(config.agent.model)), progress)
+    tokens = [demonstration_tokens(episode, model.context) for episode in played]
+    held = round(config.sft.holdout * len(tokens))
+    trainer = SFTTrainer(model, tokens[held:], config.sft, derive_seed(config.run.seed, "demonstrations"))
+    summary = Summary(
+        run=rundir.name, env=config.env.id, status=Status.RUNNING, runtime="serial", target_env_steps=trainer.steps,
+        started=time.time(), episodes=len(played),
+    )  # fmt: skip
+    step, loss = 0, 0.0
+    with MetricsWriter(rundir.metrics, rundir.tensorboard) as metrics:
+        try:
+            for done in trainer.run():
+                step, loss = done.step, done.loss
+                metrics.log(step, _metrics(done), {"wall_s": time.monotonic() - began, "step_s": done.seconds})
+                progress(f"fine-tuning, {loss:.3f} nats a token", step, trainer.steps)
+        finally:  # also after Ctrl-C: what was trained is worth keeping
+            path = _checkpoint(config, rundir, model, step)
+        holdout = _holdout_loss(config, model, tokens[:held])
+        if holdout is not None:
+            metrics.log(step, {"sft/holdout_loss": holdout})
+    wall = time.monotonic() - began
+    ended = replace(summary, status=Status.DONE, env_steps=step, wall_s=wall, checkpoint=str(path), updated=time.time())
+    write_summary(rundir.summary, ended, durable=True)
+    return Finetuned(
+        checkpoint=path,
+        demonstrations=len(played),
+        turns=sum(episode.length for episode in played),
+        episodes_worth=len(played) * config.sft.demonstration_cost,
+        steps=step,
+        loss=loss,
+        holdout_loss=holdout,
+        wall_s=wall,
+    )
+
+
+def demonstrate(config: Config, template: ChatTemplate, progress: Progress) -> list[LanguageEpisode]:
+    """The demonstrations, played with the prompts that RL has. Raises `LanguageModelError` where there are too few."""
+    sources = _from_traces(config) if config.sft.traces else _from_seeds(config)
+    episodes: list[LanguageEpisode] = []
+    for (env_id, options), group in _by_world(sources):
+        before = len(episodes)
+        scripts = [(source.seed, WalkthroughScript(source.commands)) for source in group]
+        episodes += play_scripts(
+            _maker(env_id, options), template, config.agent, scripts,
+            lambda done, before=before: progress("demonstrations", before + done, len(sources)),
+        )  # fmt: skip
+    lost = [episode for episode in episodes if not (episode.success or episode.terminated)]
+    if lost:
+        raise LanguageModelError(
+            f"{len(lost)} of {len(episodes)} demonstrations do not reach the end of their episode, the first with seed "
+            f"{lost[0].seed} of {lost[0].env_id}; raise env.options.max_episode_steps or agent.context"
+        )
+    return episodes
+
+
+def _from_seeds(config: Config) -> list[_Played]:
+    """The walkthroughs of the first seeds of each world of the mix, by its share."""
+    options = {**config.env.options, **config.sft.env_options}
+    found: list[_Played] = []
+    for world, count in split_by_share(config.env.mix or {config.env.id: 1.0}, config.sft.demonstrations).items():
+        # The others tell their walkthroughs unasked.
+        asked = {**options, "walkthrough": True} if world.startswith("textworld/") else options
+        found += [_Played(world, asked, seed, None) for seed in range(count)]
+    return found
+
+
+def _from_traces(config: Config) -> list[_Played]:
+    """The first `sft.demonstrations` episodes that were won among the traces, by name."""
+    folder = Path(str(config.sft.traces))
+    found: list[_Played] = []
+    for path in trace_files(folder if folder.is_dir() else Path(config.run.dir) / str(config.sft.traces)):
+        trace = read_trace(path)
+        if trace.end is None or not trace.end.success or len(found) == config.sft.demonstrations:
+            continue
+        header = trace.header
+        if "seed" not in header.seeds:
+            raise TraceError(f"{path}: names no seed, so it is no episode of a text world")
+        commands = tuple(step.action_name for step in trace.steps)
+        found.append(_Played(header.env_id, dict(header.env_options), int(header.seeds["seed"]), commands))
+    if len(found) < config.sft.demonstrations:
+        raise LanguageModelError(
+            f"sft.demonstrations={config.sft.demonstrations}: only {len(found)} traced episodes of {config.sft.traces} were "
+            "won; set fewer, or trace more with trace.rate"
+        )
+    return found
+
+
+def _by_world(sources: Sequence[_Played]) -> Iterator[tuple[tuple[str, dict[str, Any]], list[_Played]]]:
+    groups: dict[str, list[_Played]] = {}
+    for source in sources:
+        groups.setdefault(f"{source.env_id} {sorted(source.options.items())}", []).append(source)
+    for group in groups.values():
+        yield (group[0].env_id, group[0].options), group
+
+
+def _maker(env_id: str, options: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: make_text(env_id, **options)
+
+
+def _load(config: Config, model: str) -> LanguageModel:
+    settings = config.language
+    device = resolve_device(config.learner.device)
+    return load_model(
+        model,
+        device=device,
+        dtype=resolve_precision(config.learner.precision, device),
+        lora=Lora(settings.lora_rank, settings.lora_alpha, settings.lora_targets) if settings.lora_rank else None,
+        checkpointing=settings.gradient_checkpointing,
+    )
+
+
+def _checkpoint(config: Config, rundir: RunDir, model: LanguageModel, step: int) -> Path:
+    return write_checkpoint(
+        rundir.checkpoints, step, lambda part: model.save(part / MODEL), state={"sft": asdict(config.sft)},
+        config=to_yaml(config), keep=config.checkpoint.keep,
+    )  # fmt: skip
+
+
+def _holdout_loss(config: Config, model: LanguageModel, held: list[EpisodeTokens]) -> float | None:
+    if not held:
+        return None
+    return cross_entropy(model, pack(held).to(model.device), config.sft.micro_batch_tokens, train=False)
+
+
+def _metrics(step: SFTStep) -> dict[str, float]:
+    return {
+        "sft/loss": step.loss,
+        "sft/tokens": float(step.tokens),
+        "sft/action_tokens": float(step.action_tokens),
+        "sft/learning_rate": step.learning_rate,
+        "sft/grad_norm": step.grad_norm,
+    }

@@ -1,0 +1,107 @@
+"""Which world and which seed each group of episodes plays: a mix of worlds, a curriculum of worlds, a pool of seeds.
+
+A pure function of the group's number, the same in both runtimes and after a resume.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from envs.registry import make_text
+from envs.text import TextEnv
+from orchestration.config import Config
+from orchestration.seeds import derive_seed, training_seed
+
+_SEEDS = 2**56
+"""Seeds of each world; the bits above say which world it is."""
+
+
+class Tasks:
+    """The tasks of a run."""
+
+    def __init__(self, config: Config) -> None:
+        self._env, self._seed = config.env, config.run.seed
+        self._group_size = config.agent.group_size
+        self.worlds = tuple(dict.fromkeys([*config.env.curriculum, *(config.env.mix or {config.env.id: 1.0})]))
+        """All worlds that are played, each once."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Of all worlds."""
+        return self._env.options
+
+    def world_of(self, group: int) -> str:
+        """The world that group number `group` plays."""
+        episode = group * self._group_size
+        for world, until in zip(self._env.curriculum, itertools.accumulate(self._env.curriculum.values()), strict=True):
+            if episode < until:
+                return world
+        return draw(self._env.mix, derive_seed(self._seed, "world", group)) if self._env.mix else self._env.id
+
+    def seed_of(self, group: int) -> int:
+        """What the environment of `make_env` is reset with for that group."""
+        drawn = training_seed(self._seed, "task", group)
+        task = drawn % (_SEEDS if self._env.tasks is None else self._env.tasks)
+        return self.seed_in(self.world_of(group), task)
+
+    def seed_in(self, world: str, task: int) -> int:
+        """What the environment of `make_env` is reset with to play task `task`, in [0, 2^56), of a world."""
+        return self.worlds.index(world) * _SEEDS + task % _SEEDS
+
+    def make_env(self) -> TextEnv:
+        """An environment that plays any of the worlds, told which by the seed."""
+        options = self._env.options
+        if len(self.worlds) == 1:
+            return make_text(self.worlds[0], **options)
+        return _Worlds([make_text(world, **options) for world in self.worlds])
+
+
+def draw(shares: Mapping[str, float], seed: int) -> str:
+    """One of the names, as often as its share says; `seed` in [0, 2^63)."""
+    point = seed / 2**63 * sum(shares.values())
+    for name, until in zip(shares, itertools.accumulate(shares.values()), strict=True):
+        if point < until:
+            return name
+    return list(shares)[-1]
+
+
+def split_by_share(shares: Mapping[str, float], count: int) -> dict[str, int]:
+    """`count` things split by the shares, the largest remainders first; they add up to `count`."""
+    total = sum(shares.values())
+    exact = {name: count * share / total for name, share in shares.items()}
+    parts = {name: int(x) for name, x in exact.items()}
+    by_remainder = sorted(shares, key=lambda name: parts[name] - exact[name])
+    for name in by_remainder[: count - sum(parts.values())]:
+        parts[name] += 1
+    return parts
+
+
+class _Worlds(TextEnv):
+    """Several worlds as one: the seed of an episode says which plays it."""
+
+    def __init__(self, worlds: list[TextEnv]) -> None:
+        self._worlds = worlds
+        self.exclusive = next((world.exclusive for world in worlds if world.exclusive), None)
+        self._now = worlds[0]
+        self.env_spec = self._now.env_spec
+
+    @property
+    def seeds(self) -> dict[str, str]:
+        return self._now.seeds
+
+    def screen(self) -> str:
+        return self._now.screen()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, Any]:
+        world, task = divmod(self.draw_seed(seed, options) % (_SEEDS * len(self._worlds)), _SEEDS)
+        self._now = self._worlds[world]
+        self.env_spec = self._now.env_spec
+        return self._now.reset(seed=task)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, Any]:
+        observation, reward, terminated, truncated, info = self._now.step(action)
+        return observation, float(reward), terminated, truncated, info
+
+    def close(self) -> None:
+        for world in self._worlds:
+            world.close()

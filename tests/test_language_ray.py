@@ -1,0 +1,51 @@
+"""Language models on real Ray: generation and learning overlap, lag is bounded, an engine that is killed is replaced."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from learner.checkpoint import latest_checkpoint
+from tests.language_agents_support import tiny_model
+from tests.processes import Command, summary
+from tests.text_worlds_support import GAMES, make_games
+
+pytestmark = pytest.mark.slow
+
+
+def test_an_engine_that_is_killed_is_replaced_and_a_run_goes_on(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_games("w2-o3-q4", [0, 1], split="test")
+    run = tmp_path / "run"
+    keys = [
+        "train", f"run.dir={tmp_path}", "run.name=run", "env.id=textworld/w2-o3-q4", "env.options.split=test",
+        f"env.options.cache_dir={GAMES}", "env.tasks=2", f"agent.model={tiny_model(tmp_path / 'model')}",
+        "agent.engine=transformers", "agent.answer=command", "agent.max_new_tokens=4", "agent.context=2048",
+        "agent.history=window", "learner.algorithm=rloo", "agent.group_size=2", "language.batch_episodes=4",
+        "actors.envs=8", "actors.cpus=0.5", "reward.w_int=0", "log.interval_s=0.2", "--plain",
+    ]  # fmt: skip
+    with Command(*keys, "train.env_steps=100000000") as command:
+        command.until(lambda: summary(run).get("policy_version", 0) >= 2)
+        (worker,) = command.named("ray::LanguageRolloutWorker")
+        worker.kill()
+        command.until(lambda: summary(run)["actor_restarts"] == 1)
+        version = summary(run)["policy_version"]
+        command.until(lambda: summary(run)["policy_version"] >= version + 3)
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait() == 130
+        assert command.left_behind(10.0) == []
+    told = summary(run)
+    # Two batches are open at most: one that is trained on while the other is played.
+    assert told["policy_lag_max"] <= 2 and told["actor_restarts"] == 1
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None and not (run / "weights").exists()
+    AutoModelForCausalLM.from_pretrained(checkpoint / "model")
+    assert AutoTokenizer.from_pretrained(checkpoint / "model").chat_template
+    lines = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any(line["output_tokens_per_second"] > 0 for line in lines)
+    assert {"actor/policy", "learner/train", "learner/wait"} <= set().union(*lines)
+    with Command(*keys, f"train.env_steps={told['env_steps'] + 20}", "--resume") as command:
+        assert command.wait() == 0
+    assert summary(run)["policy_version"] > told["policy_version"]

@@ -23,7 +23,8 @@ ROUTINE = (
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
 LONG = ("memory", "growth", "pairs", "evidence_minihack", "evidence_textworld")
-"""Half an hour of training; a thousand processes; a minute; hours of training, twice. Only by name."""
+"""Half an hour of training; a thousand processes; a minute; hours of training, of networks and of language models. Only by
+name."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)

@@ -109,9 +109,9 @@ def test_the_last_observation_is_there_for_its_value():
     talk.begin("", "one")
     talk.answered(chat.answer("go"), "go")
     ids = talk.bootstrap("the end", 1000)
+    assert len(talk.bootstrap("the end", 10)) == 0
     follow = talk.follow("the end")
     assert follow is not None and np.array_equal(ids, follow.new)
-    assert len(talk.bootstrap("the end", 10)) == 0
 
 
 def test_a_model_without_chat_template_is_refused():

@@ -119,6 +119,30 @@ def test_held_out_games_are_those_of_another_split() -> None:
     assert options == {} and all(map(is_held_out, seeds))
 
 
+def test_a_person_or_a_model_plays_in_the_terminal(model: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    from orchestration.language.play import play_model, play_person
+
+    config = load_config(None, [*KEYS, f"agent.model={model}", "reward.w_int=0"])
+    screen = Console(file=io.StringIO(), width=80)
+    lines = iter(["?", "dance", "2", "go right"])
+    played = play_person(config, 1, screen, lambda _: next(lines))
+    assert (played.success, played.commands, played.left) == (True, ("dance", "go right", "go right"), False)
+    said = screen.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "Find the door." in said and "2 go right" in said and "not understood" in said
+    pauses: list[int] = []
+    one = play_model(config, 5, screen, lambda: pauses.append(1))
+    assert one == play_model(config, 5, screen) and len(pauses) == one.steps - 1
+
+    def gone(_: str) -> str:
+        raise EOFError
+
+    assert play_person(config, 1, screen, gone).left
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

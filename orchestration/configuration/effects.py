@@ -155,7 +155,7 @@ RULES = (
     ),
     Rule(("agent.", "language.", "sft."), _network_acts, unless=("agent.network", "agent.model")),
     Rule(("env.tasks", "env.mix", "env.curriculum"), _network_acts),
-    Rule(("agent.network", "actors.rollout_length"), _model_acts),
+    Rule(("agent.network", "actors.rollout_length", "credit.", "reward.w_prog", "reward.w_ground"), _model_acts),
     Rule(
         ("learner.",),
         _model_acts,
@@ -197,6 +197,7 @@ RULES = (
         lambda c: "credit.schedule=online" if c.credit.schedule == "online" else None,
     ),
     Rule(("credit.steps_per_update",), _staged),
+    Rule(("credit.max_turns",), _model_acts),
     Rule(("reward.scale", "reward.clip"), lambda c: "reward.w_ext=0" if c.reward.w_ext == 0 else None),
     Rule(("judge.url", "judge.api_key_env"), _not_openai),
     Rule(("judge.replicas", "judge.dtype", "judge.max_model_len"), _remote_judge),

@@ -5,9 +5,22 @@ from pathlib import Path
 
 from agents.language.errors import LanguageModelError
 from orchestration.config import Config
+from orchestration.live import LiveView
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and how much there is."""
+
+
+def told_by(view: LiveView) -> Progress:
+    """Tells the live view what is being made, once for each part of the work."""
+    told: set[str] = set()
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in told:
+            told.add(what)
+            view.event(f"the model is made first, once: {what} ({total:,})")
+
+    return progress
 
 
 def acting_model(config: Config, progress: Progress | None = None) -> str:

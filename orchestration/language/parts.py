@@ -15,14 +15,16 @@ from agents.language.episode import LanguageEpisode
 from agents.language.observer import LanguageObserver
 from agents.language.rollout import LanguageRollout
 from agents.language.template import ChatTemplate, load_tokenizer
+from learner.credit.language import LanguageCredit
 from learner.language.episodes import turn_rewards
 from learner.language.learner import LanguageLearner
-from learner.language.model import Lora, load_model
+from learner.language.model import Lora, load_model, width_of
 from learner.language.registry import build_objective
 from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import sums_by_id
 from orchestration.config import Config
+from orchestration.configuration import attributes_credit
 from orchestration.configuration.objectives import objective_settings
 from orchestration.language.recorder import LanguageRecorder
 from orchestration.language.tasks import Tasks
@@ -30,7 +32,7 @@ from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed
-from orchestration.traces.recorder import TraceRun
+from orchestration.traces.writers import TraceRun
 
 if TYPE_CHECKING:
     from reward_server.models.base import RewardModelVersion
@@ -70,7 +72,8 @@ def build_language_rollout(
     observer: LanguageObserver | None = None,
     threads: bool,
 ) -> LanguageRollout:
-    """Rollout number `index`. Seeds of tasks and of answers are named by the group, whoever plays it."""
+    """Rollout number `index`; `threads`: worlds step in threads. Seeds of tasks are named by the group, whoever plays it;
+    without threads so are those of answers."""
     seed = config.run.seed
     tasks = Tasks(config)
     return LanguageRollout(
@@ -79,7 +82,11 @@ def build_language_rollout(
         template,
         config.agent,
         seed_of=tasks.seed_of,
-        sampling_seed_of=lambda group, member, turn: derive_seed(seed, "answer", group, member, turn),
+        # Where the order of things is not the same each time, seeds of single answers repeat nothing, and cost the engine a
+        # draw for each row instead of one for all.
+        sampling_seed_of=None
+        if threads
+        else lambda group, member, turn: derive_seed(seed, "answer", group, member, turn),
         episodes=config.actors.envs,
         name=actor_name(index, incarnation),
         observer=observer,
@@ -160,6 +167,7 @@ class LanguageLearnerPart:
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
+            credit={} if self.learner.credit is None else self.learner.credit.metrics(),
             liked=self._views.liked,
             disliked=self._views.disliked,
             scores=scores,
@@ -224,6 +232,15 @@ def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> La
         reference=objective.needs_reference,
         checkpointing=settings.gradient_checkpointing,
     )
-    return LanguageLearner(
-        network, objective, settings, config.reward, intrinsic, seed=derive_seed(config.run.seed, "minibatches")
-    )
+    credit: LanguageCredit | None = None
+    if attributes_credit(config):
+        credit = LanguageCredit(
+            config.credit,
+            config.reward,
+            discount=getattr(objective.policy_settings, "discount", 1.0),
+            width=width_of(network.network),
+            seed=derive_seed(config.run.seed, "credit"),
+            device=device,
+        )
+    seed = derive_seed(config.run.seed, "minibatches")
+    return LanguageLearner(network, objective, settings, config.reward, intrinsic, seed=seed, credit=credit)

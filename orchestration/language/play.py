@@ -95,8 +95,9 @@ def play_model(config: Config, seed: int, console: Console, pause: Callable[[], 
     model = acting_model(config)
     template = build_template(model)
     generator = build_generator(config, model, template, 0, 0)
-    with console.status(f"loading {config.agent.model} …"):
-        episode = asyncio.run(_play_model(config, seed, template, generator, _Teller(console, config, seed, pause)))
+    episode = asyncio.run(
+        _play_model(config, seed, template, generator, console, _Teller(console, config, seed, pause))
+    )
     return Played(
         episode.env_id,
         seed,
@@ -109,7 +110,7 @@ def play_model(config: Config, seed: int, console: Console, pause: Callable[[], 
 
 
 async def _play_model(
-    config: Config, seed: int, template: ChatTemplate, generator: Generator, teller: "_Teller"
+    config: Config, seed: int, template: ChatTemplate, generator: Generator, console: Console, teller: "_Teller"
 ) -> LanguageEpisode:
     rollout = LanguageRollout(
         lambda: make_text(config.env.id, **config.env.options),
@@ -122,6 +123,8 @@ async def _play_model(
         observer=teller,
     )
     try:
+        with console.status(f"loading {config.agent.model} …"):
+            await generator.start()
         result = await rollout.play_group(0)
     finally:
         rollout.close()

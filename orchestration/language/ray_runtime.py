@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,7 +23,7 @@ from agents.report import RolloutReport
 from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
 from orchestration.configuration import uses_judge
 from orchestration.errors import WorkerDiedError, death, root_cause
-from orchestration.language.models import acting_model
+from orchestration.language.models import acting_model, told_by
 from orchestration.language.ray_workers import LanguageFeed, LanguageLearnerWorker, LanguageRolloutWorker
 from orchestration.ray_runtime import Actor, RayRuntime
 from orchestration.results import actor_name
@@ -76,7 +75,7 @@ class LanguageRayRuntime(RayRuntime):
 
     def _begin(self, resumed: Mapping[str, Any] | None) -> None:
         config = self.config
-        self._model = acting_model(config)
+        self._model = acting_model(config, told_by(self.session.view))
         per_batch = math.ceil(config.language.batch_episodes / config.agent.group_size)
         self._open_limit = per_batch * config.actors.in_flight
         self._engines: dict[int, _Engine] = {}
@@ -89,20 +88,32 @@ class LanguageRayRuntime(RayRuntime):
         self._learner = self._host_learner(
             LanguageLearnerWorker, config, self.session.rundir.path, self._model, state, gpus=share
         )
+        self._rollout_worker = ray.remote(LanguageRolloutWorker).options(
+            num_cpus=config.actors.cpus, num_gpus=config.actors.gpus, max_concurrency=4096
+        )
+        if resumed is None:
+            # The first weights are the model's own, so engines start while the learner does.
+            self._version, self._weights = 0, self._model
+            self._spawn_all()
+            self._first_weights()
+        else:
+            self._first_weights()
+            self._spawn_all()
+
+    def _spawn_all(self) -> None:
+        for index in range(self.config.actors.count):
+            self._spawn(index, incarnation=self.session.actor_restarts)
+
+    def _first_weights(self) -> None:
+        """Waits until the learner is there, with the weights that it begins with."""
         try:
             self._version, self._weights = ray.get(self._learner.begin.remote())
         except RayActorError as error:
             raise WorkerDiedError(f"the learner (LanguageLearnerWorker) died: {death(error)}") from error
-        self._rollout_worker = ray.remote(LanguageRolloutWorker).options(
-            num_cpus=config.actors.cpus, num_gpus=config.actors.gpus, max_concurrency=4096
-        )
-        for index in range(config.actors.count):
-            self._spawn(index, incarnation=self.session.actor_restarts)
 
     def _spawn(self, index: int, incarnation: int) -> Actor:
-        weights: Path = self._weights
         handle = self._rollout_worker.remote(
-            self.config, self.session.rundir.path, index, incarnation, self._model, self._version, weights
+            self.config, self.session.rundir.path, index, incarnation, self._model, self._version, str(self._weights)
         )
         actor = self._actors[index] = Actor(index, incarnation, handle, handle.play.options(num_returns=2))
         self._engines[index] = _Engine(set(), self._version, taking=True)

@@ -33,9 +33,9 @@ class LanguageRolloutWorker:
     """Hosts one engine and the episodes that it plays; an asyncio actor, so that any number of groups run at once."""
 
     def __init__(
-        self, config: Config, rundir: Path, index: int, incarnation: int, model: str, version: int, weights: Path
+        self, config: Config, rundir: Path, index: int, incarnation: int, model: str, version: int, weights: str
     ) -> None:
-        """`model`: where the tokenizer comes from; `weights`: a folder, whose version is `version`."""
+        """`model`: where the tokenizer comes from; `weights`: a folder or Hugging Face id, whose version is `version`."""
         import torch
 
         from orchestration.language.parts import (
@@ -50,7 +50,7 @@ class LanguageRolloutWorker:
         template = build_template(model)
         self._rollout = build_language_rollout(
             config,
-            build_generator(config, str(weights), template, index, version),
+            build_generator(config, weights, template, index, version),
             template,
             index=index,
             incarnation=incarnation,

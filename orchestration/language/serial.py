@@ -17,7 +17,7 @@ import torch
 
 from agents.language.rollout import GroupResult
 from orchestration.config import Config
-from orchestration.language.models import acting_model
+from orchestration.language.models import acting_model, told_by
 from orchestration.language.parts import (
     LanguageLearnerPart,
     build_generator,
@@ -38,7 +38,7 @@ class LanguageSerialRuntime:
         torch.set_num_threads(config.learner.threads)
         # One event loop for the whole run: engines keep connections and queues that belong to it.
         self._loop = asyncio.new_event_loop()
-        model = acting_model(config)
+        model = acting_model(config, told_by(self.session.view))
         self.learner = LanguageLearnerPart(config, session.rundir.path, model)
         self.reward_server = reward_server_here(config, session)
         self._group = 0
@@ -122,6 +122,7 @@ class LanguageSerialRuntime:
 
     def close(self) -> None:
         """Ends everything that the run started."""
+        self._loop.run_until_complete(_end_tasks())
         self.rollout.close()
         self._loop.run_until_complete(self.rollout.generator.close())
         if self.reward_server is not None:
@@ -129,3 +130,11 @@ class LanguageSerialRuntime:
             self._loop.run_until_complete(self.reward_server.close())
         self._loop.close()
         shutil.rmtree(self.session.rundir.weights, ignore_errors=True)
+
+
+async def _end_tasks() -> None:
+    """Ends the episodes that still run, after an error in one of them."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

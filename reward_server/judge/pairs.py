@@ -50,6 +50,7 @@ class PointwiseJudge:
         if new:
             task = asyncio.ensure_future(self._ask(new))
             self._asking.update(dict.fromkeys(new, task))
+            task.add_done_callback(lambda _: self._forget(new))  # also where it is cancelled before it began
         for task in {self._asking[text] for text in texts if text in self._asking}:
             known.update(await task)
         return [compare(known[pair.first], known[pair.second]) for pair in captions]
@@ -59,15 +60,15 @@ class PointwiseJudge:
 
     async def _ask(self, texts: list[str]) -> dict[str, Answer]:
         """Asks about captions; what can be read is remembered."""
-        try:
-            answers = dict(zip(texts, await self._judge.ask(texts), strict=True))
-        finally:
-            for text in texts:
-                self._asking.pop(text, None)
+        answers = dict(zip(texts, await self._judge.ask(texts), strict=True))
         self._answers.update((text, answer) for text, answer in answers.items() if answer.label is not None)
         while len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)
         return answers
+
+    def _forget(self, texts: list[str]) -> None:
+        for text in texts:
+            self._asking.pop(text, None)
 
 
 def compare(first: Answer, second: Answer) -> Answer:

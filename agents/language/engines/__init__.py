@@ -41,7 +41,13 @@ def build_engine(
     from agents.language.engines.transformers_engine import TransformersGenerator
 
     return TransformersGenerator(
-        model, stop_ids=stop_ids, context=settings.context, dtype=settings.dtype, sequences=sequences, version=version
+        model,
+        stop_ids=stop_ids,
+        context=settings.context,
+        dtype=settings.dtype,
+        sequences=sequences,
+        seed=seed,
+        version=version,
     )
 
 

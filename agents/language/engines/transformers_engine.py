@@ -2,8 +2,8 @@
 where a run must repeat itself.
 
 A batch is what waits when the engine becomes free. Rows that are done leave it at once; new ones come with the next
-batch. Every answer is drawn with a generator of its own, so it does not depend on what else is in the batch, but for
-the rounding of products of other shapes; a batch of the same prompts in the same order repeats exactly.
+batch. An answer with a seed is drawn with a generator of its own, so it does not depend on what else is in the batch, but
+for the rounding of products of other shapes; a batch of the same prompts in the same order repeats exactly.
 """
 
 import asyncio
@@ -52,13 +52,18 @@ class TransformersGenerator:
         context: int,
         dtype: str = "auto",
         sequences: int = 16,
+        seed: int = 0,
         version: int = 0,
     ) -> None:
-        """`model`: folder or Hugging Face id; nothing is loaded yet. `sequences`: rows of the largest batch."""
+        """`model`: folder or Hugging Face id; nothing is loaded yet. `sequences`: rows of the largest batch. `seed`: of the
+        answers that have none of their own."""
         self._name, self._dtype = model, dtype
         self._stops = frozenset(stop_ids)
         self._context, self._sequences = context, sequences
         self._version = version
+        self._seed = seed
+        self._shared: Any = None
+        """Generator of the answers without a seed."""
         self._model: Any = None
         self._waiting: list[_Asked] = []
         self._runner: asyncio.Task[None] | None = None
@@ -228,8 +233,12 @@ class TransformersGenerator:
     def _generator_of(self, sampling: Sampling) -> Any:
         import torch
 
-        if sampling.temperature <= 0 or sampling.seed is None:
+        if sampling.temperature <= 0:
             return None
+        if sampling.seed is None:
+            if self._shared is None:
+                self._shared = torch.Generator(device=self._model.device).manual_seed(self._seed)
+            return self._shared
         return torch.Generator(device=self._model.device).manual_seed(sampling.seed)
 
 

@@ -25,7 +25,8 @@ from orchestration.configuration import load_config
 from orchestration.parts import LearnerPart, action_count, build_observer, build_rollout
 from orchestration.traces.again import Player, Recipe
 from orchestration.traces.reader import read_trace
-from orchestration.traces.recorder import Again, TraceRun
+from orchestration.traces.recorder import Again
+from orchestration.traces.writers import TraceRun
 
 RATES = (0.0, 0.01, 1.0)
 MOVES = frozenset({"N", "E", "S", "W", "NE", "NW", "SE", "SW", "SEARCH"})

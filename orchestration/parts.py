@@ -28,10 +28,11 @@ from orchestration.config import Config
 from orchestration.configuration import attributes_credit, is_traced
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
-from orchestration.scoring import CaptionViews, ToldScores, build_scorer
+from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed, training_seed
 from orchestration.traces.again import AsideKeeper, Recipe
-from orchestration.traces.recorder import TraceRecorder, TraceRun
+from orchestration.traces.recorder import TraceRecorder
+from orchestration.traces.writers import EpisodeWriters, TraceRun, WritersAside
 from reward_server.distiller import Distiller
 from reward_server.kinds import KINDS, Source
 from reward_server.models.base import RewardModelVersion
@@ -39,6 +40,9 @@ from reward_server.pairs import PairSource
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge, PairJudge
+
+_ASIDE_FROM = 0.1
+"""From this share of traced episodes on it is worth a process to write them."""
 
 
 def action_count(config: Config) -> int:
@@ -84,14 +88,17 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
         policy=config.agent.network,
     )
     view = NETWORKS[config.agent.network].view
+    agent = actor_name(index, incarnation)
     return TraceRecorder(
         traces,
         config.trace.rate,
         run,
-        agent=actor_name(index, incarnation),
+        WritersAside(traces, run, agent)
+        if config.trace.rate >= _ASIDE_FROM
+        else EpisodeWriters(traces, run, agent, aside=True),
+        agent=agent,
         asked=[name for name in config.trace.episodes.split(",") if name],
         keeper=AsideKeeper(Recipe(config.env.id, view, config.env.options, traces, run)) if config.trace.rate else None,
-        aside=True,
     )
 
 
@@ -135,7 +142,7 @@ class LearnerPart:
     def __init__(self, config: Config, actions: int) -> None:
         torch.manual_seed(derive_seed(config.run.seed, "policy"))
         self.config = config
-        self.scorer = build_scorer(config)
+        self.scorer = scorer_of(config)
         intrinsic = NoIntrinsicReward() if self.scorer is None else self.scorer
         policy = build_policy(config.agent.network, actions)
         credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None

@@ -11,8 +11,7 @@ from orchestration.config import Config
 from orchestration.configuration import is_traced, learns_intrinsic
 from orchestration.seeds import derive_seed
 from orchestration.summary import CaptionScore
-from reward_server.models.base import reward_model_kind
-from reward_server.scorer import CaptionScorer
+from reward_server.scorer import CaptionScorer, build_scorer
 
 _SHOWN = 5
 _REFRESH_S = 5.0
@@ -20,16 +19,12 @@ _REFRESH_S = 5.0
 Scores = tuple[CaptionScore, ...]
 
 
-def build_scorer(config: Config) -> CaptionScorer | None:
+def scorer_of(config: Config) -> CaptionScorer | None:
     """What gives captions their intrinsic reward; None where nothing does."""
     if not learns_intrinsic(config):
         return None
-    kind = reward_model_kind(config.reward.model)
     settings = config.model_settings(derive_seed(config.run.seed, "reward model"))
-    scorer = CaptionScorer(kind.model(settings, "cpu"))
-    if kind.fixed is not None:
-        scorer.update(kind.fixed(settings))
-    return scorer
+    return build_scorer(config.reward.model, settings)
 
 
 class ToldScores:

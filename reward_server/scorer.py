@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.captions import EMPTY_CAPTION_ID
-from reward_server.models.base import ExperiencedModel, RewardModel, RewardModelVersion
+from reward_server.models.base import ExperiencedModel, RewardModel, RewardModelVersion, reward_model_kind
+from reward_server.settings import ModelSettings
 
 _TOP_SCORED = 64
 """Captions that one `top` scores at most. A run meets tens of thousands, most of them once, long ago; scoring all of them
@@ -38,6 +39,18 @@ class TopCaptions:
     """Best first."""
     disliked: tuple[ScoredCaption, ...]
     """Worst first."""
+
+
+def build_scorer(model: str, settings: ModelSettings) -> "CaptionScorer":
+    """A scorer for the reward model registered as `model`; at version 1 where that needs no labels, otherwise at 0.
+
+    Raises `OfflineModelError` and `JudgeError` where the model's files cannot be used.
+    """
+    kind = reward_model_kind(model)
+    scorer = CaptionScorer(kind.model(settings, "cpu"))
+    if kind.fixed is not None:
+        scorer.update(kind.fixed(settings))
+    return scorer
 
 
 class CaptionScorer:

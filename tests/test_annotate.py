@@ -138,3 +138,25 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
 def test_the_module_is_loaded_only_when_it_is_used() -> None:
     code = "import sys, orchestration.cli.main; sys.exit(any(m in sys.modules for m in ('torch', 'pyarrow', 'httpx')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pairs_are_compared_and_train_an_offline_ranking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from reward_server.models.offline import train_model
+    from reward_server.settings import DistillerSettings
+
+    (tmp_path / "captions.txt").write_text("\n".join(["You unlock the door.", "It's a wall.", "You kill the newt!"]))
+    out = tmp_path / "pairs.sqlite"
+    with RuleServer() as server:
+        command = ["annotate", str(tmp_path / "captions.txt"), *keys(server), "judge.pairs=pointwise", "--pairs"]
+        assert run([*command, "--out", str(out), "--json"]) == 0
+        done = json.loads(capsys.readouterr().out)["annotation"]
+        assert (done["asked_for"], done["labelled"], done["known_before"]) == (3, 3, 0)
+        assert len(server.asked) == len(set(server.asked)) == 3, "each caption once, though it is in two pairs"
+        assert run([*command, "--out", str(out), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["annotation"]["known_before"] == 3
+    with AnnotationStore(out, read_only=True) as store:
+        labels, _ = store.pairs.labels_since(0, store.keys()[0])
+    assert {frozenset((row.first, row.second)): row.label for row in labels}[
+        frozenset(("You unlock the door.", "You kill the newt!"))
+    ] == 0
+    assert train_model(out, DistillerSettings(min_labels=3, patience=1, steps_per_update=1)).artifact.kind == "ranking"

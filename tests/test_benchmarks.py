@@ -55,7 +55,6 @@ def test_reward_models_are_compared_and_kept(tmp_path, capsys, monkeypatch):
     options = [
         "--models",
         "extrinsic",
-        "counts",
         "rnd",
         "--tasks",
         "minihack/KeyRoom-S5",
@@ -67,10 +66,10 @@ def test_reward_models_are_compared_and_kept(tmp_path, capsys, monkeypatch):
     options += ["--set", *(f"all:{key}" for key in small)]
     evidence_minihack.main(tmp_path, *options)
     first = capsys.readouterr().out
-    assert all(f"| minihack/KeyRoom-S5 | {model} |" in first for model in ("extrinsic", "counts", "rnd"))
+    assert all(f"| minihack/KeyRoom-S5 | {model} |" in first for model in ("extrinsic", "rnd"))
     found = json.loads((tmp_path / "evidence_minihack.json").read_text())
-    assert [(run["model"], run["env_steps"]) for run in found] == [("extrinsic", 512), ("counts", 512), ("rnd", 512)]
-    assert (tmp_path / "evidence_minihack-KeyRoom-S5.svg").read_text().count("<polyline") == 3
+    assert [(run["model"], run["env_steps"]) for run in found] == [("extrinsic", 512), ("rnd", 512)]
+    assert (tmp_path / "evidence_minihack-KeyRoom-S5.svg").read_text().count("<polyline") == 2
     monkeypatch.setattr(evidence_minihack, "train", None)  # what finished is not run again
     evidence_minihack.main(tmp_path, *options)
     assert capsys.readouterr().out == first

@@ -204,6 +204,20 @@ def test_interpolations_refer_to_keys_and_to_the_preset() -> None:
         (["judge.url=http://x/v1"], "judge.url: has no effect, as judge.engine=vllm"),
         (["judge.reason_tokens=9"], "judge.reason_tokens: has no effect, as judge.mode=direct"),
         (["judge.cache_dir=x", "judge.model=y"], "judge.cache_dir: has no effect, as judge.model is not embedded"),
+        (["reward.model=counts", "judge.model=x"], "judge.model: has no effect, as reward.model=counts asks no judge"),
+        (["reward.model=rnd", "judge.engine=transformers"], "judge.engine: has no effect, as reward.model=rnd asks no"),
+        (["reward.model=counts", "distiller.holdout=0"], "distiller.holdout: has no effect, as reward.model=counts"),
+        (
+            ["reward.model=hash", "distiller.converge=1"],
+            "distiller.converge: has no effect, as reward.model=hash (only",
+        ),
+        (["reward.model=ranking", "distiller.threshold=0.4"], "distiller.threshold: has no effect"),
+        (["distiller.rank_threshold=0"], "distiller.rank_threshold: has no effect, as reward.model=classification"),
+        (["judge.pairs=pointwise"], "judge.pairs: has no effect, as reward.model=classification asks about no pairs"),
+        (["annotator.pair_choice=uniform"], "annotator.pair_choice: has no effect"),
+        (["rnd.share=0.5"], "rnd.share: has no effect, as reward.model=classification (only rnd has it)"),
+        (["reward.model=ellm", "rnd.share=1"], "rnd.share: has no effect"),
+        (["reward.offline_path=x"], "reward.offline_path: has no effect"),
         (["runtime=serial", "actors.in_flight=2"], "actors.in_flight: has no effect, as runtime=serial"),
         (["judge.engine=none"], "judge.engine=none: leaves reward.w_int="),
         (["judge.engine=openai", "judge.model=m"], "judge.url: judge.engine=openai needs the address"),
@@ -322,3 +336,35 @@ def test_what_checkpoints_depend_on_cannot_change(saved: Path, override: str) ->
 def test_every_check_reads_an_existing_key() -> None:
     for key in key_types():
         value_at(Config(), key)
+
+
+# Reward models.
+
+
+@pytest.mark.parametrize(
+    "given_keys",
+    [
+        ["reward.model=counts"],
+        ["reward.model=rnd", "rnd.share=1"],
+        ["reward.model=ellm", "ellm.goals=open the door", "judge.engine=none"],
+        ["reward.model=ranking", "distiller.rank_threshold=0", "annotator.pair_choice=informative"],
+        ["reward.model=hash", "distiller.soft_targets=true"],
+        ["reward.model=offline", "reward.offline_path=labels.sqlite", "distiller.patience=3"],
+    ],
+)
+def test_reward_models_take_their_own_keys(given_keys: list[str]) -> None:
+    config = load_config("demo", given_keys)
+    assert learns_intrinsic(config)
+    assert uses_judge(config) == (config.reward.model in ("ranking", "hash"))
+
+
+def test_what_the_embedded_judge_cannot_do_is_an_error(tmp_path: Path) -> None:
+    assert "taught one goal, default" in error_of("judge.goal=combat")
+    assert "one caption at a time" in error_of("reward.model=ranking", "judge.pairs=pairwise")
+    assert "needs labels or a trained" in error_of("reward.model=offline")
+    own = tmp_path / "goals.yaml"
+    own.write_text("amulet: to find the amulet.")
+    assert "judge.goal=default is not in that file" in error_of(f"judge.goals_file={own}")
+    assert "cannot be read" in error_of(f"judge.goals_file={tmp_path / 'absent.yaml'}", "judge.goal=amulet")
+    config = load_config("demo", [f"judge.goals_file={own}", "judge.goal=amulet", "judge.model=org/model"])
+    assert config.judge.goal == "amulet"

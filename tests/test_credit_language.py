@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from envs import registry
 from learner.credit.attribution import CreditRule
 from learner.credit.estimator import ProgressEstimator
 from learner.credit.language import (
+    LanguageCredit,
     SeparateEstimator,
     component_advantage,
     decoder_reader,
@@ -20,11 +22,23 @@ from learner.credit.progress import ProgressHeads, episode_sums, progress_loss
 from learner.credit.registry import build_credit
 from learner.credit.settings import CreditSettings
 from learner.language.advantages import leave_one_out, token_rewards, whiten
+from learner.language.batch import pack
+from learner.language.episodes import episode_tokens
+from learner.language.learner import LanguageLearner
+from learner.language.model import LanguageModel, width_of
 from learner.language.objective import Rollouts
-from learner.language.registry import build_objective
-from learner.language.settings import PPOSettings, RLOOSettings
+from learner.language.registry import build_objective, objective_kind
+from learner.language.settings import LanguageSettings, PPOSettings, RLOOSettings
+from learner.learner import NoIntrinsicReward
+from learner.settings import RewardSettings
+from orchestration.configuration import attributes_credit, load_config
+from orchestration.errors import ConfigError
+from tests.language_agents_support import Corridor, tiny_model
+from tests.language_learner_support import NoTokenizer, episode, network
 from tests.language_support import action_rows, randn, random_batch
+from tests.test_language_runs import metrics, train, weights
 
+CPU = torch.device("cpu")
 WIDTH = 16
 
 
@@ -75,8 +89,8 @@ def test_a_shared_backbone_feeds_the_same_estimator(qwen):
 
     for seed in range(50):
         batch, features, outcome = some(seed)
-        for episode in episodes_of(features, batch, outcome, version=seed):
-            estimator.observe(episode)
+        for played in episodes_of(features, batch, outcome, version=seed):
+            estimator.observe(played)
     assert sum(estimator.replay.counts) + sum(estimator.held_out.counts) == 300
     estimator.learn(400)
     batch, features, outcome = some(1)
@@ -165,3 +179,126 @@ def test_an_episode_without_a_turn_is_an_error():
         turns_of(
             wrong, extrinsic=np.zeros(batch.turns), intrinsic=np.zeros(batch.turns), grounded=np.ones(batch.turns, bool)
         )
+
+
+# The learner.
+
+
+def language_learner(algorithm="rloo", objective=None, w_prog=2.0, **credit) -> LanguageLearner:
+    kind = objective_kind(algorithm)
+    built = build_objective(algorithm, kind.settings(**{"kl_coefficient": 0.0, **(objective or {})}))
+    model = LanguageModel(network(), NoTokenizer(), device=CPU, critic=built.needs_value)
+    reward = RewardSettings(w_prog=w_prog, w_ground=0.125)
+    settings = {"method": "spa+grounding", "min_episodes": 2, "publish_every": 2, "holdout": 0.0, **credit}
+    attributed = LanguageCredit(
+        CreditSettings(**settings), reward, discount=1.0, width=width_of(model.network), seed=0, device=CPU
+    )
+    given = LanguageSettings(micro_batch_tokens=40, learning_rate=1e-3, batch_episodes=4)
+    return LanguageLearner(model, built, given, reward, NoIntrinsicReward(), credit=attributed)
+
+
+def groups(first: int, count: int):
+    """Groups of four episodes of 1 to 4 turns, two of which succeed."""
+    for group in range(first, first + count):
+        yield [
+            episode(10 * group + n, turns=1 + n, group=group, reward=float(n % 2), terminated=n != 3) for n in range(4)
+        ]
+
+
+def test_what_the_learner_pays_adds_up():
+    learner = language_learner(conserve=True)
+    for group in groups(0, 4):
+        (update,) = learner.feed(group)
+        m = update.metrics
+        turns, won = sum(e.length for e in group), 2
+        assert m["reward/progress"] == pytest.approx(2.0 * won / turns) and m["reward/grounding"] == pytest.approx(
+            0.125
+        )
+        parts = sum(m[f"reward/{name}"] for name in ("extrinsic", "intrinsic", "penalty", "progress", "grounding"))
+        assert m["reward/total"] == pytest.approx(parts)
+    told = learner.credit.metrics()
+    assert told["progress/version"] == 2 and (told["progress/episodes_low"], told["progress/episodes_high"]) == (8, 8)
+
+
+def test_features_do_not_depend_on_micro_batches():
+    learner = language_learner()
+    (group,) = groups(0, 1)
+    batch = pack([episode_tokens(e) for e in group])
+    whole = batch.take(torch.arange(batch.sequences))
+    torch.testing.assert_close(
+        learner._turn_features(batch), turn_features(learner.model.hidden(whole), batch), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_stages_and_resuming():
+    def make():
+        return language_learner(schedule="staged", explore_steps=25, estimate_steps=3)
+
+    learner, other = make(), make()
+    played = list(groups(0, 5))
+    before = {k: v.clone() for k, v in learner.weights().items()}
+    assert [len(learner.feed(group)) for group in played[:3]] == [0, 0, 0]  # 10 turns each
+    assert all(torch.equal(before[k], v) for k, v in learner.weights().items())
+    assert not learner.credit.exploring and learner.credit.metrics()["progress/version"] == 2
+    other.credit.load_state_dict(learner.state_dict()["credit"])
+    for group in played[3:]:
+        mine, theirs = learner.feed(group), other.feed(group)
+        assert {k: v for k, v in mine[0].metrics.items() if "second" not in k} == {
+            k: v for k, v in theirs[0].metrics.items() if "second" not in k
+        }
+    assert learner.credit.metrics() == other.credit.metrics() and learner.version == 2
+
+
+def test_separate_advantages_train_the_model():
+    learner = language_learner(advantage="separate", conserve=True)
+    before = {k: v.clone() for k, v in learner.weights().items()}
+    for group in groups(0, 3):
+        learner.feed(group)
+    assert any(not torch.equal(before[k], v) for k, v in learner.weights().items())
+    with pytest.raises(ValueError, match="PPO has one critic"):
+        next(language_learner("ppo", advantage="separate").feed(group) for group in groups(0, 1))
+    with pytest.raises(ValueError, match=r"which learner\.algorithm=rloo makes itself"):
+        language_learner(method="leave_one_out")
+
+
+def test_the_configuration_of_language_models():
+    keys = [
+        "agent.model=tiny",
+        "env.id=textworld/w2-o3-q4",
+        "credit.method=spa",
+        "reward.w_prog=1",
+        "reward.model=none",
+    ]
+    rloo = ["learner.algorithm=rloo", "agent.group_size=4"]
+    assert attributes_credit(load_config(None, [*keys, *rloo]))
+    with pytest.raises(ConfigError, match=r"credit\.max_turns: has no effect, as a language model acts"):
+        load_config(None, [*keys, *rloo, "credit.max_turns=5"])
+    for more in (["learner.algorithm=ppo"], rloo):
+        with pytest.raises(ConfigError, match=r"credit\.advantage=separate: learner\.algorithm="):
+            load_config(None, [*keys, *more, "credit.advantage=separate"])
+
+
+@pytest.fixture
+def corridor():
+    registry.register_text_family("corridor", lambda name, **options: Corridor(**options), lambda: ["corridor/test"])
+    yield
+    del registry._families["corridor"]
+
+
+@pytest.mark.usefixtures("corridor")
+def test_a_serial_run_that_was_resumed_equals_one_that_was_not(tmp_path):
+    """From the configuration to checkpoints and on."""
+    model = tiny_model(tmp_path / "model")
+    keys = (
+        "language.objective.kl_coefficient=0", "reward.model=none", "reward.w_prog=1",
+        "credit.method=spa", "credit.conserve=true", "credit.min_episodes=1", "credit.publish_every=1", "credit.holdout=0.25",
+        "language.learning_rate=1e-3",
+    )  # fmt: skip
+    whole = train(tmp_path, "whole", model, 48, *keys)
+    train(tmp_path, "parts", model, 24, *keys)
+    train(tmp_path, "parts", model, 48, *keys, resume=True)
+    one, other = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
+    assert whole.status == "done" and weights(tmp_path / "whole") == weights(tmp_path / "parts")
+    names = ("reward/progress", "reward/total", "progress/episodes_low", "progress/episodes_high", "progress/version")
+    assert [[m[name] for name in names] for m in one] == [[m[name] for name in names] for m in other]
+    assert one[-1]["progress/episodes_low"] + one[-1]["progress/episodes_high"] > 0

@@ -298,7 +298,8 @@ def test_a_serial_run_that_was_resumed_equals_one_that_was_not(tmp_path):
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-def test_the_benchmark_runs():
+def test_the_benchmark_runs(monkeypatch):
+    monkeypatch.setattr("benchmarks.credit._WARM_UP", 2)
     found = measure(1, "actors.envs=4", "actors.rollout_length=8", "learner.batch_size=32")
     assert [cost.kind for cost in found] == list(KINDS) and found[0].ratios == (1.0,)
     assert found[0].state_mb == 0 < found[2].state_mb and "| spa, 5 heads |" in table(found)

@@ -96,3 +96,17 @@ def test_a_killed_and_resumed_run_equals_one_that_was_not(whole):
     assert weights(folder / "killed") == weights(folder / "whole")
     # What the first attempts had paid for was not asked again.
     assert len(server.asked) - asked_before < len(set(server.asked))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["hash", "ranking"])
+def test_other_reward_models_learn_from_the_judge(tmp_path, model):
+    pairs = ["judge.pairs=pointwise"] if model == "ranking" else []
+    with RuleServer() as server:
+        command = arguments(tmp_path, model, server.url, 1280, f"reward.model={model}", *pairs)
+        networks = () if model == "ranking" else ("distiller.batch_size", "distiller.steps_per_update")
+        run([word for word in command if not word.startswith(networks)])
+    summary = json.loads((tmp_path / model / "summary.json").read_text())
+    assert summary["reward_model_version"] >= 1 and summary["reward_model_accuracy"] is not None
+    assert any(line["reward/intrinsic"] for _, line in metrics(tmp_path / model))
+    assert summary["captions_labelled"] >= 8

@@ -26,10 +26,11 @@ from orchestration.traces.complete import Late
 from orchestration.traces.index import load_index
 from orchestration.traces.late import LABELS, LabelCopier, ScoreLog, read_labels, read_scores
 from orchestration.traces.reader import read_trace, run_traces, trace_files
-from orchestration.traces.recorder import Again, TraceRecorder, TraceRun
+from orchestration.traces.recorder import Again, TraceRecorder
 from orchestration.traces.run_trace import RunTrace
 from orchestration.traces.schema import Annotation, Error, LlmCall, Reward, Spawn, Stop, ToolCall, WeightsUpdate
 from orchestration.traces.validate import validate_file
+from orchestration.traces.writers import TraceRun, WritersAside
 from reward_server.judge.prompts import PromptTemplate
 from reward_server.store import AnnotationStore, LabelRecord
 from reward_server.types import Answer, JudgeKey
@@ -77,7 +78,7 @@ def test_the_memory_is_bounded() -> None:
 
 
 def test_asked_for_episodes_are_kept_whatever_the_rate(tmp_path: Path) -> None:
-    tracing = TraceRecorder(tmp_path, 0.0, TraceRun("demo", 0), asked=("*-ep000007", "e1"))
+    tracing = recorder(tmp_path, 0.0, asked=("*-ep000007", "e1"))
     assert tracing.wants("actor-00-env000-ep000007")
     assert tracing.wants("e1")
     assert not tracing.wants("actor-00-env000-ep000008")
@@ -98,6 +99,35 @@ def wait_for(done: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def test_a_process_writes_what_the_rollout_tells_of(tmp_path: Path) -> None:
+    played = Played("e1", [0, 1, 2], ["", "You see here a key.", ""], [0.0, 1.0, 0.0], [3, 3, 4])
+    for folder, beside in ((tmp_path / "a", False), (tmp_path / "b", True)):
+        tracing = recorder(folder, beside=beside)
+        record(tracing, played)
+        record(tracing, replace(played, episode_id="running"), env=1, finish=False)
+        tracing.close()
+        assert tracing.take_trouble() == ()
+    here, there = (read_trace(folder / "e1.jsonl.zst") for folder in (tmp_path / "a", tmp_path / "b"))
+    assert (here.events, here.captions, here.end) == (there.events, there.captions, there.end)
+    assert len(read_trace(tmp_path / "b" / "running.jsonl.zst.part").steps) == 3
+
+
+def test_the_rollout_goes_on_without_the_process_that_writes(tmp_path: Path) -> None:
+    tracing = recorder(tmp_path, beside=True)
+    played = Played("e1", [0] * 9, [""] * 9, [0.0] * 9, [3] * 9)
+    record(tracing, played, finish=False)
+    assert tracing.take_trouble() == ()
+    process = tracing._writers._process  # type: ignore[attr-defined]  # pyright: ignore
+    process.kill()
+    process.wait()
+    record(tracing, replace(played, episode_id="e2"), env=1)
+    (told,) = tracing.take_trouble()
+    assert told.startswith("episodes are no longer recorded: the process that writes them is gone")
+    record(tracing, replace(played, episode_id="e3"), env=2)
+    tracing.close()
+    assert tracing.take_trouble() == ()
+
+
 class NoKeeper:
     """Keeps nothing."""
 
@@ -111,7 +141,7 @@ class NoKeeper:
 
 
 def test_best_worst_and_failed_are_wanted_back(tmp_path: Path) -> None:
-    tracing = TraceRecorder(tmp_path, 0.0, TraceRun("demo", 0), keeper=NoKeeper())
+    tracing = recorder(tmp_path, 0.0, keeper=NoKeeper())
     wanted = [tracing.wants_back("e", finish(value)) for value in (0.0, 0.0, 1.0, 0.5, -1.0, 1.0, 2.0)]
     assert wanted == [False, False, True, False, True, False, True]
     assert sum(tracing.wants_back("e", finish(0.0, "ValueError: x")) for _ in range(99)) == 20
@@ -149,7 +179,7 @@ def test_what_was_recalled_is_what_was_recorded(tmp_path: Path) -> None:
         policy: RecurrentPolicy = build_policy("fast", len(envs.env_spec.action_names))
         run = TraceRun("demo", 0)
         keeper = AsideKeeper(Recipe(ENV_ID, view, {"max_episode_steps": 12}, folder, run), close_s=120.0)
-        tracing = TraceRecorder(folder, rate, run, keeper=keeper)
+        tracing = TraceRecorder(folder, rate, run, WritersAside(folder, run, "actor"), keeper=keeper)
         return Rollout(envs, policy, length=10, seed=0, name="actor-00", observer=tracing)
 
     for folder, rate in ((tmp_path / "all", 1.0), (tmp_path / "some", 0.0)):

@@ -24,13 +24,14 @@ from envs.vector import VectorEnv
 from orchestration.seeds import derive_seed
 from orchestration.traces.files import TraceFile
 from orchestration.traces.reader import Trace, read_trace, trace_files
-from orchestration.traces.recorder import TraceRecorder, TraceRun
+from orchestration.traces.recorder import TraceRecorder
 from orchestration.traces.replay import replay_trace
 from orchestration.traces.replay.policies import Choice
 from orchestration.traces.replay.worlds import WordWorld, clock_text
 from orchestration.traces.replay.writer import EpisodeWriter
 from orchestration.traces.schema import SCHEMA, Caption, Header
 from orchestration.traces.versions import native_versions, package_versions
+from orchestration.traces.writers import EpisodeWriters, TraceRun
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
 GAMES, HOUSES = CACHE / "test-games", CACHE / "test-houses"
@@ -63,7 +64,8 @@ def record_arrays(
         lambda env, episode: derive_seed(seed, "env", env_id, env, episode),
     )
     policy = build_policy("fast", len(vector.env_spec.action_names))
-    observer = TraceRecorder(folder, 1.0, TraceRun("test", seed, policy="fast"))
+    run = TraceRun("test", seed, policy="fast")
+    observer = TraceRecorder(folder, 1.0, run, EpisodeWriters(folder, run, "actor"))
     rollout = Rollout(vector, policy, length=steps, seed=seed, name=name, observer=observer)
     for _ in range(rounds):
         rollout.collect()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from agents.observer import EpisodeFinish, EpisodeStart, EpisodeSteps
 from envs.captions import caption_id
-from orchestration.traces.recorder import TraceRecorder, TraceRun
+from orchestration.traces.recorder import Keeper, TraceRecorder
+from orchestration.traces.writers import EpisodeWriters, TraceRun, WritersAside
 
 ACTIONS = ("north", "south", "kick")
 CAPTIONS = ("", "You see here a key.", "It's a wall.", '\u00e9\u4e2d \U0001f600 "quoted" \\')
@@ -72,5 +74,16 @@ def steps_of(played: Played, low: int, high: int) -> EpisodeSteps:
     )
 
 
-def recorder(folder: Path, rate: float = 1.0, **options: Any) -> TraceRecorder:
-    return TraceRecorder(folder, rate, TraceRun("demo", 0, code_revision="abc", count_exponent=3.0), **options)
+def recorder(
+    folder: Path,
+    rate: float = 1.0,
+    *,
+    asked: Sequence[str] = (),
+    keeper: Keeper | None = None,
+    beside: bool = False,
+    **options: Any,
+) -> TraceRecorder:
+    """`beside`: written by a process of its own. `options` are those of `EpisodeWriters`."""
+    run = TraceRun("demo", 0, code_revision="abc", count_exponent=3.0)
+    writers = WritersAside(folder, run, "actor") if beside else EpisodeWriters(folder, run, "actor", **options)
+    return TraceRecorder(folder, rate, run, writers, asked=asked, keeper=keeper)

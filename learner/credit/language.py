@@ -6,7 +6,7 @@ turn's own words included. **Shared**: they come out of the policy's forward pas
 its own, whole or with adapters. Letters of shapes as in `learner.language.batch`, H the hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from learner.credit.attribution import Floats, Turns, whole
+from learner.credit.attribution import Attribution, CreditRule, Floats, Turns, whole
+from learner.credit.estimator import ProgressEstimator
 from learner.credit.progress import ProgressHeads, episode_sums
+from learner.credit.registry import build_credit
 from learner.credit.replay import EpisodeFeatures
+from learner.credit.settings import CreditSettings
+from learner.credit.stages import Stage
 from learner.language.advantages import token_rewards, whiten
 from learner.language.batch import MicroBatch, TokenBatch
 from learner.language.losses import fresh
 from learner.language.objective import Objective, Rollouts
+from learner.settings import RewardSettings
 
 
 class Backbone(Protocol):
@@ -93,6 +98,93 @@ def component_advantage(objective: Objective, rollouts: Rollouts, parts: Tensor,
         for part in parts
     ]
     return (weights[:, None] * torch.stack(advantages)).sum(0)
+
+
+class LanguageCredit:
+    """Credit while a language model learns: a method, and an estimator on the policy's own hidden states (shared backbone).
+
+    The counterpart of `learner.credit.online.OnlineCredit`; episodes are whole here, so it keeps none in the making.
+    """
+
+    def __init__(
+        self,
+        settings: CreditSettings,
+        reward: RewardSettings,
+        *,
+        discount: float,
+        width: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """width: H of the model. discount: γ of the objective, for `potential`."""
+        self.settings = settings
+        self.method = build_credit(
+            settings.method, CreditRule(reward.w_prog, reward.w_ground, discount, settings.conserve)
+        )
+        if self.method.is_advantage:
+            raise ValueError(
+                f"credit.method={settings.method} gives advantages, which learner.algorithm=rloo makes itself"
+            )
+        self.estimator: ProgressEstimator | None = None
+        if self.method.needs_progress and reward.w_prog != 0.0:
+            self.estimator = ProgressEstimator(settings, width, seed=seed, device=device)
+        weights = (reward.w_ext, reward.w_int, reward.w_prog, reward.w_ground)
+        self.weights = torch.tensor([abs(w) for w in weights], device=device)
+        """[4], of the components' advantages where each has its own."""
+        self._stage = Stage(settings, self.estimator)
+
+    @property
+    def exploring(self) -> bool:
+        """Staged: the policy does not learn yet."""
+        return self._stage.exploring
+
+    def attribute(
+        self,
+        batch: TokenBatch,
+        *,
+        extrinsic: Floats,
+        intrinsic: Floats,
+        grounded: NDArray[np.bool_],
+        outcome: Floats,
+        features: Tensor | None,
+        version: int,
+    ) -> Attribution:
+        """What each turn is paid; the episodes go to the estimator. features [K, H] are wanted where there is one."""
+        progress: Floats | None = None
+        if self.estimator is not None:
+            assert features is not None  # the learner reads them where there is an estimator
+            progress, _ = self.estimator.contributions(features.float())
+        turns = turns_of(
+            batch, extrinsic=extrinsic, intrinsic=intrinsic, grounded=grounded, progress=progress, outcome=outcome
+        )
+        if self.estimator is not None and features is not None:
+            for episode in episodes_of(features, batch, outcome.tolist(), version):
+                self.estimator.observe(episode)
+        return self.method.attribute(turns)
+
+    def learn(self) -> None:
+        """The estimator's part of an update of the policy."""
+        self._stage.learn()
+
+    def explored(self, turns: int) -> None:
+        """Counts exploration; fits the estimator when there is enough of it, and ends that stage."""
+        self._stage.explored(turns)
+
+    def metrics(self) -> dict[str, float]:
+        """How it stands: `progress/…`."""
+        return {} if self.estimator is None else {**self.estimator.metrics(), **self._stage.metrics()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "estimator": None if self.estimator is None else self.estimator.state_dict(),
+            "stage": self._stage.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        if self.estimator is not None and state["estimator"] is not None:
+            self.estimator.load_state_dict(state["estimator"])
+        self._stage.load_state_dict(state["stage"])
 
 
 class SeparateEstimator(nn.Module):

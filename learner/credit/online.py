@@ -23,6 +23,7 @@ from learner.credit.fragments import Origin, carry, flat, square, turns_of
 from learner.credit.outcomes import outcome_of
 from learner.credit.registry import build_credit
 from learner.credit.settings import CreditSettings
+from learner.credit.stages import Stage
 from learner.fusion import FusedReward
 from learner.settings import RewardSettings
 
@@ -68,9 +69,12 @@ class OnlineCredit:
         weights = (reward.w_ext, reward.w_int, reward.w_prog, reward.w_ground)
         self.weights = torch.tensor([abs(w) for w in weights], device=device)
         """[4], of the components' advantages where each has its own; their signs are in the rewards."""
-        self._explored = 0
-        self.exploring = settings.schedule == "staged" and self.estimator is not None
+        self._stage = Stage(settings, self.estimator)
+
+    @property
+    def exploring(self) -> bool:
         """Staged: the policy does not learn yet."""
+        return self._stage.exploring
 
     def attribute(
         self, batch: Trajectory, origins: Sequence[Origin], fused: FusedReward, state: Tensor, version: int
@@ -152,35 +156,26 @@ class OnlineCredit:
         self._slots.miss(origin.source, origin.first, origin.width)
 
     def learn(self) -> None:
-        """The estimator's part of an optimisation step of the policy; nothing where it was fitted in a stage of its own."""
-        if self.estimator is not None and self.settings.schedule == "online":
-            self.estimator.learn(self.settings.steps_per_update)
+        """The estimator's part of an optimisation step of the policy."""
+        self._stage.learn()
 
     def explored(self, steps: int) -> None:
         """Counts exploration; fits the estimator when there is enough of it, and ends that stage."""
-        self._explored += steps
-        estimator = self.estimator
-        if estimator is None or self._explored < self.settings.explore_steps or not estimator.ready:
-            return
-        estimator.learn(self.settings.estimate_steps)
-        if self.settings.estimate_steps % self.settings.publish_every:
-            estimator.publish()
-        self.exploring = False
+        self._stage.explored(steps)
 
     def metrics(self) -> dict[str, float]:
         """How it stands: `progress/…`."""
         if self.estimator is None:
             return {}
-        stage = {"progress/exploring": float(self.exploring)} if self.settings.schedule == "staged" else {}
-        return {**self.estimator.metrics(), "progress/episodes_lost": float(self._slots.lost), **stage}
+        lost = {"progress/episodes_lost": float(self._slots.lost)}
+        return {**self.estimator.metrics(), **lost, **self._stage.metrics()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "slots": self._slots.state_dict(),
             "estimator": None if self.estimator is None else self.estimator.state_dict(),
             "critics": None if self.critics is None else self.critics.state_dict(),
-            "explored": self._explored,
-            "exploring": self.exploring,
+            "stage": self._stage.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -190,4 +185,4 @@ class OnlineCredit:
             self.estimator.load_state_dict(state["estimator"])
         if self.critics is not None and state["critics"] is not None:
             self.critics.load_state_dict(state["critics"])
-        self._explored, self.exploring = state["explored"], state["exploring"]
+        self._stage.load_state_dict(state["stage"])

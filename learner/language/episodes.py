@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from agents.language.episode import LanguageEpisode
+from learner.credit.outcomes import EpisodeOutcome, outcome_of
+from learner.credit.settings import CreditSettings
 from learner.fusion import fuse
 from learner.language.batch import EpisodeTokens, TokenSequence
 from learner.learner import IntrinsicReward
@@ -26,10 +28,17 @@ class TurnRewards:
     """For answers that could not be read; 0 or below."""
     bonus: Floats
     """r_int / N^β alone, before `w_int`; not a part of the sum."""
+    progress: Floats | None = None
+    """w_prog · ĉ, or a shaping made of it; None where credit is not attributed."""
+    grounding: Floats | None = None
+    """w_ground · g; None where credit is not attributed."""
 
     @property
     def total(self) -> Floats:
-        return self.extrinsic + self.intrinsic + self.penalty
+        total = self.extrinsic + self.intrinsic + self.penalty
+        for part in (self.progress, self.grounding):
+            total = total if part is None else total + part
+        return total
 
     def parts(self) -> Mapping[str, Floats]:
         """The parts of the sum by name, and the sum."""
@@ -37,6 +46,8 @@ class TurnRewards:
             "extrinsic": self.extrinsic,
             "intrinsic": self.intrinsic,
             "penalty": self.penalty,
+            **({} if self.progress is None else {"progress": self.progress}),
+            **({} if self.grounding is None else {"grounding": self.grounding}),
             "total": self.total,
         }
 
@@ -52,6 +63,12 @@ def turn_rewards(
     fused = fuse(reward, intrinsic.lookup(captions), counts, settings)
     penalty = np.array([turn.penalty for turn in turns], dtype=np.float32)
     return TurnRewards(fused.extrinsic, fused.intrinsic, penalty, fused.bonus)
+
+
+def outcomes(episodes: Sequence[LanguageEpisode], settings: CreditSettings) -> NDArray[np.float64]:
+    """[E]: R of each episode. Raises `OutcomeError` where one has none, or one that is not in [0, 1]."""
+    ends = [EpisodeOutcome(e.length - 1, row, e.success, e.episode_return) for row, e in enumerate(episodes)]
+    return np.array([outcome_of(end, settings) for end in ends])
 
 
 def episode_tokens(episode: LanguageEpisode, context: int | None = None) -> EpisodeTokens:

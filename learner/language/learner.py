@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from agents.language.episode import LanguageEpisode
+from learner.credit.language import LanguageCredit, component_advantage
 from learner.language.batch import TokenBatch, pack
-from learner.language.episodes import TurnRewards, episode_tokens, temperature_of, turn_rewards
+from learner.language.episodes import TurnRewards, episode_tokens, outcomes, temperature_of, turn_rewards
 from learner.language.losses import importance_weight
 from learner.language.metrics import policy_metrics
 from learner.language.model import ActionScores, LanguageModel, micro_batches
@@ -38,6 +39,7 @@ class LanguageLearner:
         reward: RewardSettings,
         intrinsic: IntrinsicReward,
         seed: int = 0,
+        credit: LanguageCredit | None = None,
     ) -> None:
         """`model` has a critic where the objective needs one, and a reference (or adapters) where it needs that.
 
@@ -50,6 +52,8 @@ class LanguageLearner:
         self.settings = settings
         self.reward = reward
         self.intrinsic = intrinsic
+        self.credit = credit
+        """None: every turn keeps what it was paid (`credit.method=turn`)."""
         self.version = 0
         self.dropped_samples = 0
         """Turns of groups that were never trained on: all older than `max_lag` versions, or one episode alone where the
@@ -92,7 +96,10 @@ class LanguageLearner:
             self._queue.append(tuple(group))
         updates: list[Update] = []
         while (batch := self._next_batch()) is not None:
-            updates.append(self.update(batch))
+            if self.credit is not None and self.credit.exploring:
+                self._explore(self.credit, batch)
+            else:
+                updates.append(self.update(batch))
         return updates
 
     def _next_batch(self) -> list[LanguageEpisode] | None:
@@ -127,12 +134,20 @@ class LanguageLearner:
         """
         began = time.perf_counter()
         rewards = turn_rewards(episodes, self.intrinsic, self.reward)
-        rewarded = time.perf_counter()
         temperature = temperature_of(episodes)
         batch = pack([episode_tokens(e, self.model.context) for e in episodes]).to(self.model.device)
+        if self.credit is not None:
+            rewards = self._attribute(self.credit, episodes, batch, rewards)
+            self.credit.learn()
+        rewarded = time.perf_counter()
         fused = self._fuses_proximal()
         rollouts = self._evaluate(batch, torch.from_numpy(rewards.total).to(self.model.device), temperature, fused)
         targets = self.objective.prepare(rollouts)
+        if self.credit is not None and self.credit.settings.advantage == "separate":
+            parts = [rewards.extrinsic + rewards.penalty, rewards.intrinsic, rewards.progress, rewards.grounding]
+            each = torch.from_numpy(np.stack([np.zeros_like(rewards.total) if p is None else p for p in parts]))
+            advantage = component_advantage(self.objective, rollouts, each.to(self.model.device), self.credit.weights)
+            targets = dataclasses.replace(targets, advantage=advantage)
         trained = _Trained(len(targets.advantage), self.model.device)
         for rows in self._minibatches(batch, targets):
             self._step(batch, targets, rows, temperature, fused, trained)
@@ -155,6 +170,44 @@ class LanguageLearner:
             reward_s=rewarded - began,
             train_s=done - rewarded,
         )
+
+    def _explore(self, credit: LanguageCredit, episodes: Sequence[LanguageEpisode]) -> None:
+        """Episodes that the progress estimator alone learns from: the policy stays as it is."""
+        batch = pack([episode_tokens(e, self.model.context) for e in episodes]).to(self.model.device)
+        self._attribute(credit, episodes, batch, turn_rewards(episodes, self.intrinsic, self.reward))
+        credit.explored(batch.turns)
+
+    def _attribute(
+        self, credit: LanguageCredit, episodes: Sequence[LanguageEpisode], batch: TokenBatch, rewards: TurnRewards
+    ) -> TurnRewards:
+        """The rewards as the credit method gives them to the turns."""
+        features = None if credit.estimator is None else self._turn_features(batch)
+        paid = credit.attribute(
+            batch,
+            extrinsic=rewards.extrinsic.astype(np.float64),
+            intrinsic=rewards.intrinsic.astype(np.float64),
+            grounded=np.array([turn.grounded for episode in episodes for turn in episode.turns]),
+            outcome=np.full(len(episodes), np.nan) if features is None else outcomes(episodes, credit.settings),
+            features=features,
+            version=self.version,
+        )
+        extrinsic, intrinsic, progress, grounding = (
+            x.astype(np.float32) for x in (paid.extrinsic, paid.intrinsic, paid.progress, paid.grounding)
+        )
+        return dataclasses.replace(
+            rewards, extrinsic=extrinsic, intrinsic=intrinsic, progress=progress, grounding=grounding
+        )
+
+    def _turn_features(self, batch: TokenBatch) -> Tensor:
+        """[K, H]: the policy's hidden states at the last action token of each turn."""
+        actions = batch.actions()
+        found: dict[int, Tensor] = {}
+        for rows in micro_batches(batch.lengths.tolist(), self.settings.micro_batch_tokens):
+            part = batch.take(torch.tensor(rows, device=batch.tokens.device))
+            ends = actions.last_of_turn[part.rows]
+            hidden = self.model.hidden(part)[part.predictor[ends] + 1]
+            found.update(zip(actions.turn[part.rows][ends].tolist(), hidden, strict=True))
+        return torch.stack([found[turn] for turn in range(batch.turns)])
 
     def _fuses_proximal(self) -> bool:
         """Whether π_prox can be read in the training pass: there is one step, and nothing before it needs π_prox."""
@@ -274,6 +327,7 @@ class LanguageLearner:
             "dropped_samples": self.dropped_samples,
             "trained_samples": self.trained_samples,
             "random": self._random.get_state(),
+            "credit": None if self.credit is None else self.credit.state_dict(),
         }
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
@@ -286,6 +340,9 @@ class LanguageLearner:
         self.dropped_samples = int(state["dropped_samples"])
         self.trained_samples = int(state["trained_samples"])
         self._random.set_state(state["random"])
+        credit = state.get("credit")  # none in checkpoints of before credit was attributed
+        if self.credit is not None and credit is not None:
+            self.credit.load_state_dict(credit)
 
 
 def _with_proximal(targets: Targets, log_prob: Tensor, cap: float) -> Targets:

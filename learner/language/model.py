@@ -128,6 +128,11 @@ class LanguageModel:
         return ActionScores(scores.log_prob, scores.entropy, value, final)
 
     @torch.no_grad()
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """[n, H]: the last hidden states of the policy."""
+        return self._hidden(self.network, batch)
+
+    @torch.no_grad()
     def reference_log_prob(self, batch: MicroBatch, temperature: float = 1.0) -> Tensor:
         """[m]: log π_ref of the action tokens. Raises RuntimeError where no reference was kept."""
         network = self._reference or self.network

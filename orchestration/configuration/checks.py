@@ -360,6 +360,15 @@ def _check_language(config: Config) -> None:
 
 def _check_credit(config: Config) -> None:
     credit = config.credit
+    if config.agent.model and credit.advantage == "separate":
+        from orchestration.configuration.objectives import objective_settings
+
+        algorithm = config.learner.algorithm
+        if algorithm == "ppo" or objective_settings(algorithm, config.language.objective).kl_in_reward:
+            raise ConfigError(
+                f"credit.advantage=separate: learner.algorithm={algorithm} has one critic, or its KL in the reward; take "
+                "rloo, grpo or reinforce++ with language.objective.kl_place=loss (and k2 or k3 as its estimator)"
+            )
     if credit.return_high <= credit.return_low:
         raise ConfigError(
             f"credit.return_high={credit.return_high:g}: must be more than credit.return_low={credit.return_low:g}"

@@ -197,6 +197,7 @@ RULES = (
         lambda c: "credit.schedule=online" if c.credit.schedule == "online" else None,
     ),
     Rule(("credit.steps_per_update",), _staged),
+    Rule(("credit.max_turns",), _model_acts),
     Rule(("reward.scale", "reward.clip"), lambda c: "reward.w_ext=0" if c.reward.w_ext == 0 else None),
     Rule(("judge.url", "judge.api_key_env"), _not_openai),
     Rule(("judge.replicas", "judge.dtype", "judge.max_model_len"), _remote_judge),

@@ -15,25 +15,27 @@ from agents.language.episode import LanguageEpisode
 from agents.language.observer import LanguageObserver
 from agents.language.rollout import LanguageRollout
 from agents.language.template import ChatTemplate, load_tokenizer
+from learner.credit.language import LanguageCredit
 from learner.language.episodes import turn_rewards
 from learner.language.learner import LanguageLearner
-from learner.language.model import Lora, load_model
+from learner.language.model import Lora, load_model, width_of
 from learner.language.registry import build_objective
 from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import sums_by_id
 from orchestration.config import Config
+from orchestration.configuration import attributes_credit
 from orchestration.configuration.objectives import objective_settings
 from orchestration.language.recorder import LanguageRecorder
 from orchestration.language.tasks import Tasks
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
-from orchestration.scoring import CaptionViews, ToldScores, build_scorer
+from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed
-from orchestration.traces.recorder import TraceRun
+from orchestration.traces.writers import TraceRun
 
 if TYPE_CHECKING:
-    from reward_server.distiller import RewardModelVersion
+    from reward_server.models.base import RewardModelVersion
 
 _MOST_OF_A_GPU, _HALF_A_GPU = 0.9, 0.45
 """Share of its memory that vLLM takes of a GPU of its own, and of one that the learner has too (`runtime=serial`)."""
@@ -119,7 +121,7 @@ class LanguageLearnerPart:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         self._origin = model
-        self.scorer = build_scorer(config)
+        self.scorer = scorer_of(config)
         self.learner = _build_learner(config, model, NoIntrinsicReward() if self.scorer is None else self.scorer)
         self._views = CaptionViews(self.scorer)
         self._told = ToldScores(config, self.scorer)
@@ -165,6 +167,7 @@ class LanguageLearnerPart:
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
+            credit={} if self.learner.credit is None else self.learner.credit.metrics(),
             liked=self._views.liked,
             disliked=self._views.disliked,
             scores=scores,
@@ -229,6 +232,15 @@ def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> La
         reference=objective.needs_reference,
         checkpointing=settings.gradient_checkpointing,
     )
-    return LanguageLearner(
-        network, objective, settings, config.reward, intrinsic, seed=derive_seed(config.run.seed, "minibatches")
-    )
+    credit: LanguageCredit | None = None
+    if attributes_credit(config):
+        credit = LanguageCredit(
+            config.credit,
+            config.reward,
+            discount=getattr(objective.policy_settings, "discount", 1.0),
+            width=width_of(network.network),
+            seed=derive_seed(config.run.seed, "credit"),
+            device=device,
+        )
+    seed = derive_seed(config.run.seed, "minibatches")
+    return LanguageLearner(network, objective, settings, config.reward, intrinsic, seed=seed, credit=credit)

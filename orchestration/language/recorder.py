@@ -17,7 +17,7 @@ from agents.language.observer import LanguageStart, LanguageStep
 from envs.captions import EMPTY_CAPTION_ID, caption_id
 from orchestration.traces.episode import observation_hash
 from orchestration.traces.files import TraceFile
-from orchestration.traces.recorder import TraceRun, is_sampled
+from orchestration.traces.recorder import is_sampled
 from orchestration.traces.replay.worlds import text_observation
 from orchestration.traces.schema import (
     SCHEMA,
@@ -36,6 +36,7 @@ from orchestration.traces.schema import (
     text_ref,
 )
 from orchestration.traces.versions import native_versions
+from orchestration.traces.writers import TraceRun
 
 _DIGITS = 4
 _MAX_FAILED = 20

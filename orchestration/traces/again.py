@@ -23,11 +23,12 @@ from envs.base import View, YendorEnv
 from envs.captions import caption_id
 from orchestration.errors import TraceError, first_line
 from orchestration.traces.files import Finisher
-from orchestration.traces.recorder import Again, TraceRecorder, TraceRun
+from orchestration.traces.recorder import Again
+from orchestration.traces.writers import EpisodeWriters, TraceRun
 
 _IDLE_S = 10.0
 """So long the process waits for another episode."""
-_CLOSE_S = 8.0
+_CLOSE_S = 4.0
 """So long `close` waits for the episodes that are left."""
 _AT_ONCE = 256
 """Steps that are recorded together."""
@@ -154,14 +155,14 @@ class Player:
     def __init__(self, recipe: Recipe, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._recipe = recipe
         self._clock = clock
-        self._recorder = TraceRecorder(recipe.folder, 0.0, recipe.run)
+        self._writers = EpisodeWriters(recipe.folder, recipe.run, "")
         self._env: YendorEnv | None = None
 
     def record(self, again: Again) -> None:
         """Plays and records. Raises `TraceError` where the file cannot be written."""
         episode = again.episode
         start, steps = self._play(episode)
-        trace = self._recorder.record(start, again.agent, again.kept)
+        trace = self._writers.open(start, again.agent, again.kept)
         try:
             for some in steps:
                 trace.steps(some)

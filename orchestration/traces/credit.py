@@ -92,6 +92,10 @@ def credit_of(trace: Trace, checkpoint: Path | None = None) -> EpisodeCredit:
             f"--credit: {folder} is of a run that attributes no credit (credit.method={config.credit.method}, "
             f"reward.w_prog={config.reward.w_prog:g}); train with credit.method=spa reward.w_prog=1, say"
         )
+    if config.agent.model:
+        raise UsageError(
+            f"--credit: {folder} is of a language model ({config.agent.model}); it reads episodes of networks"
+        )
     if not trace.steps:
         raise TraceError(f"{trace.path}: has no step to attribute")
     policy, credit, version = _parts(trace, config, folder)

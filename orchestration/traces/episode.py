@@ -57,6 +57,7 @@ class EpisodeFile:
         )
         self._last = reset.id
         file.write(reset)
+        file.flush()
 
     def steps(self, steps: EpisodeSteps) -> None:
         """The next steps. They are written some calls of the rollout later: many together take less room."""

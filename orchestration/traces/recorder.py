@@ -1,40 +1,24 @@
-"""Records episodes while they are played: an `EpisodeObserver` of the rollout loop. Invariant: no trouble with a file ends
-the rollout; the episode is given up, counted and told of."""
+"""Decides which episodes of a rollout are recorded: an `EpisodeObserver` of the rollout loop. `writers` write them."""
 
 import hashlib
 import math
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
 from agents.observer import EpisodeFinish, EpisodeStart, EpisodeSteps, Recalled
-from envs.clock import PINNED
 from orchestration.errors import TraceError
-from orchestration.traces.episode import AT_ONCE, EpisodeFile
-from orchestration.traces.files import Finisher, TraceFile
-from orchestration.traces.schema import SCHEMA, SUFFIX, Header
-from orchestration.traces.versions import native_versions, package_versions
+from orchestration.traces.schema import SUFFIX
+from orchestration.traces.writers import TraceRun, Writers
+
+__all__ = ["Again", "Keeper", "TraceRecorder", "TraceRun", "is_sampled"]
 
 _EPISODE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _MAX_FAILED = 20
 """So many episodes of one actor are kept because the environment raised."""
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRun:
-    """What a recorder says about the run in each header."""
-
-    run: str
-    seed: int
-    code_revision: str | None = None
-    count_exponent: float | None = None
-    versions: Mapping[str, str | None] = field(default_factory=lambda: package_versions())
-    policy: str | None = None
-    """Name of the network or of the language model that acts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +59,7 @@ class TraceRecorder:
     the best and the worst of this actor so far, and those whose environment raised: that they are is known when they
     have ended, and then they are played again, by the keeper.
 
-    `agent` names the actor in the events. An episode whose finished trace exists (the run was resumed and plays it
-    again) is left alone. `aside`: files are compressed and completed in a thread.
+    An episode whose finished trace exists (the run was resumed and plays it again) is left alone.
     """
 
     def __init__(
@@ -84,28 +67,22 @@ class TraceRecorder:
         folder: Path,
         rate: float,
         run: TraceRun,
+        writers: Writers,
         *,
         agent: str = "actor",
         asked: Sequence[str] = (),
         keeper: Keeper | None = None,
-        frame_lines: int = 512,
-        frame_s: float = 15.0,
-        aside: bool = False,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`writers` write into `folder`; `agent` names the actor in what the keeper records."""
         self._folder = folder
         self._rate = rate
         self._run = run
+        self._writers = writers
         self._agent = agent
         self._asked = tuple(asked)
         self._keeper = keeper
-        self._frame_lines, self._frame_s = frame_lines, frame_s
-        self._clock = clock
-        self._open: dict[int, EpisodeFile] = {}
-        self._finisher = Finisher(aside=aside)
         self._best, self._worst = -math.inf, math.inf
         self._failed = 0
-        self._trouble: list[str] = []
 
     def wants(self, episode_id: str) -> bool:
         """Whether the episode is to be recorded from its beginning."""
@@ -122,70 +99,16 @@ class TraceRecorder:
 
     def start(self, env_index: int, start: EpisodeStart) -> None:
         """Begins the trace of the episode that environment `env_index` plays."""
-        kept = "asked" if self._is_asked(start.episode_id) else "rate"
-        try:
-            self._open[env_index] = self.record(start, f"{self._agent}/{env_index}", kept)
-        except TraceError as error:
-            self._trouble.append(str(error))
-
-    def record(self, start: EpisodeStart, agent: str, kept: str) -> EpisodeFile:
-        """The file of an episode that begins. Raises `TraceError` where it cannot be written."""
-        file = TraceFile(
-            self._folder,
-            start.episode_id,
-            frame_lines=self._frame_lines,
-            frame_s=self._frame_s,
-            clock=self._clock,
-        )
-        return EpisodeFile(file, self._header(start), start, agent, kept, at_once=min(AT_ONCE, self._frame_lines))
-
-    def _header(self, start: EpisodeStart) -> Header:
-        born = start.seeds.get(PINNED)
-        return Header(
-            schema=SCHEMA,
-            episode_id=start.episode_id,
-            run=self._run.run,
-            env_id=start.env_id,
-            env_options=dict(start.env_options),
-            action_names=start.action_names,
-            seeds=dict(start.seeds),
-            policy_version=start.policy_version,
-            versions=self._run.versions,
-            code_revision=self._run.code_revision,
-            clock="unpinned" if born is None else f"pinned:{born}",
-            recorded_at=time.time(),
-            count_exponent=self._run.count_exponent,
-            reward_model_version=start.reward_model_version,
-            policy=self._run.policy,
-            natives=native_versions(),
-        )
+        self._writers.start(env_index, start, "asked" if self._is_asked(start.episode_id) else "rate")
 
     def steps(self, env_index: int, steps: EpisodeSteps) -> None:
         """Records the next steps of the episode that environment `env_index` plays."""
-        episode = self._open.get(env_index)
-        if episode is None:
-            return
-        try:
-            episode.steps(steps)
-        except TraceError as error:
-            self._give_up(env_index, error)
-
-    def _give_up(self, env_index: int, error: TraceError) -> None:
-        self._trouble.append(str(error))
-        self._open.pop(env_index).file.drop()
+        self._writers.steps(env_index, steps)
 
     def finish(self, env_index: int, finish: EpisodeFinish) -> None:
         """Ends the trace: it gets its final name."""
         self._rank(finish)
-        episode = self._open.get(env_index)
-        if episode is None:
-            return
-        try:
-            episode.finish(finish)
-            self._finisher.complete(episode.file)
-            del self._open[env_index]
-        except TraceError as error:
-            self._give_up(env_index, error)
+        self._writers.finish(env_index, finish)
 
     def wants_back(self, episode_id: str, finish: EpisodeFinish) -> bool:
         """Whether an episode that was not followed is the best or the worst so far, or failed."""
@@ -212,19 +135,10 @@ class TraceRecorder:
 
     def take_trouble(self) -> tuple[str, ...]:
         """Why episodes could not be recorded, a line each; since the last call."""
-        kept = () if self._keeper is None else self._keeper.take_trouble()
-        trouble, self._trouble = (*self._trouble, *self._finisher.take_trouble(), *kept), []
-        return trouble
+        return (*self._writers.take_trouble(), *(() if self._keeper is None else self._keeper.take_trouble()))
 
     def close(self) -> None:
         """Gives up the episodes that still run: what was recorded of them stays, as `.part`."""
-        while self._open:
-            _, episode = self._open.popitem()
-            try:
-                episode.write()
-                episode.file.abandon()
-            except TraceError as error:
-                self._trouble.append(str(error))
-        self._finisher.close()
+        self._writers.close()
         if self._keeper is not None:
             self._keeper.close()

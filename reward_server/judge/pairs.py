@@ -1,5 +1,6 @@
 """Which of two captions is better: asked of the model directly, or derived from what it says of each alone."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,6 +35,8 @@ class PointwiseJudge:
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[dict[str, Answer]]] = {}
+        """Captions that a request under way asks about; others that need them wait for it."""
 
     @property
     def key(self) -> JudgeKey:
@@ -41,23 +44,31 @@ class PointwiseJudge:
 
     async def ask(self, captions: Sequence[Pair]) -> list[Answer]:
         """One answer a pair; an unreadable one where the answer about either caption is unreadable."""
-        texts = dict.fromkeys(text for pair in captions for text in (pair.first, pair.second))
-        new = [text for text in texts if text not in self._answers]
-        fresh = dict(zip(new, await self._judge.ask(new), strict=True)) if new else {}
-        known = {text: fresh.get(text) or self._answers[text] for text in texts}
-        self._remember(known)
+        texts = list(dict.fromkeys(text for pair in captions for text in (pair.first, pair.second)))
+        known = {text: self._answers[text] for text in texts if text in self._answers}
+        new = [text for text in texts if text not in known and text not in self._asking]
+        if new:
+            task = asyncio.ensure_future(self._ask(new))
+            self._asking.update(dict.fromkeys(new, task))
+            task.add_done_callback(lambda _: self._forget(new))  # also where it is cancelled before it began
+        for task in {self._asking[text] for text in texts if text in self._asking}:
+            known.update(await task)
         return [compare(known[pair.first], known[pair.second]) for pair in captions]
 
     async def close(self) -> None:
         await self._judge.close()
 
-    def _remember(self, answers: dict[str, Answer]) -> None:
-        for text, answer in answers.items():
-            if answer.label is not None:
-                self._answers[text] = answer
-                self._answers.move_to_end(text)
+    async def _ask(self, texts: list[str]) -> dict[str, Answer]:
+        """Asks about captions; what can be read is remembered."""
+        answers = dict(zip(texts, await self._judge.ask(texts), strict=True))
+        self._answers.update((text, answer) for text, answer in answers.items() if answer.label is not None)
         while len(self._answers) > _REMEMBERED:
             self._answers.popitem(last=False)
+        return answers
+
+    def _forget(self, texts: list[str]) -> None:
+        for text in texts:
+            self._asking.pop(text, None)
 
 
 def compare(first: Answer, second: Answer) -> Answer:

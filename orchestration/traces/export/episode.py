@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestration.errors import TraceError
+from orchestration.traces.complete import Late
 from orchestration.traces.export.text import Plain, plain, unicode
 from orchestration.traces.reader import Trace, read_trace
 from orchestration.traces.schema import End, EnvReset, EnvStep, Event, Header
@@ -73,7 +74,7 @@ def open_episode(path: Path) -> Episode:
 
     Raises `TraceError` for a file that is no trace, and for a finished one that is damaged.
     """
-    trace = read_trace(path)
+    trace = Late.beside(path.parent).complete(read_trace(path)).trace
     if path.suffix != ".part" and (trace.cut is not None or trace.end is None):
         why = trace.cut or "has no end record"
         raise TraceError(f"{path}: {why}; rename it to {path.name}.part to export what can be read")

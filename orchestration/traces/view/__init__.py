@@ -2,7 +2,7 @@
 
 `render` writes the page of some traces, `render_traces` that of traces in memory, `follow` rewrites it as episodes
 finish; `command` is the command line's. `document` says what of an episode is shown, `page` how it gets into a file that
-executes none of it, `answers` what the run's judge said, `assets` is the program that shows it all.
+executes none of it, `assets` is the program that shows it all.
 """
 
 from orchestration.traces.view.document import Divergence, episode_document

@@ -166,6 +166,8 @@ def test_a_batch_is_whole_groups_and_what_is_stale_is_counted():
     assert update.samples == 18 and learner.version == 1 and update.lag_max == 0
     learner.version = 5
     assert learner.feed(first) == [] and learner.dropped_samples == 9
+    assert learner.feed(first[:1]) == [] and learner.dropped_samples == 12  # alone in its group, so nothing to compare
+    assert learner.feed([]) == [] and learner.waiting_groups == ()
 
 
 def test_rewards_of_turns_are_the_sum_of_their_parts():

@@ -56,7 +56,8 @@ class LanguageLearner:
         """None: every turn keeps what it was paid (`credit.method=turn`)."""
         self.version = 0
         self.dropped_samples = 0
-        """Turns of episodes all of whose turns were older than `max_lag` versions; never trained on."""
+        """Turns of groups that were never trained on: all older than `max_lag` versions, or one episode alone where the
+        objective compares those of a group (the worlds of the others raised)."""
         self.trained_samples = 0
         """Turns trained on."""
         self._steps = 0
@@ -89,7 +90,9 @@ class LanguageLearner:
 
         Raises as `update` does.
         """
-        if group:
+        if len(group) == 1 and self.objective.compares:
+            self.dropped_samples += group[0].length
+        elif group:
             self._queue.append(tuple(group))
         updates: list[Update] = []
         while (batch := self._next_batch()) is not None:

@@ -97,6 +97,8 @@ class Objective(ABC):
 
     needs_value: ClassVar[bool] = False
     """Whether there is a critic: `Rollouts.value` and `.bootstrap`, and `value` of the loss."""
+    compares: ClassVar[bool] = False
+    """Whether episodes are compared within their group, which then needs at least two."""
 
     def __init__(self, settings: PolicySettings, *, value_coefficient: float = 0.0) -> None:
         self.policy_settings = settings

@@ -1,5 +1,7 @@
 """GRPO: the episode's score against its group (DeepSeekMath, arXiv 2402.03300, section 4.1)."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from learner.language.advantages import group_relative
@@ -10,6 +12,8 @@ from learner.language.settings import GRPOSettings
 
 
 class GRPO(Objective):
+    compares: ClassVar[bool] = True
+
     def __init__(self, settings: GRPOSettings) -> None:
         super().__init__(settings)
         self.settings = settings

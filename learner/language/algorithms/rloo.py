@@ -1,5 +1,7 @@
 """RLOO: the episode's score against the mean of the others of its group (Ahmadian et al. 2024, arXiv 2402.14740)."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from learner.language.advantages import leave_one_out
@@ -10,6 +12,8 @@ from learner.language.settings import RLOOSettings
 
 
 class RLOO(Objective):
+    compares: ClassVar[bool] = True
+
     def __init__(self, settings: RLOOSettings) -> None:
         super().__init__(settings)
 

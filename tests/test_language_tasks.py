@@ -1,0 +1,110 @@
+"""Which world and seed a group plays, and the recipe as commands: demonstrations, RL from them, demonstrations from its traces."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from envs import registry
+from learner.checkpoint import checkpoints
+from orchestration.cli.main import run
+from orchestration.configuration import load_config
+from orchestration.errors import ConfigError
+from orchestration.language.models import acting_model
+from orchestration.language.tasks import Tasks, draw, split_by_share
+from tests.language_agents_support import tiny_model
+from tests.test_language_sft import Ways
+
+FAMILY = ("one", "two", "three")
+
+
+class Numbered(Ways):
+    """A world that says which it is."""
+
+    def __init__(self, name):
+        super().__init__(f"ways/{name}")
+        self.name = name
+
+    def begin(self, seed):
+        self.seed = seed
+        return f"{self.name} {super().begin(seed)}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ways():
+    registry.register_text_family("ways", lambda name, **_: Numbered(name), lambda: [f"ways/{name}" for name in FAMILY])
+    yield
+    del registry._families["ways"]
+
+
+def _config(*keys):
+    given = [] if any(key.startswith("learner.algorithm") for key in keys) else ["learner.algorithm=ppo"]
+    return load_config(None, ["env.id=ways/one", "agent.model=./x", "reward.w_int=0", *given, *keys])
+
+
+def test_shares_are_kept():
+    assert split_by_share({"a": 1, "b": 2, "c": 1}, 10) == {"a": 3, "b": 5, "c": 2}
+    assert sum(split_by_share({"a": 0.3, "b": 0.3, "c": 0.3}, 7).values()) == 7
+    drawn = Counter(draw({"a": 1.0, "b": 3.0}, i * 2**63 // 1000) for i in range(1000))
+    assert drawn == {"a": 250, "b": 750}
+
+
+def test_a_curriculum_goes_from_world_to_world_and_then_to_the_mix():
+    tasks = Tasks(
+        _config(
+            "env.curriculum.ways/one=8", "env.curriculum.ways/two=4", "env.mix.ways/three=1", "env.mix.ways/two=1",
+            "agent.group_size=2", "env.tasks=5",
+        )
+    )  # fmt: skip
+    worlds = [tasks.world_of(group) for group in range(200)]
+    assert worlds[:6] == ["ways/one"] * 4 + ["ways/two"] * 2
+    assert set(worlds[6:]) == {"ways/two", "ways/three"} and 70 < worlds[6:].count("ways/two") < 125
+    env = tasks.make_env()
+    played = set()
+    for group in range(60):
+        observation, _ = env.reset(seed=tasks.seed_of(group))
+        assert observation.startswith(worlds[group].removeprefix("ways/"))
+        played.add(int(env.seeds["seed"]))
+    assert played == set(range(5))
+
+
+def test_worlds_that_cannot_be_are_named():
+    with pytest.raises(ConfigError, match=r"env\.mix\.ways/tow: .*did you mean .ways/two"):
+        _config("env.mix.ways/tow=1")
+    with pytest.raises(ConfigError, match=r"env\.curriculum\.ways/two=0: must be a number above 0"):
+        _config("env.curriculum.ways/two=0")
+    with pytest.raises(ConfigError, match=r"env\.tasks: has no effect, as a network acts"):
+        load_config("demo", ["env.tasks=5"])
+
+
+@pytest.mark.slow
+def test_the_whole_recipe(tmp_path, capsys):
+    model = tiny_model(tmp_path / "tiny")
+    common = [
+        "env.id=ways/one", "agent.engine=transformers", "agent.answer=command", "agent.context=512",
+        "agent.max_new_tokens=12", f"run.dir={tmp_path}", "reward.w_int=0", "learner.algorithm=ppo",
+    ]  # fmt: skip
+    sft = ["sft", *common, f"agent.model={model}", "sft.demonstrations=6", "sft.holdout=0.17", "sft.epochs=60",
+           "sft.batch_episodes=5", "sft.learning_rate=5e-3"]  # fmt: skip
+    assert run([*sft, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["demonstrations"] == 6 and told["turns"] == 18 and told["episodes_worth"] == 60
+    assert told["loss"] < 0.1 and told["holdout_loss"] > told["loss"]
+    summary = json.loads((tmp_path / "train-sft" / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["checkpoint"] == told["checkpoint"]
+    assert run(sft) == 2 and "run exists" in capsys.readouterr().err
+
+    train = ["train", *common, "agent.model=train-sft", "runtime=serial", "language.batch_episodes=6", "env.tasks=6"]
+    assert run([*train, "trace.rate=1", "train.env_steps=30", "run.name=rl", "--plain"]) == 0
+    rl = json.loads((tmp_path / "rl" / "summary.json").read_text())
+    assert rl["success_rate"] > 0.5  # random play wins one in 64
+    capsys.readouterr()
+
+    traces = [f"agent.model={model}", f"sft.traces={tmp_path / 'rl'}", "sft.epochs=1", "run.name=again"]
+    assert run(["sft", *common, *traces, "sft.demonstrations=3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["demonstrations"] == 3
+    assert run(["sft", *common, *traces, "sft.demonstrations=999", "--overwrite"]) == 1
+    assert "were won; set fewer" in capsys.readouterr().err
+
+    config = load_config(None, [*common, "agent.model=rl"])
+    assert acting_model(config) == str(checkpoints(tmp_path / "rl" / "checkpoints")[-1] / "model")

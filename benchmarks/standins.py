@@ -58,7 +58,9 @@ class IdleRolloutWorker:
         self._phase = index * _GOLDEN % 1.0
         self._idle_since = time.perf_counter()
 
-    def collect(self, weights: Mapping[str, Blob], version: int) -> tuple[Blob, tuple[_Answer, float]]:
+    def collect(
+        self, weights: Mapping[str, Blob], version: int, reward_model_version: int | None
+    ) -> tuple[Blob, tuple[_Answer, float]]:
         """A trajectory's worth of bytes; the report of it, and the seconds this worker waited for the call."""
         waited = time.perf_counter() - self._idle_since
         if self._load.rollout_s:

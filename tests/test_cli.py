@@ -307,7 +307,7 @@ def test_config_show_reads_back(said: Callable[..., tuple[int, str, str]]) -> No
     assert code == 0
     Path("config.yaml").write_text(out)
     assert read_config(Path("config.yaml")) == load_config("nethack_oracle", ["run.seed=3"])
-    assert "# Environments that one actor steps with one batched inference." in out
+    assert "# Environments that one actor steps with one batched inference; " in out
     assert orjson.loads(said("config", "show", "demo", "--json")[1])["run"]["name"] == "demo"
 
 

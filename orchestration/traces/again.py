@@ -57,6 +57,13 @@ class AsideKeeper:
         self._process: subprocess.Popen[bytes] | None = None
         self._trouble: list[str] = []
         self._closing = False
+        self._playing = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether an episode is played or waits."""
+        with self._changed:
+            return self._playing or bool(self._waiting)
 
     def submit(self, again: Again) -> None:
         """Has an episode played again. Returns at once."""
@@ -90,8 +97,9 @@ class AsideKeeper:
     def _serve(self) -> None:
         while (again := self._next()) is not None:
             error = self._play(again)
-            if error is not None:
-                with self._changed:
+            with self._changed:
+                self._playing = False
+                if error is not None:
                     self._trouble.append(f"{again.episode.episode_id} ({again.kept}) could not be kept: {error}")
         if self._process is not None:
             _end(self._process)
@@ -105,6 +113,7 @@ class AsideKeeper:
             if not self._waiting:
                 self._thread = None
                 return None
+            self._playing = True
             return self._waiting.popleft()
 
     def _play(self, again: Again) -> str | None:

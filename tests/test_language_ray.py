@@ -46,6 +46,6 @@ def test_an_engine_that_is_killed_is_replaced_and_a_run_goes_on(tmp_path: Path) 
     lines = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any(line["output_tokens_per_second"] > 0 for line in lines)
     assert {"actor/policy", "learner/train", "learner/wait"} <= set().union(*lines)
-    with Command(*keys, f"train.env_steps={told['env_steps'] + 20}", "--resume") as command:
+    with Command(*keys, f"train.env_steps={told['env_steps'] + 300}", "--resume") as command:
         assert command.wait() == 0
     assert summary(run)["policy_version"] > told["policy_version"]

@@ -59,7 +59,7 @@ class SmallModel:
     head_dim: int = 32
     intermediate_size: int = 512
     context: int = 4096
-    epochs: float = 2.0
+    epochs: float = 1.0
     batch_episodes: int = 4
     learning_rate: float = 3e-3
     warmup: float = 0.05

@@ -36,7 +36,7 @@ def test_answers_arrive_as_the_real_ones(tmp_path):
     rollout = IdleRolloutWorker(config, tmp_path, 2, 0)
     learner = IdleLearnerWorker(config, None)
     version, weights = learner.begin()
-    trajectory, answer = rollout.collect(weights, version)
+    trajectory, answer = rollout.collect(weights, version, None)
     report, waited = pickle.loads(pickle.dumps(answer))
     assert isinstance(report, RolloutReport) and waited >= 0.0
     assert (report.source, report.steps, report.trajectory_bytes) == ("actor-02", 64 * 32, 150_000)

@@ -155,7 +155,7 @@ RULES = (
     ),
     Rule(("agent.", "language.", "sft."), _network_acts, unless=("agent.network", "agent.model")),
     Rule(("env.tasks", "env.mix", "env.curriculum"), _network_acts),
-    Rule(("agent.network", "actors.rollout_length", "credit.", "reward.w_prog", "reward.w_ground"), _model_acts),
+    Rule(("agent.network", "actors.rollout_length"), _model_acts),
     Rule(
         ("learner.",),
         _model_acts,

@@ -66,6 +66,7 @@ class TransformersGenerator:
         """Generator of the answers without a seed."""
         self._model: Any = None
         self._waiting: list[_Asked] = []
+        self._starting: asyncio.Future[None] | None = None
         self._runner: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "transformers")
 
@@ -74,8 +75,10 @@ class TransformersGenerator:
         return self._version
 
     async def start(self) -> None:
-        if self._model is None:
-            await self._in_thread(self._load)
+        # One load for all who ask meanwhile: they go on together, so that the first batch is the same every time.
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._in_thread(self._load))
+        await asyncio.shield(self._starting)
 
     async def generate(self, prompt: Ids, sampling: Sampling) -> Generation:
         if len(prompt) + sampling.max_tokens > self._context:
@@ -131,8 +134,6 @@ class TransformersGenerator:
         import torch
         from transformers import AutoModelForCausalLM
 
-        if self._model is not None:
-            return
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = {"auto": torch.float32 if device == "cpu" else torch.bfloat16}.get(self._dtype)
         dtype = dtype or getattr(torch, self._dtype)

@@ -44,7 +44,7 @@ WORDS: dict[str, tuple[str, dict[str, Any], int]] = {
     "textworld": ("textworld/w2-o3-q4", {"cache_dir": str(GAMES), "reward": "dense"}, 2),
     "alfworld": (
         "alfworld/pick_and_place_simple",
-        {"cache": str(HOUSES), "split": "unseen", "games": 1, "reward": "dense"},
+        {"cache_dir": str(HOUSES), "split": "unseen", "games": 1, "reward": "dense"},
         1,
     ),
 }

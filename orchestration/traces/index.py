@@ -145,7 +145,7 @@ def load_index(folder: Path, *, write: bool = True) -> Index:
     where = {name: at for at, name in enumerate(known.column("file"))}
     present = set(_names(folder))
     again = {name for name in present if name.endswith(".part")} | _unrewarded(folder, known)
-    kept = [at for name, at in where.items() if name in present - again]
+    kept = [at for name, at in where.items() if name in present and name not in again]
     paths = [folder / name for name in sorted(present - where.keys() | again & present)]
     fresh = [row for row in map(_row, paths) if row is not None]
     if not fresh and len(kept) == len(where):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agents.networks import NETWORKS
-from envs import make
+from envs import make, registry
 from envs.clock import birth_of, pin_birth
 from envs.registry import register_text_family
 from envs.text import SimpleTextEnv, TextEnvSpec
@@ -291,10 +291,14 @@ class Trap(SimpleTextEnv):
         return f"Step {self.taken}.", 1.0, None
 
 
-register_text_family("dice", lambda name: Dice(TextEnvSpec(f"dice/{name}", 6, True)), lambda: ["dice/one"])
-register_text_family("trap", lambda name: Trap(TextEnvSpec(f"trap/{name}", 6, True)), lambda: ["trap/one"])
+@pytest.fixture
+def odd_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_families", dict(registry._families))  # pyright: ignore[reportPrivateUsage]
+    register_text_family("dice", lambda name: Dice(TextEnvSpec(f"dice/{name}", 6, True)), lambda: ["dice/one"])
+    register_text_family("trap", lambda name: Trap(TextEnvSpec(f"trap/{name}", 6, True)), lambda: ["trap/one"])
 
 
+@pytest.mark.usefixtures("odd_worlds")
 def test_a_world_that_is_not_deterministic_is_said_to_be_so(tmp_path: Path) -> None:
     trace = read_trace(record_words(tmp_path, "dice/one", {}, 3, random.Random(0), "dice"))
     verdict = replay_trace(trace)
@@ -304,6 +308,7 @@ def test_a_world_that_is_not_deterministic_is_said_to_be_so(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.usefixtures("odd_worlds")
 def test_a_world_that_raised_raises_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = read_trace(record_words(tmp_path, "trap/one", {}, 3, random.Random(0), "trap"))
     assert trace.end is not None and trace.end.error == "RuntimeError: the floor gives way"

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,19 @@ class Command:
 
     def named(self, part: str) -> list[psutil.Process]:
         """The command's processes whose title holds `part`, such as `ray::RolloutWorker`."""
-        return [p for p in self.processes() if part in " ".join(p.cmdline())]
+        return titled(self.processes(), part)
+
+
+def titled(processes: Iterable[psutil.Process], part: str) -> list[psutil.Process]:
+    """Those of `processes` that run and whose title holds `part`."""
+    found: list[psutil.Process] = []
+    for process in processes:
+        try:
+            if part in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:  # it ended while we looked
+            continue
+    return found
 
 
 def summary(run: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from reward_server.judge.judge import build_judge
 from reward_server.settings import JudgeSettings
 from reward_server.types import Answer, JudgeError, JudgeUnavailableError
 from tests.judge_support import tiny_judge
+from tests.processes import titled
 
 pytest.importorskip("vllm")
 ray = pytest.importorskip("ray")
@@ -124,14 +125,7 @@ def _once_a_second(client) -> None:
 
 
 def _named(name: str) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if name in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:  # it ended while we looked
-            continue
-    return found
+    return titled(psutil.Process().children(recursive=True), name)
 
 
 def _kill(process: psutil.Process) -> None:

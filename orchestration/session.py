@@ -67,6 +67,7 @@ class Session:
         self.reward_status: RewardServerStatus | None = None
         self.reward_model_version = 0
         self.reward_model_accuracy: float | None = None
+        self._labelled_before = {"labelled": 0, "failed": 0, "dropped": 0, "reused": 0}
         self.samples_dropped = 0
         self.policy_version = 0
         self._checkpoint: Path | None = None
@@ -274,6 +275,7 @@ class Session:
         updates = list(self._updates)
         judged = self.reward_status
         annotator = None if judged is None else judged.annotator
+        labels = self._label_counts()
         liked, disliked = self._liked
         return Summary(
             run=self.rundir.name,
@@ -297,11 +299,11 @@ class Session:
             return_first_tenth=tenths.return_first,
             return_last_tenth=tenths.return_last,
             captions_unique=len(self._captions),
-            captions_labelled=0 if annotator is None else annotator.labelled,
-            captions_failed=0 if annotator is None else annotator.failed,
-            captions_dropped=0 if annotator is None else annotator.dropped,
+            captions_labelled=labels["labelled"],
+            captions_failed=labels["failed"],
+            captions_dropped=labels["dropped"],
             captions_queued=0 if annotator is None else annotator.queued,
-            captions_reused=0 if annotator is None else annotator.reused,
+            captions_reused=labels["reused"],
             labels_per_second=0.0 if annotator is None else annotator.labels_per_second,
             judge_status=str(annotator.judge_status) if annotator else "starting" if uses_judge(self.config) else "off",
             judge_error=None if annotator is None else annotator.last_error,
@@ -328,6 +330,13 @@ class Session:
             started=self._started,
             updated=time.time(),
         )
+
+    def _label_counts(self) -> dict[str, int]:
+        """As the reward server tells them. A resumed run knows those of its checkpoint until the reward server is up."""
+        if self.reward_status is None:
+            return self._labelled_before
+        now = self.reward_status.annotator
+        return {"labelled": now.labelled, "failed": now.failed, "dropped": now.dropped, "reused": now.reused}
 
     def _measure_rate(self) -> None:
         now = time.monotonic()
@@ -405,6 +414,8 @@ class Session:
             "env_errors": self.env_errors,
             "episodes": state,
             "captions": sorted(self._captions),
+            "labels": self._label_counts(),
+            "reward_model_accuracy": self.reward_model_accuracy,
             "reward_watch": self.reward_watch.state_dict(),
         }
 
@@ -415,6 +426,8 @@ class Session:
         self.env_errors = state["env_errors"]
         self.episodes.load_state_dict(state["episodes"])
         self._captions = set(state["captions"])
+        self._labelled_before = dict(state["labels"])
+        self.reward_model_accuracy = state["reward_model_accuracy"]
         self.reward_watch.load_state_dict(state["reward_watch"])
 
     def config_yaml(self) -> str:

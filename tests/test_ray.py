@@ -88,7 +88,7 @@ def test_interrupt_checkpoint_resume(tmp_path):
         stopped = summary(run)
         assert stopped["status"] == "interrupted" and Path(stopped["checkpoint"]).name == f"{stopped['env_steps']:012d}"
         asked = len(server.asked)
-        target = stopped["env_steps"] + 9000
+        target = stopped["env_steps"] + 3000
         with Command(*small(tmp_path, server.url, f"train.env_steps={target}", "--resume")) as command:
             assert command.wait() == 0, command.text()
         done = summary(run)

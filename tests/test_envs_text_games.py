@@ -136,6 +136,7 @@ def test_two_processes_that_want_the_same_game_and_the_bytes_are_the_seeds(tmp_p
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
     story = story_of(RECIPE, tmp_path)
     assert digest_of(story) == digest_of(story_of(RECIPE, GAMES))
+    assert story.read_bytes()[0x12:0x18] == b"000000", "the day on which it was compiled is in it"
     assert sorted(path.name for path in story.parent.iterdir()) == ["game.json", "game.z8", "sums.json"]
 
 

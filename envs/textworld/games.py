@@ -25,8 +25,11 @@ from envs.cache import keep_folder
 from envs.textworld.tasks import Setting, Task
 
 _STORY, _ABOUT, _SUMS = "game.z8", "game.json", "sums.json"
-_LAYOUT = 1
+_LAYOUT = 2
 """Part of every digest; to be raised when games are made differently here."""
+
+_SERIAL = slice(0x12, 0x18)
+"""Where a story file has its serial number (The Z-Machine Standards Document 1.1, section 11): Inform writes the day."""
 
 
 class GameGenerationError(RuntimeError):
@@ -164,7 +167,9 @@ def _is_whole(home: Path) -> bool:
 def _make(recipe: Recipe, home: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="yendor-game-") as draft:
         _generate(recipe, Path(draft) / _STORY)
-        files = {name: (Path(draft) / name).read_bytes() for name in (_STORY, _ABOUT)}
+        story = bytearray((Path(draft) / _STORY).read_bytes())
+        story[_SERIAL] = b"000000"  # the same on any day; the file's own checksum leaves the header out
+        files = {_STORY: bytes(story), _ABOUT: (Path(draft) / _ABOUT).read_bytes()}
     sums = {name: _digest_of(content) for name, content in files.items()}
     keep_folder(home, {**files, _SUMS: json.dumps(sums).encode()}, damaged=True)
 

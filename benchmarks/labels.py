@@ -191,7 +191,7 @@ def main(folder: Path, *arguments: str) -> None:
     parser.add_argument("--batch", type=int, default=AnnotatorSettings.batch)
     parser.add_argument("--in-flight", type=int, default=AnnotatorSettings.in_flight)
     options = parser.parse_args(arguments)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         settings = AnnotatorSettings(batch=options.batch, in_flight=options.in_flight)
         report = asyncio.run(measure(options.captions, options.rounds, settings))

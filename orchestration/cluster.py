@@ -40,6 +40,8 @@ def _init(config: Config) -> None:
         # Ray's default of 15 leaves no room below for the judge and the reward server, which yield to acting and learning.
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
+            # Otherwise Ray would join whatever cluster `ray start` made on this machine last.
+            address="local",
             num_cpus=max(int(available_cpus()), 1),
             include_dashboard=False,
             log_to_driver=False,

@@ -21,10 +21,15 @@ _MARK = "YENDOR_TEST_MARK"
 class Command:
     """One running `yendor` command; a context manager that ends what it started."""
 
-    def __init__(self, *arguments: str, cwd: Path | None = None) -> None:
+    def __init__(self, *arguments: str, cwd: Path | None = None, started: str | None = None) -> None:
+        """`started`: the address of a cluster that `ray start` seems to have made on this machine."""
         self.mark = uuid.uuid4().hex
         # Ray's sockets lie below it, and their paths may have 107 characters.
         self.ray_dir = tempfile.mkdtemp(prefix="yr-")
+        if started is not None:
+            note = Path(self.ray_dir) / "ray" / "ray_current_cluster"
+            note.parent.mkdir()
+            note.write_text(started)
         environment = {**os.environ, _MARK: self.mark, "RAY_TMPDIR": self.ray_dir}
         environment.pop("RAY_ADDRESS", None)
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the object

@@ -100,6 +100,16 @@ def test_interrupt_checkpoint_resume(tmp_path):
         assert not set(again) & set(server.asked[:asked]), "a label that was paid for was asked for again"
 
 
+def test_a_run_has_a_cluster_of_its_own_beside_others(tmp_path):
+    arguments = [
+        "train", "demo", f"run.dir={tmp_path}", "run.name=run", "actors.envs=8", "actors.rollout_length=16",
+        "learner.batch_size=128", "train.env_steps=256", "reward.model=none", "--plain",
+    ]  # fmt: skip
+    with Command(*arguments, started="127.0.0.1:1") as command:
+        assert command.wait() == 0, command.text()
+    assert summary(tmp_path / "run")["status"] == "done"
+
+
 def test_too_few_cpus_are_said_at_once(tmp_path):
     begun = time.monotonic()
     with Command("train", "demo", f"run.dir={tmp_path}", "reward.w_int=0", "actors.count=500", "--plain") as command:

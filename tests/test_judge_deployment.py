@@ -31,7 +31,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="judge-test")
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="judge-test"
+    )
     yield
     ray.shutdown()
 
@@ -50,6 +52,7 @@ def test_a_judge_is_deployed_killed_restarted_and_stopped(cluster: None, folder:
     with pytest.raises(JudgeUnavailableError, match="starting"):
         _once_a_second(client)
     answers = _eventually(client)
+    answered = time.time()
     status = deployment.status()
     assert (status.state, status.replicas) == (deployment.DeploymentState.READY, 1)
 
@@ -63,10 +66,10 @@ def test_a_judge_is_deployed_killed_restarted_and_stopped(cluster: None, folder:
         assert one.probability == pytest.approx(other.probability, abs=1e-4)
     assert client.key.model == here.key.model
 
-    # Only the engine's process is killed.
-    # A listing of processes may miss one that is there.
+    # Only the engine's process is killed. A listing missed it once; it has to be the one that answered first.
     _until(lambda: len(_named("EngineCore")) == 1)
     core = _named("EngineCore")[0]
+    assert core.create_time() < answered, "the engine died by itself"
     _kill(core)
     assert _eventually(client) == pytest.approx(answers, abs=1e-4)
     _gone(core)

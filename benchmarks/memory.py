@@ -25,7 +25,7 @@ ROLES = {
 }
 """What a command line holds -> the part of the run that it is. All other processes are Ray's own."""
 REST = "ray"
-RUN = ["nethack_score", "agent.network=fast", "learner.batch_size=2048", "actors.count=2"]
+RUN = ["nethack_score", "agent.network=fast", "learner.batch_size=2048", "actors.count=2", "actors.cpus=0.5"]
 WARM_SHARE = 0.2
 """Of the samples, left out of the growth: caches, buffers and the object store fill."""
 _COMPARED_SHARE = 0.2

@@ -1,16 +1,20 @@
 """Talks to a cluster's job server: submits, follows, asks, stops. Nothing here needs a Ray of its own."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from orchestration.errors import YendorError, first_line
 
 _STOP_S = 120
 """So long a run has for its last checkpoint before Ray kills it; Ray's own default is 3 s."""
+_AGENT_S = 60.0
+"""So long a cluster that starts is waited for."""
 _RETRY_S = (0.5, 10.0)
 """Pauses between attempts to reach a cluster that was lost: the first, and the longest."""
 
@@ -57,11 +61,34 @@ class Job:
     runtime_env: Mapping[str, Any]
 
 
-class Jobs:
-    """The jobs of the cluster at `address`, such as http://head:8265.
+def token() -> str | None:
+    """The user's token for clusters, from where Ray has it: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
-    Where the cluster wants a token, Ray's client takes it from RAY_AUTH_TOKEN or ~/.ray/auth_token.
+    None where there is none, or RAY_AUTH_MODE=disabled.
     """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return None
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return given
+    try:
+        return _token_file().read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def _whence() -> str:
+    """Why the token was not good enough."""
+    if token() is None:
+        return f"there is none here (neither RAY_AUTH_TOKEN nor {_token_file()})"
+    return f"the one in {'RAY_AUTH_TOKEN' if os.environ.get('RAY_AUTH_TOKEN') else _token_file()} is another"
+
+
+class Jobs:
+    """The jobs of the cluster at `address`, such as http://head:8265. What it is asked bears the user's token (`token`)."""
 
     def __init__(self, address: str) -> None:
         """Raises `JobError` where no job server answers there."""
@@ -69,8 +96,17 @@ class Jobs:
 
         self.address = address
         try:
-            self._client = JobSubmissionClient(address)
-        except Exception as error:  # ConnectionError, RuntimeError (a version), ValueError (no address)
+            secret = token()
+            headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+            self._client = JobSubmissionClient(address, headers=headers)
+        except (
+            Exception
+        ) as error:  # ConnectionError, RuntimeError (a version), ValueError (no address), AuthenticationError
+            if type(error).__name__ == "AuthenticationError":
+                raise JobError(
+                    f"{address}: the cluster wants its token, and {_whence()}; take it from the head "
+                    "(~/.ray/auth_token there) and set RAY_AUTH_TOKEN"
+                ) from error
             raise JobError(
                 f"{address}: no job server of Ray answers there ({first_line(error)}); give --address "
                 "http://HEAD:8265, the address of the cluster's dashboard"
@@ -91,15 +127,23 @@ class Jobs:
         known = {job.submission_id for job in self._ask(self._client.list_jobs)}
         candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(known) + 2))
         job = next(candidate for candidate in candidates if candidate not in known)
-        return self._ask(
-            lambda: self._client.submit_job(
-                entrypoint=command,
-                submission_id=job,
-                runtime_env=environment,
-                metadata=dict(metadata),
-                entrypoint_num_cpus=cpus or None,
-            )
-        )
+        deadline = time.monotonic() + _AGENT_S
+        while True:
+            try:
+                return self._ask(
+                    lambda: self._client.submit_job(
+                        entrypoint=command,
+                        submission_id=job,
+                        runtime_env=environment,
+                        metadata=dict(metadata),
+                        entrypoint_num_cpus=cpus or None,
+                    )
+                )
+            except JobError as error:
+                # A cluster that has just been started.
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def find(self, job: str) -> Job:
         """How a job stands. Raises `NoSuchJobError` where there is none of that id."""

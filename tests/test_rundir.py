@@ -31,8 +31,8 @@ from orchestration.summary import Status, Summary
 rundir = RunDir(Path(sys.argv[1])).open_for_training(load_config("demo"))
 summary = Summary(rundir.name, "minihack/KeyRoom-S15", status=Status.RUNNING, env_steps=64)
 write_summary(rundir.summary, summary)
-if "deaf" in sys.argv:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# As `yendor train` does: a background job of a shell has SIGINT ignored.
+signal.signal(signal.SIGINT, signal.SIG_IGN if "deaf" in sys.argv else signal.default_int_handler)
 try:
     print("ready", flush=True)
     time.sleep(60)

@@ -33,6 +33,8 @@ class RolloutReport:
     """Seconds spent in the policy."""
     other_s: float
     """Seconds spent on everything else (captions, counts, copying)."""
+    first_step_at: float | None = None
+    """Wall clock (seconds since the epoch) when the call's first step was done; None where that is not told."""
     output_tokens: int = 0
     """Tokens that a language model sampled."""
     trouble: tuple[str, ...] = ()

@@ -93,7 +93,13 @@ class Rollout:
         self._memory = CropMemory()
         self._start = np.ones(envs.count, dtype=np.bool_)
         self._follower = None if observer is None else Follower(observer, envs, name, length)
-        self._begun = False
+        self._prepared = self._begun = False
+
+    def prepare(self) -> None:
+        """Begins the games, which takes a second or more of NetHack. `collect` does where it was not done before."""
+        if not self._prepared:
+            self.envs.reset()
+            self._prepared = True
 
     def set_weights(self, weights: Mapping[str, NDArray[Any]], version: int) -> None:
         """Takes new weights at once; the running episodes go on under them."""
@@ -107,7 +113,7 @@ class Rollout:
         """T steps of every environment."""
         began = time.perf_counter()
         if not self._begun:
-            self.envs.reset()
+            self.prepare()
             self._begun = True
             if self._follower is not None:
                 self._follower.begin(self.policy_version, self.reward_model_version)
@@ -117,7 +123,7 @@ class Rollout:
         initial_state = self._state.numpy().copy()
         # Afresh in every call, so that what is computed never depends on where a run was interrupted.
         self._memory.forget()
-        env_s = inference_s = 0.0
+        env_s = inference_s = first_step_at = 0.0
         episodes: list[FinishedEpisode] = []
         failures: list[EnvFailure] = []
         observation = self.envs.observation
@@ -130,6 +136,7 @@ class Rollout:
             t2 = time.perf_counter()
             inference_s += t1 - t0
             env_s += t2 - t1
+            first_step_at = first_step_at or time.time()
             self._captions.count(step.captions, buffers.caption_id[t], buffers.caption_count[t])
             buffers.write(t, action, log_prob, value, step)
             np.logical_or(step.terminated, step.truncated, out=self._start)
@@ -156,6 +163,7 @@ class Rollout:
             env_s=env_s,
             inference_s=inference_s,
             other_s=spent - env_s - inference_s,
+            first_step_at=first_step_at,
             trouble=() if self._follower is None else self._follower.take_trouble(),
         )
 
@@ -196,6 +204,7 @@ class Rollout:
         self._begun = state["begun"]
         if self._begun:
             self.envs.load_state_dict(state["envs"])
+            self._prepared = True
         self._captions.load_state_dict(state["captions"])
         self._state = state["state"].clone()
         self._start = state["start"].numpy().copy()

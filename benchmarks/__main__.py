@@ -18,6 +18,7 @@ ROUTINE = (
     "language_learner",
     "language_rollouts",
     "traces",
+    "trace_view",
     "startup",
     "demo",
 )

@@ -84,7 +84,7 @@ def _measured(folder: Path, name: str, arguments: Sequence[str], judge: RemoteJu
     return {
         "command": run.command,
         "steps_per_second": _steps_per_second(run),
-        "rewards_share": run.median("time", "learner/rewards"),
+        "rewards_share": run.share("learner/rewards"),
         "labels": run.summary["captions_labelled"],
         "captions": run.summary["captions_unique"],
         "reward_server_cpu_s": last.cpu_s.get("reward server", 0.0),

@@ -94,7 +94,7 @@ def measure(folder: Path, network: str, seconds: float, repeats: int, calls: int
         "learner/rewards",
         "learner/wait",
     )
-    shares = {name: run.median("time", name) or 0.0 for name in names}
+    shares = {name: run.share(name) for name in names}
     return Limit(network, cores, tuple(parts), tuple(reached), shares, run.command)
 
 

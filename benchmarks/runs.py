@@ -33,6 +33,13 @@ class Measured:
         values = [v for v in values[int(len(values) * skip) :] if v is not None]
         return statistics.median(values) if values else None
 
+    def share(self, name: str, skip: float = 0.3) -> float:
+        """Mean share of wall time that a part spent on something (`part/what`), the first share `skip` of the run left out.
+        Not a median: what comes in bursts would vanish in it."""
+        values = [line["time"].get(name) or 0.0 for line in self.lines]
+        values = values[int(len(values) * skip) :]
+        return statistics.fmean(values) if values else 0.0
+
 
 def train(folder: Path, name: str, *arguments: str, timeout_s: float = 3600.0) -> Measured:
     """Runs `yendor train ARGUMENTS` to its end in `folder`. Raises RuntimeError with its output where it fails."""

@@ -1,4 +1,4 @@
-"""How long a user waits: `yendor --help`, and from `yendor train` to the first rollout that came back."""
+"""How long a user waits: `yendor --help`, and from `yendor train` to the first environment step."""
 
 import argparse
 import json
@@ -18,8 +18,13 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "yendor config show demo": (str(_SCRIPT), "config", "show", "demo"),
 }
 TRAINING = {
-    "yendor train demo": ("demo",),
-    "yendor train nethack_score reward.model=none": ("nethack_score", "reward.model=none"),
+    "yendor train demo": ("demo", "log.interval_s=0.5"),
+    "yendor train nethack_score reward.model=none": ("nethack_score", "reward.model=none", "log.interval_s=0.5"),
+    "yendor train nethack_score reward.model=none runtime=serial": (
+        "nethack_score",
+        "reward.model=none",
+        "runtime=serial",
+    ),
 }
 
 
@@ -31,7 +36,7 @@ def main(folder: Path, *options: str) -> None:
     given = parser.parse_args(options)
     found = {name: [seconds(command) for _ in range(given.repeats)] for name, command in COMMANDS.items()}
     for name, keys in TRAINING.items():
-        found[f"{name}: first rollout"] = [first_rollout(folder, number, keys) for number in range(given.runs)]
+        found[f"{name}: first step"] = [first_step(folder, number, keys) for number in range(given.runs)]
     print("| | each, s | median, s |\n|---|---|---|")
     for name, each in found.items():
         if each:
@@ -46,7 +51,7 @@ def seconds(command: Sequence[str]) -> float:
     return time.perf_counter() - began
 
 
-def first_rollout(folder: Path, number: int, keys: Sequence[str]) -> float:
+def first_step(folder: Path, number: int, keys: Sequence[str]) -> float:
     """Seconds from the start of the process to the first steps counted, of a short run."""
-    run = runs.train(folder, f"startup-{keys[0]}-{number}", *keys, "train.env_steps=20000", "log.interval_s=0.5")
+    run = runs.train(folder, f"startup-{keys[0]}-{number}", *keys, "train.env_steps=20000")
     return float(run.summary["first_step_s"])

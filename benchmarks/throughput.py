@@ -32,12 +32,12 @@ def _figures(run: Measured) -> dict[str, float | None]:
     summary = run.summary
     return {
         "steps/s (median)": run.median("time", "steps_per_second"),
-        "learner: training": run.median("time", "learner/train"),
-        "learner: waits": run.median("time", "learner/wait"),
-        "learner: rewards": run.median("time", "learner/rewards"),
-        "actor: environments": run.median("time", "actor/env"),
-        "actor: policy": run.median("time", "actor/policy"),
-        "actor: waits": run.median("time", "actor/wait"),
+        "learner: training": run.share("learner/train"),
+        "learner: waits": run.share("learner/wait"),
+        "learner: rewards": run.share("learner/rewards"),
+        "actor: environments": run.share("actor/env"),
+        "actor: policy": run.share("actor/policy"),
+        "actor: waits": run.share("actor/wait"),
         "policy lag (mean)": summary["policy_lag_mean"],
         "bytes a step on the wire": run.median("metrics", "rollout/bytes_per_step"),
         "captions": summary["captions_unique"],

@@ -69,6 +69,15 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class ClusterSettings:
+    """Of the Ray cluster that a run lives on."""
+
+    groups: bool = False
+    """Each part keeps to the machines of its group: actors to those with the resource `actor`, the learner to those with
+    `learner`, the judge's replicas to those with `judge`."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All keys that `key=value` can set."""
 
@@ -89,6 +98,7 @@ class Config:
     distiller: DistillerSettings = field(default_factory=DistillerSettings)
     rnd: RndSettings = field(default_factory=RndSettings)
     ellm: EllmSettings = field(default_factory=EllmSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     trace: TraceSettings = field(default_factory=TraceSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -6,6 +6,7 @@ more trajectories are on their way than there are tokens) and the death of an ac
 """
 
 import contextlib
+import itertools
 import os
 import queue
 import time
@@ -23,6 +24,7 @@ from orchestration.configuration import attributes_credit, compares_pairs, uses_
 from orchestration.errors import WorkerDiedError, death
 from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
 from orchestration.results import FeedResult, actor_name
+from orchestration.scaling import ScaleWish
 from orchestration.session import Session
 
 _WAIT_S = 0.25
@@ -49,6 +51,8 @@ class Actor:
     """Ray's handle; its methods are those of RolloutWorker with `remote`."""
     collect: Any
     """Its method that rolls out, which answers with two objects. Kept, because to make it costs as much as a tenth of a call."""
+    answered: bool = False
+    """Whether it has answered a call: before that it may be waiting for a processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,24 @@ class _RolloutCall:
 
 
 @dataclass(frozen=True, slots=True)
+class _CloseCall:
+    """Of an actor that was let go and has answered all its calls."""
+
+    actor: Actor
+
+
+@dataclass(frozen=True, slots=True)
 class _FeedCall:
     actor: Actor
     report: RolloutReport
     env_steps: int
     weights: Any
     """Object reference to the weights after this call, or to None."""
+
+
+def group(config: Config, name: str, amount: float = 1.0) -> dict[str, float]:
+    """The resource that keeps a part to its machines, where the cluster has groups."""
+    return {name: amount} if config.cluster.groups else {}
 
 
 class RayRuntime:
@@ -78,6 +94,11 @@ class RayRuntime:
         self._hosts = hosts or Hosts()
         self._reward_server_state: Any = None if resumed is None else resumed["reward_server"]
         self._actors: dict[int, Actor] = {}
+        self._used: set[int] = set()
+        """Indices that actors of this incarnation have had."""
+        self._leaving: list[Actor] = []
+        """Actors that were let go and finish the calls that they have."""
+        self._wish = ScaleWish(session.rundir)
         self._calls: dict[Future[Any], Any] = {}
         """What each answer that is awaited answers: a `_RolloutCall` or `_FeedCall`."""
         # Answers that came, put there by Ray's thread: `ray.wait` over the references of hundreds of calls costs a millisecond.
@@ -99,12 +120,16 @@ class RayRuntime:
     def _begin(self, resumed: Mapping[str, Any] | None) -> None:
         """Starts learner and actors."""
         config = self.config
+        if resumed is not None:
+            self._new_incarnation()
         self._learner = self._host_learner(self._hosts.learner, config, None if resumed is None else resumed["learner"])
         self._feed: Any = self._learner.feed.options(num_returns=2)
         # Made once: Ray pickles and publishes every one that is made.
-        self._rollout_worker: Any = ray.remote(self._hosts.rollout).options(num_cpus=config.actors.cpus)
+        self._rollout_worker: Any = ray.remote(self._hosts.rollout).options(
+            num_cpus=config.actors.cpus, resources=group(config, "actor", config.actors.cpus)
+        )
         for index in range(config.actors.count):
-            self._spawn(index, incarnation=self.session.actor_restarts)
+            self._spawn(index)
         version, self._weights = self._learner.begin.options(num_returns=2).remote()
         self._version = ray.get(version)
 
@@ -114,6 +139,7 @@ class RayRuntime:
         options: dict[str, Any] = {
             "num_cpus": learner.threads,
             "num_gpus": gpus if learner.device == "cuda" else 0,
+            "resources": group(self.config, "learner"),
         }
         return ray.remote(worker).options(**options).remote(*arguments)
 
@@ -130,6 +156,9 @@ class RayRuntime:
                 self._report_at = time.monotonic() + _REPORT_S
                 self._look_at_reward_server()
                 self.session.report(due=self.session.metrics.due())
+                wanted = self._wish.take()
+                if wanted is not None:
+                    self._scale(wanted)
             if time.monotonic() >= self._checkpoint_at:
                 self.checkpoint()
         self._hear_reward_server()
@@ -145,6 +174,9 @@ class RayRuntime:
         """Does what follows a call that was answered."""
         if isinstance(call, _RolloutCall):
             self._rolled_out(answer, call)
+        elif isinstance(call, _CloseCall):
+            self._leaving.remove(call.actor)
+            ray.kill(call.actor.handle)
         else:
             self._learned(answer, call)
 
@@ -167,11 +199,20 @@ class RayRuntime:
 
     # Tokens.
 
-    def _spawn(self, index: int, incarnation: int) -> Actor:
+    def _new_incarnation(self) -> None:
+        """The actors made from now on play episodes that none has played before."""
+        self.session.incarnation += 1
+        self._used.clear()
+
+    def _spawn(self, index: int) -> Actor:
+        if index in self._used:
+            self._new_incarnation()
+        self._used.add(index)
+        incarnation = self.session.incarnation
         handle = self._rollout_worker.remote(self.config, self.session.rundir.path, index, incarnation)
         actor = self._actors[index] = Actor(index, incarnation, handle, handle.collect.options(num_returns=2))
         self.session.actors = len(self._actors)
-        self.session.spawned(actor_name(index, incarnation))
+        self.session.record.spawned(actor_name(index, incarnation))
         return actor
 
     def _grant_all(self, actor: Actor) -> None:
@@ -189,6 +230,9 @@ class RayRuntime:
             self._lost(call.actor, error)
             return
         self._failures_in_a_row = 0
+        call.actor.answered = True
+        if call.actor in self._leaving:
+            self._close_if_done(call.actor)
         self.session.rolled_out(report)
         self.session.waited("actor", "wait", waited)
         if uses_judge(self.config):
@@ -214,7 +258,10 @@ class RayRuntime:
 
     def _lost(self, actor: Actor, error: RayError) -> None:
         """Replaces an actor that died or raised, and forgets its calls. Raises where replacements fail again and again."""
-        self._calls = {r: c for r, c in self._calls.items() if not (isinstance(c, _RolloutCall) and c.actor is actor)}
+        self._forget(actor)
+        if actor in self._leaving:
+            self._leaving.remove(actor)
+            ray.kill(actor.handle)
         if self._actors.get(actor.index) is not actor:
             return
         reason = death(error)
@@ -222,12 +269,48 @@ class RayRuntime:
         if self._failures_in_a_row >= _FAILURES_IN_A_ROW * len(self._actors):
             raise error
         ray.kill(actor.handle)
-        self.session.lost(actor_name(actor.index, actor.incarnation), reason)
+        self.session.record.lost(actor_name(actor.index, actor.incarnation), reason)
         self.session.actor_restarts += 1
         self.session.view.event(
             f"{actor_name(actor.index, actor.incarnation)} died and is replaced: {reason}", warning=True
         )
-        self._grant_all(self._spawn(actor.index, incarnation=self.session.actor_restarts))
+        self._grant_all(self._spawn(actor.index))
+
+    # Scaling.
+
+    def _scale(self, wanted: int) -> None:
+        """Adds actors, or lets the newest go. Those finish the calls that they have, and what they bring is learned from."""
+        before = len(self._actors)
+        free = (index for index in itertools.count() if index not in self._actors)
+        while len(self._actors) < wanted:
+            self._grant_all(self._spawn(next(free)))
+        for index in sorted(self._actors, reverse=True)[: len(self._actors) - wanted]:
+            self._retire(self._actors.pop(index))
+        self.session.actors = len(self._actors)
+        self.session.view.event(f"scaled from {before} to {wanted} actors{self._room(wanted)}")
+
+    def _room(self, wanted: int) -> str:
+        """Says so where the cluster has no room for all of them yet."""
+        cpus = self.config.actors.cpus
+        fits = int((ray.cluster_resources().get("CPU", 0.0) - self.config.learner.threads) / cpus) if cpus else wanted
+        return "" if fits >= wanted else f"; the cluster has room for {fits} now, the others start when it grows"
+
+    def _retire(self, actor: Actor) -> None:
+        self.session.record.retired(actor_name(actor.index, actor.incarnation))
+        if not actor.answered:  # It may never start, so its calls are not waited for.
+            self._forget(actor)
+            ray.kill(actor.handle)
+            return
+        self._leaving.append(actor)
+        self._close_if_done(actor)
+
+    def _close_if_done(self, actor: Actor) -> None:
+        if not any(isinstance(call, _RolloutCall) and call.actor is actor for call in self._calls.values()):
+            self._expect(actor.handle.close.remote(), _CloseCall(actor))
+
+    def _forget(self, actor: Actor) -> None:
+        """Drops the calls of an actor, whose answers will never come or are not wanted."""
+        self._calls = {r: c for r, c in self._calls.items() if not (isinstance(c, _RolloutCall) and c.actor is actor)}
 
     # The reward server.
 
@@ -244,7 +327,8 @@ class RayRuntime:
                     "the embedded judge is made first, once, which takes minutes beside the training"
                 )
             pairwise = compares_pairs(self.config) and asks_pairwise(self.config.judge)
-            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0, pairwise=pairwise)
+            resources = group(self.config, "judge")
+            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0, resources=resources, pairwise=pairwise)
         self._reward_server = (
             ray.remote(RewardServerWorker)
             .options(num_cpus=0, max_restarts=-1)
@@ -317,7 +401,7 @@ class RayRuntime:
 
     def close(self) -> None:
         """Ends everything that the run started; a part that does not answer in time is killed."""
-        parts: list[Any] = [actor.handle for actor in self._actors.values()]
+        parts: list[Any] = [actor.handle for actor in (*self._actors.values(), *self._leaving)]
         if self._reward_server is not None:
             parts.append(self._reward_server)
         closing = [part.close.remote() for part in parts]

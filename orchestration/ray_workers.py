@@ -38,6 +38,8 @@ class RolloutWorker:
         torch.set_num_threads(1)
         observer = build_observer(config, RunDir(rundir).traces, index, incarnation)
         self._rollout = build_rollout(config, index, incarnation=incarnation, observer=observer)
+        # While the learner is being built.
+        self._rollout.prepare()
         self._version = -1
         self._idle_since = time.perf_counter()
 

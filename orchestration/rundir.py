@@ -99,6 +99,11 @@ class RunDir:
         return self.path / "weights"
 
     @property
+    def scale(self) -> Path:
+        """How many actors are wished for while it goes (`yendor scale`)."""
+        return self.path / "scale.json"
+
+    @property
     def annotations(self) -> Path:
         """Captions and labels (SQLite)."""
         return self.path / "annotations.sqlite"
@@ -138,6 +143,7 @@ class RunDir:
             for folder in _FOLDERS:
                 (self.path / folder).mkdir(exist_ok=True)
             write_atomically(self.config, to_yaml(config).encode())
+            self.scale.unlink(missing_ok=True)  # The wish of a run before.
             write_atomically(self.path / "process.json", orjson.dumps(asdict(Trainer.this_process())))
         except OSError as error:
             self.close()

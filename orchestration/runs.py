@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 
 from orchestration.configuration import read_config
-from orchestration.errors import RunDirError
+from orchestration.errors import RunDirError, UsageError
 from orchestration.rundir import RunDir, list_runs
+from orchestration.scaling import ScaleWish
 from orchestration.summary import LIVE, Status, Summary, read_summary
 
 
@@ -66,3 +67,40 @@ def stop(run: RunDir, wait_s: float) -> Stopped:
             raise RunDirError(f"{run.name}: process {process.pid} belongs to somebody else") from error
     summary = current_summary(run)
     return Stopped(run.name, process is not None, summary.status, summary.env_steps, time.monotonic() - began)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scaled:
+    """What became of a request for other actors."""
+
+    run: str
+    before: int
+    actors: int
+    """As the run counts them: those that wait for a processor included."""
+    waited_s: float
+
+
+def scale(run: RunDir, actors: int, wait_s: float) -> Scaled:
+    """Wishes for `actors` rollout actors in a run that goes, and waits until it has them.
+
+    Raises `UsageError` for a run that cannot be scaled, `RunDirError` where it does not go here or has not
+    heard of it after `wait_s`.
+    """
+    config, trainer, before = read_config(run.config), run.trainer(), current_summary(run)
+    if config.runtime == "serial":
+        raise UsageError(f"{run.name}: runtime=serial has no actors to scale; train it with runtime=ray")
+    if config.agent.model is not None:
+        raise UsageError(
+            f"{run.name}: the engines of a language model cannot be scaled while it goes; use actors.count"
+        )
+    if trainer is not None and not trainer.is_here() and before.status in LIVE:
+        raise RunDirError(f"{run.name}: trains on {trainer.host}, not here; run `yendor scale` there")
+    if before.status not in LIVE:
+        raise RunDirError(f"{run.name}: does not run ({before.status}); actors.count={actors} is for when it does")
+    began = time.monotonic()
+    ScaleWish(run).make(actors)
+    while (summary := current_summary(run)).actors != actors and summary.status in LIVE:
+        if time.monotonic() - began > wait_s:
+            raise RunDirError(f"{run.name}: has {summary.actors} actors after {wait_s:g} s, not {actors}; see its log")
+        time.sleep(0.1)
+    return Scaled(run.name, before.actors, summary.actors, time.monotonic() - began)

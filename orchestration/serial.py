@@ -6,7 +6,7 @@ distributed runtime is compared with. A run that was checkpointed and resumed eq
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from orchestration.parts import (
     build_rollout,
 )
 from orchestration.session import Session
+from reward_server.models.base import RewardModelVersion
 from reward_server.server import RewardServer
 
 
@@ -45,7 +46,7 @@ class SerialRuntime:
             self._load(resumed)
         session.actors = len(self.rollouts)
         for rollout in self.rollouts:
-            session.spawned(rollout.name)
+            session.record.spawned(rollout.name)
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop; always ends between two rounds."""
@@ -63,13 +64,7 @@ class SerialRuntime:
                     for other in self.rollouts:
                         other.set_weights(new_weights, result.policy_version)
                 if self.reward_server is not None:
-                    self.reward_server.submit(report.new_captions)
-                    began = time.perf_counter()
-                    version = self._loop.run_until_complete(self.reward_server.step())
-                    self.session.waited("reward server", "annotate and distil", time.perf_counter() - began)
-                    if version is not None:
-                        self.learner.adopt(version)
-                    self.session.judged(self.reward_server.status())
+                    judge(self.reward_server, report.new_captions, self.learner.adopt, self.session, self._loop)
             # One line a round, whatever the time: the lines are then the same for the same seed.
             self.session.report(due=True)
             if time.monotonic() >= self._checkpoint_at:
@@ -118,3 +113,20 @@ def reward_server_here(config: Config, session: Session) -> RewardServer | None:
 
     build = build_pair_judge if compares_pairs(config) else build_judge
     return build_reward_server(config, session.rundir, build(config.judge))
+
+
+def judge(
+    server: RewardServer,
+    captions: Iterable[tuple[int, str]],
+    adopt: Callable[[RewardModelVersion], None],
+    session: Session,
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    """Has new captions judged, to the end, and distilled; a new reward model goes to `adopt`."""
+    server.submit(captions)
+    began = time.perf_counter()
+    version = loop.run_until_complete(server.step())
+    session.waited("reward server", "annotate and distil", time.perf_counter() - began)
+    if version is not None:
+        adopt(version)
+    session.judged(server.status())

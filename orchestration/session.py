@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,15 @@ import psutil
 from agents.report import RolloutReport
 from learner.update import Update
 from orchestration.config import Config
-from orchestration.configuration import is_traced, learns_intrinsic, to_yaml, uses_judge
-from orchestration.errors import TraceError
+from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.results import FeedResult
 from orchestration.reward_watch import RewardWatch
-from orchestration.rundir import RunDir, code_revision
+from orchestration.rundir import RunDir
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
-from orchestration.traces.late import LabelCopier, ScoreLog
-from orchestration.traces.run_trace import REWARD_SERVER, RunTrace
+from orchestration.traces.run_record import RunRecord
 from reward_server.status import RewardServerStatus
 
 _RATE_WINDOW_S = 20.0
@@ -60,6 +58,8 @@ class Session:
         self.stop_requested = False
         self.wall_before_s = 0.0
         self.actor_restarts = 0
+        self.incarnation = 0
+        """Of the actors that are made now: a higher one plays episodes that no actor of the run has played."""
         self.env_errors = 0
         self.actors = 0
         self.episodes = EpisodeStatistics()
@@ -87,9 +87,7 @@ class Session:
         if resumed is not None:
             self.load_state_dict(resumed)
         self.trace_errors = 0
-        self.trace = _run_trace(config, rundir, self.trouble)
-        self._labels = LabelCopier(rundir.annotations, rundir.traces)
-        self._scores = ScoreLog(rundir.traces)
+        self.record = RunRecord(config, rundir, self.trouble)
         self._began = time.monotonic()
         self._started = time.time()
         self.metrics = MetricsWriter(
@@ -104,7 +102,8 @@ class Session:
     def rolled_out(self, report: RolloutReport) -> None:
         """Counts the steps, captions and failures of one rollout call. Its episodes count when the learner has read it."""
         if self._first_step_s is None:
-            self._first_step_s = time.time() - psutil.Process().create_time()
+            first = report.first_step_at or time.time()
+            self._first_step_s = first - psutil.Process().create_time()
         self.env_steps += report.steps
         self._captions.update(caption for caption, _ in report.new_captions)
         self._bytes_per_step = report.trajectory_bytes / max(report.steps, 1)
@@ -136,11 +135,7 @@ class Session:
         self._updates.extend(result.updates)
         self._unlogged.extend(result.updates)
         self._watch_answers(result)
-        if result.scores:
-            self._record(lambda: self._scores.add(result.reward_model_version, result.scores))
-        if self.trace is not None:
-            self.trace.weights(result.policy_version)
-            self.trace.reward_model(result.reward_model_version)
+        self.record.learned(result)
         self.policy_version = result.policy_version
         self.samples_dropped = result.samples_dropped
         self.reward_model_version = result.reward_model_version
@@ -168,33 +163,13 @@ class Session:
         """Notes how the reward server stands, and says so where the judge went away or came back."""
         before = self.reward_status
         self.reward_status = status
-        self._trace_judge(before, status)
+        self.record.judged(before, status)
         if before is not None and before.annotator.judge_status != status.annotator.judge_status:
             reason = f": {status.annotator.last_error}" if status.annotator.last_error else ""
             self.view.event(
                 f"judge is {status.annotator.judge_status}{reason}", warning=status.annotator.judge_status == "down"
             )
         self.reward_model_accuracy = status.accuracy
-
-    def _trace_judge(self, before: RewardServerStatus | None, status: RewardServerStatus) -> None:
-        if self.trace is None:
-            return
-        now = status.annotator
-        if before is None:
-            self.trace.spawned(REWARD_SERVER, "reward server")
-        elif before.annotator.judge_status != now.judge_status:
-            self.trace.judge_changed(str(now.judge_status), now.last_error)
-        self.trace.judged(now.requests, self.config.judge.model, now.latency_mean_s, now.labelled_this_run)
-
-    def spawned(self, actor: str) -> None:
-        """Notes that a rollout actor is there."""
-        if self.trace is not None:
-            self.trace.spawned(actor, "actor")
-
-    def lost(self, actor: str, reason: str) -> None:
-        """Notes that a rollout actor died."""
-        if self.trace is not None:
-            self.trace.lost(actor, reason)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -204,10 +179,7 @@ class Session:
     @checkpoint.setter
     def checkpoint(self, path: Path) -> None:
         self._checkpoint = path
-        if self.trace is not None:
-            self._record(self._labels.copy)
-            self._record(self._scores.flush)
-            self.trace.checkpoint(path.name, self.env_steps)
+        self.record.checkpoint(path.name, self.env_steps)
 
     def waited(self, part: str, what: str, seconds: float) -> None:
         """Counts time that a part of the system spent waiting."""
@@ -242,24 +214,11 @@ class Session:
         """The last snapshot of the run, also written."""
         if self._unlogged:
             self._log()
-        self._end_trace(status, error)
+        self.record.end(str(status), self.env_steps, error)
         summary = replace(self.summary(status), error=error)
         write_summary(self.rundir.summary, summary, durable=True)
         self.metrics.close()
         return summary
-
-    def _end_trace(self, status: Status, error: str | None) -> None:
-        trace, self.trace = self.trace, None
-        if trace is not None:
-            self._record(self._labels.copy)
-            self._record(self._scores.flush)
-            trace.end(str(status), self.env_steps, error)
-
-    def _record(self, write: Callable[[], object]) -> None:
-        try:
-            write()
-        except TraceError as error:
-            self.trouble(str(error))
 
     def trouble(self, why: str) -> None:
         """Notes that something could not be recorded, which is no reason to end a run. Only the first time is told: a full
@@ -411,6 +370,7 @@ class Session:
             "env_steps": self.env_steps,
             "wall_s": self.wall_s,
             "actor_restarts": self.actor_restarts,
+            "incarnation": self.incarnation,
             "env_errors": self.env_errors,
             "episodes": state,
             "captions": sorted(self._captions),
@@ -423,6 +383,7 @@ class Session:
         self.env_steps = state["env_steps"]
         self.wall_before_s = state["wall_s"]
         self.actor_restarts = state["actor_restarts"]
+        self.incarnation = state["incarnation"]
         self.env_errors = state["env_errors"]
         self.episodes.load_state_dict(state["episodes"])
         self._captions = set(state["captions"])
@@ -433,21 +394,3 @@ class Session:
     def config_yaml(self) -> str:
         """The resolved configuration, kept with each checkpoint."""
         return to_yaml(self.config)
-
-
-def _run_trace(config: Config, rundir: RunDir, on_trouble: Callable[[str], None]) -> RunTrace | None:
-    """The trace of the run itself; None where nothing is traced."""
-    if not is_traced(config):
-        return None
-    return RunTrace(
-        rundir.traces,
-        run=config.run.name,
-        env_id=config.env.id,
-        env_options=config.env.options,
-        seed=config.run.seed,
-        policy=config.agent.model or config.agent.network,
-        policy_version=0,
-        code_revision=code_revision(),
-        count_exponent=config.reward.count_exponent,
-        on_trouble=on_trouble,
-    )

@@ -84,7 +84,7 @@ class Summary:
     wall_s: float = 0.0
     """Since the run began, time before a resume included."""
     first_step_s: float | None = None
-    """From the start of the process to the first rollout that came back."""
+    """Seconds from the start of the process to the first environment step."""
     eta_s: float | None = None
     steps_per_second: float = 0.0
     """Recent rate of environment steps."""

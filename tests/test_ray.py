@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.cli.main import run as yendor
+from orchestration.traces.reader import read_outline, read_trace, run_traces, trace_files
+from orchestration.traces.schema import Spawn, Stop
+from orchestration.traces.validate import validate_file
 from tests.processes import Command, summary
 from tests.rule_judge import RuleServer
 
@@ -108,6 +112,50 @@ def test_a_run_has_a_cluster_of_its_own_beside_others(tmp_path):
     with Command(*arguments, started="127.0.0.1:1") as command:
         assert command.wait() == 0, command.text()
     assert summary(tmp_path / "run")["status"] == "done"
+
+
+def test_a_run_is_scaled_while_it_goes(tmp_path):
+    """1, 3, 1, 2 actors: each starts, those that are let go end, and every sample is learned from once."""
+    run, sizes = tmp_path / "run", {"actors.cpus": 0.25, "trace.rate": 1.0}
+    options = [f"{key}={value}" for key, value in sizes.items()]
+    arguments = small(tmp_path, "http://unused", "train.env_steps=100000000", *options)
+    arguments = [word for word in arguments if not word.startswith(("judge.", "distiller.", "annotator."))]
+    with Command(*arguments, "reward.model=none") as command:
+        command.until(lambda: summary(run).get("env_steps", 0) > 500)
+        for actors in (3, 1, 2):
+            assert yendor(["scale", "run", "--dir", str(tmp_path), "--actors", str(actors)]) == 0
+            steps = summary(run)["env_steps"]
+            command.until(lambda actors=actors: len(command.named("ray::RolloutWorker")) == actors)
+            command.until(lambda steps=steps: summary(run)["env_steps"] > steps + 1000)
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait() == 130
+        assert command.left_behind(10.0) == []
+    done = summary(run)
+    assert (done["actors"], done["actor_restarts"]) == (2, 0)
+    assert "died" not in command.text()
+    # In updates, in the batch that fills, and on their way when the run was stopped; 128 steps a call, 128 a batch.
+    unlearned = done["env_steps"] - 128 * done["policy_version"] - done["samples_dropped"]
+    assert 0 <= unlearned <= 128 * (1 + 2 * 3)
+    # The actors that came later play other episodes than those before.
+    seeds = [tuple(read_outline(path).header.seeds.items()) for path in trace_files(run)]
+    assert seeds and len(set(seeds)) == len(seeds)
+    trace = read_trace(run_traces(run)[0])
+    spawned = [event.child for event in trace.events if isinstance(event, Spawn) and event.role == "actor"]
+    assert spawned == ["actor-00", "actor-01", "actor-02", "actor-01.1"]
+    assert [event.target for event in trace.events if isinstance(event, Stop)][:2] == ["actor-02", "actor-01"]
+    assert validate_file(trace.path) == []
+
+
+def test_what_cannot_be_scaled_says_so(tmp_path, capsys):
+    assert yendor(["scale", "run", "--dir", str(tmp_path), "--actors", "2"]) == 1
+    assert "run: no such run" in capsys.readouterr().err
+    serial = ["train", "demo", f"run.dir={tmp_path}", "run.name=run", "runtime=serial", "actors.envs=4"]
+    sizes = ["actors.rollout_length=8", "learner.batch_size=32", "train.env_steps=64", "reward.model=none", "--plain"]
+    assert yendor([*serial, *sizes]) == 0
+    capsys.readouterr()
+    assert yendor(["scale", "run", "--dir", str(tmp_path), "--actors", "2"]) == 2
+    assert "runtime=serial has no actors to scale" in capsys.readouterr().err
+    assert yendor(["scale", "run", "--dir", str(tmp_path), "--actors", "0"]) == 2
 
 
 def test_too_few_cpus_are_said_at_once(tmp_path):

@@ -354,7 +354,7 @@ def test_a_package_that_is_missing_is_named(keyroom: Trace, monkeypatch: pytest.
 
 
 def test_a_process_that_dies_is_told(keyroom: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolate, "_play", support.die)
+    monkeypatch.setattr(isolate, "_replay", support.die)
     verdict = replay(keyroom.path)
     assert (verdict.outcome, verdict.episode_id) == (Outcome.UNREPLAYABLE, keyroom.header.episode_id)
     assert verdict.reason == "the process that played it died (signal 9)"

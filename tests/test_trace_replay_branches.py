@@ -16,7 +16,7 @@ from orchestration.config import Config, EnvSettings, RunSettings
 from orchestration.configuration import to_yaml
 from orchestration.errors import TraceError, UsageError
 from orchestration.traces.reader import Trace, read_trace, trace_files
-from orchestration.traces.replay import Outcome, UnreplayableError, replay_trace
+from orchestration.traces.replay import Outcome, UnreplayableError, isolate, replay_trace
 from orchestration.traces.replay.command import run_replay
 from orchestration.traces.replay.fork import fork
 from orchestration.traces.replay.policies import CheckpointPolicy, build_fork_policy
@@ -25,6 +25,7 @@ from orchestration.traces.replay.worlds import open_world, reset_of
 from orchestration.traces.schema import RAW, EnvStep, Reward
 from orchestration.traces.validate import validate_file
 from reward_server.models.base import build_reward_model
+from tests import trace_replay_support as support
 from tests.trace_replay_support import WORDS, record_arrays, record_words
 
 STEPS = 20
@@ -99,6 +100,18 @@ def test_a_fork_follows_from_its_seed(trace: Trace, tmp_path: Path) -> None:
     assert one == same != other
     with pytest.raises(TraceError, match="is there already; give another --seed or --out"):
         fork(trace, 5, "random", seed=1, folder=tmp_path / "0")
+
+
+def test_a_fork_in_a_fresh_process_is_the_same(trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = fork(trace, 5, "random", seed=1, folder=tmp_path / "here")
+    there = isolate.fork_aside(trace.path, 5, "random", seed=1, folder=tmp_path / "there")
+    assert here.path is not None and there.path is not None
+    assert actions(read_trace(here.path)) == actions(read_trace(there.path))
+    with pytest.raises(UsageError, match="can be forked at 0 to"):
+        isolate.fork_aside(trace.path, 10**6, "random", folder=tmp_path)
+    monkeypatch.setattr(isolate, "_fork", support.die)
+    verdict = isolate.fork_aside(trace.path, 5, "random", folder=tmp_path).verdict
+    assert (verdict.outcome, verdict.reason) == (Outcome.UNREPLAYABLE, "the process that played it died (signal 9)")
 
 
 def test_a_checkpoint_goes_on_with_the_state_that_the_steps_before_gave_it(trace: Trace, run: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.browser import Browser, find_browser
+from benchmarks.trace_view import SCRUB
 from orchestration.traces.schema import (
     Aggregate,
     Annotation,
@@ -24,10 +26,8 @@ from orchestration.traces.view import Divergence, follow, render, render_traces
 from orchestration.traces.view.render import Page
 from tests.trace_view_support import (
     HOSTILE,
-    Browser,
     Script,
     end,
-    find_browser,
     header,
     long_episode,
     map_screen,
@@ -287,13 +287,19 @@ def test_agents_have_lanes_with_edges_and_events_can_be_chosen(browser: Browser,
     box = browser.run(
         "(({x, y, width, height}) => [x, y, width, height])(document.querySelector('#field').getBoundingClientRect())"
     )
-    picture = np.asarray(Image.open(browser.screenshot(tmp_path / "agents.png")).convert("RGB")).astype(int)
+    top, eighth = box[1] + 24, box[2] / 8
 
     def near(x: float, y: float, colour: tuple[int, int, int]) -> bool:
         patch = picture[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4]
         return bool((np.abs(patch - np.array(colour)).max(axis=2) < 12).any())
 
-    top, eighth = box[1] + 24, box[2] / 8
+    deadline = time.monotonic() + 20
+    # The canvas is drawn with the next frames of the display, which on a busy machine come late.
+    while True:
+        picture = np.asarray(Image.open(browser.screenshot(tmp_path / "agents.png")).convert("RGB")).astype(int)
+        if near(box[0] + 3.5 * eighth, top + 36, (0xFF, 0x9D, 0xB1)) or time.monotonic() > deadline:
+            break
+        browser.settle()
     assert near(box[0] + 0.5 * eighth, top + 12, (0x5B, 0xE3, 0xC0)), "the first spawn, in the lane of the lead"
     assert near(box[0] + 3.5 * eighth, top + 36, (0xFF, 0x9D, 0xB1)), "the tool call, in that of the first worker"
     # Between the lanes, only edges are drawn.
@@ -321,29 +327,14 @@ def test_a_divergence_is_shown_with_both_screens(browser: Browser, tmp_path: Pat
     assert browser.run("document.querySelector('#other').hidden && document.querySelector('#notice').hidden")
 
 
-def test_ten_thousand_steps_open_at_once_and_scrub_smoothly(browser: Browser, tmp_path: Path) -> None:
+def test_ten_thousand_steps_open_and_scrub(browser: Browser, tmp_path: Path) -> None:
+    """How quickly is measured by `python -m benchmarks trace_view`."""
     path = write_trace(tmp_path, long_episode(10_000))
     render([path], tmp_path / "page.html")
-    assert min(browser.open(tmp_path / "page.html") for _ in range(2)) < 2.0
+    browser.open(tmp_path / "page.html")
     assert browser.run("document.querySelectorAll('.row').length") < 100, "only rows that are seen are elements"
-    # A drag over the whole episode: each move is drawn before the next one.
-    scrub = """(async () => {
-      const field = document.querySelector('#field'), times = [];
-      const send = (kind, x) => field.dispatchEvent(new PointerEvent(kind, {bubbles: true, buttons: 1, pointerId: 1,
-        clientX: field.getBoundingClientRect().left + x, clientY: field.getBoundingClientRect().top + 5}));
-      for (let x = 0; x < 600; x += 5) {
-        const began = performance.now();
-        send('pointermove', x);
-        await new Promise(done => requestAnimationFrame(done));
-        times.push(performance.now() - began);
-      }
-      times.sort((a, b) => a - b);
-      return [document.body.dataset.frame, times[60], times[118]];
-    })()"""
-    last, median, slow = browser.run(scrub)
-    assert int(last) > 7_000
-    assert median < 34, f"a step takes {median:.0f} ms"
-    assert slow < 250, f"the slowest step took {slow:.0f} ms"
+    assert len(browser.run(SCRUB)) == 120
+    assert frame(browser) > 7_000
 
 
 def test_lanes_zoom_and_follow_the_head(browser: Browser, tmp_path: Path) -> None:

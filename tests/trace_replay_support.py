@@ -143,9 +143,9 @@ def write(trace: Trace, folder: Path, name: str) -> Path:
     return file.final
 
 
-def die(path: str, answer: Any) -> None:
-    """What takes the place of a replay to see what becomes of one whose process dies."""
-    del path, answer
+def die(*arguments: Any) -> None:
+    """What takes the place of a replay or a fork to see what becomes of one whose process dies."""
+    del arguments
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestration.cli import annotate, config, diagnose, judge, play, report, runs, sft, trace, train
+from orchestration.cli import annotate, config, diagnose, jobs, judge, play, report, runs, sft, trace, train
 from orchestration.errors import UsageError, YendorError, first_line, is_ours, root_cause
 
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ app = typer.Typer(
 train.add_to(app)
 sft.add_to(app)
 play.add_to(app)
+jobs.add_to(app)
 runs.add_to(app)
 report.add_to(app)
 annotate.add_to(app)

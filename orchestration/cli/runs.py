@@ -1,10 +1,12 @@
-"""`yendor runs`, `status`, `stop`."""
+"""`yendor runs`, `status`, `scale`, `stop`."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from orchestration.cli.jobs import Address
 
 Root = Annotated[Path, typer.Option("--dir", help="Where runs lie.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -15,6 +17,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds the commands of this module."""
     app.command("runs")(runs)
     app.command("status")(status)
+    app.command("scale")(scale)
     app.command("stop")(stop)
 
 
@@ -46,8 +49,15 @@ def runs(root: Root = Path("runs"), as_json: AsJson = False) -> None:
     console().print(table(columns, rows, right=("steps", "success", "return", "updated")))
 
 
-def status(run: Run, root: Root = Path("runs"), as_json: AsJson = False) -> None:
-    """Show how a run stands."""
+def status(run: Run, address: Address = None, root: Root = Path("runs"), as_json: AsJson = False) -> None:
+    """Show how a run stands, or a job on a cluster."""
+    if address is not None:
+        from orchestration.cli.jobs import show_job
+        from orchestration.jobs.client import Jobs
+
+        jobs = Jobs(address)
+        show_job(jobs, jobs.find(run), as_json)
+        return
     from orchestration.cli.output import console, fields, print_json, table
     from orchestration.rundir import find_run
     from orchestration.runs import current_summary
@@ -90,13 +100,54 @@ def _wait(part: str, shares: Mapping[str, float]) -> str:
     return f"{part}: " + ", ".join(f"{what} {share:.0%}" for what, share in shares.items())
 
 
-def stop(
+def scale(
     run: Run,
+    actors: Annotated[int, typer.Option("--actors", min=1, help="Rollout actors that it shall have.")],
+    address: Address = None,
     root: Root = Path("runs"),
-    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for its end.")] = 60.0,
+    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait until it has them.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a run to write a checkpoint and end, and wait for that."""
+    """Give a run that goes more actors, or fewer; nothing of what they played is lost."""
+    if address is not None:
+        import sys
+
+        from orchestration.jobs.client import Jobs
+        from orchestration.jobs.submit import run_there
+
+        jobs = Jobs(address)
+        words = ["scale", "--actors", str(actors), "--wait", f"{wait_s:g}", *(["--json"] if as_json else [])]
+        run_there(jobs, jobs.find(run), words, sys.stdout.write)
+        return
+    from orchestration.cli.output import console, print_json
+    from orchestration.rundir import find_run
+    from orchestration.runs import scale as scale_run
+
+    scaled = scale_run(find_run(run, root), actors, wait_s)
+    if as_json:
+        print_json(scaled)
+    else:
+        console().print(f"{scaled.run}: {scaled.before} actors before, {scaled.actors} now")
+
+
+def stop(
+    run: Run,
+    address: Address = None,
+    root: Root = Path("runs"),
+    wait_s: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for its end.")] = 120.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a run, or a job on a cluster, to write a checkpoint and end, and wait for that."""
+    if address is not None:
+        from orchestration.cli.output import console, print_json
+        from orchestration.jobs.client import Jobs
+
+        job = Jobs(address).stop(run, wait_s)
+        if as_json:
+            print_json(job)
+        else:
+            console().print(f"{job.id}: {job.status}")
+        return
     from orchestration.cli.output import console, print_json
     from orchestration.rundir import find_run
     from orchestration.runs import stop as stop_run

@@ -204,6 +204,7 @@ RULES = (
     Rule(("judge.replicas",), lambda c: "runtime=serial has one judge" if c.runtime == "serial" else None),
     Rule(("judge.cache_dir",), lambda c: None if c.judge.model == "embedded" else "judge.model is not embedded"),
     Rule(("judge.reason_tokens",), lambda c: "judge.mode=direct" if c.judge.mode == "direct" else None),
+    Rule(("cluster.",), lambda c: "runtime=serial has one process" if c.runtime == "serial" else None),
     Rule(("actors.cpus",), lambda c: "runtime=serial has one process" if c.runtime == "serial" else None),
     Rule(("actors.in_flight",), lambda c: "runtime=serial waits for each rollout" if c.runtime == "serial" else None),
     Rule(

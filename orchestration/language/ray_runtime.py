@@ -25,7 +25,7 @@ from orchestration.configuration import uses_judge
 from orchestration.errors import WorkerDiedError, death, root_cause
 from orchestration.language.models import acting_model, told_by
 from orchestration.language.ray_workers import LanguageFeed, LanguageLearnerWorker, LanguageRolloutWorker
-from orchestration.ray_runtime import Actor, RayRuntime
+from orchestration.ray_runtime import Actor, RayRuntime, group
 from orchestration.results import actor_name
 
 _FAILURES_IN_A_ROW = 3
@@ -89,8 +89,13 @@ class LanguageRayRuntime(RayRuntime):
             LanguageLearnerWorker, config, self.session.rundir.path, self._model, state, gpus=share
         )
         self._rollout_worker = ray.remote(LanguageRolloutWorker).options(
-            num_cpus=config.actors.cpus, num_gpus=config.actors.gpus, max_concurrency=4096
+            num_cpus=config.actors.cpus,
+            num_gpus=config.actors.gpus,
+            resources=group(config, "actor", config.actors.cpus),
+            max_concurrency=4096,
         )
+        if resumed is not None:
+            self._new_incarnation()
         if resumed is None:
             # The first weights are the model's own, so engines start while the learner does.
             self._version, self._weights = 0, self._model
@@ -102,7 +107,7 @@ class LanguageRayRuntime(RayRuntime):
 
     def _spawn_all(self) -> None:
         for index in range(self.config.actors.count):
-            self._spawn(index, incarnation=self.session.actor_restarts)
+            self._spawn(index)
 
     def _first_weights(self) -> None:
         """Waits until the learner is there, with the weights that it begins with."""
@@ -111,14 +116,18 @@ class LanguageRayRuntime(RayRuntime):
         except RayActorError as error:
             raise WorkerDiedError(f"the learner (LanguageLearnerWorker) died: {death(error)}") from error
 
-    def _spawn(self, index: int, incarnation: int) -> Actor:
+    def _spawn(self, index: int) -> Actor:
+        if index in self._used:
+            self._new_incarnation()
+        self._used.add(index)
+        incarnation = self.session.incarnation
         handle = self._rollout_worker.remote(
             self.config, self.session.rundir.path, index, incarnation, self._model, self._version, str(self._weights)
         )
         actor = self._actors[index] = Actor(index, incarnation, handle, handle.play.options(num_returns=2))
         self._engines[index] = _Engine(set(), self._version, taking=True)
         self.session.actors = len(self._actors)
-        self.session.spawned(actor_name(index, incarnation))
+        self.session.record.spawned(actor_name(index, incarnation))
         self._expect(handle.start.remote(), _Start(actor))
         return actor
 
@@ -215,13 +224,13 @@ class LanguageRayRuntime(RayRuntime):
             raise error
         name, reason = actor_name(actor.index, actor.incarnation), death(error)
         ray.kill(actor.handle)
-        self.session.lost(name, reason)
+        self.session.record.lost(name, reason)
         self.session.actor_restarts += 1
         self.session.view.event(f"{name} died and is replaced: {reason}", warning=True)
         lost = self._engines[actor.index].playing
         self._again = sorted({*self._again, *lost})
         self._open -= lost
-        self._spawn(actor.index, incarnation=self.session.actor_restarts)
+        self._spawn(actor.index)
         self._grant_groups()
 
     def _own_state(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from orchestration.language.parts import (
     build_template,
 )
 from orchestration.language.report import report_of
-from orchestration.serial import reward_server_here
+from orchestration.serial import judge, reward_server_here
 from orchestration.session import Session
 
 
@@ -59,7 +59,7 @@ class LanguageSerialRuntime:
             self.rollout.load_state_dict(resumed["rollout"])
         self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
         session.actors = 1
-        session.spawned(self.rollout.name)
+        session.record.spawned(self.rollout.name)
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop; always ends between two updates."""
@@ -88,13 +88,7 @@ class LanguageSerialRuntime:
             version, folder = self.learner.publish()
             self._loop.run_until_complete(self.rollout.generator.update(folder, version))
         if self.reward_server is not None:
-            self.reward_server.submit(report.new_captions)
-            began = time.perf_counter()
-            version = self._loop.run_until_complete(self.reward_server.step())
-            self.session.waited("reward server", "annotate and distil", time.perf_counter() - began)
-            if version is not None:
-                self.learner.adopt(version)
-            self.session.judged(self.reward_server.status())
+            judge(self.reward_server, report.new_captions, self.learner.adopt, self.session, self._loop)
 
     def checkpoint(self) -> None:
         """Writes the whole state. No episode runs between two updates."""

@@ -104,6 +104,10 @@ class RunTrace:
         self._write(error)
         self._write(Stop(**self._event(COORDINATOR, error.id), target=child, reason="died"))
 
+    def retired(self, child: str) -> None:
+        """A part of the system was let go: the run was scaled down."""
+        self._write(Stop(**self._event(COORDINATOR), target=child, reason="scaled down"))
+
     def weights(self, version: int) -> None:
         """The learner published weights."""
         if version != self._policy_version:

@@ -91,6 +91,9 @@ def faults_of(path: Path) -> list[Fault]:
     except TraceError as error:
         return [Fault(None, "form", _without(path, error))]
     finished = path.suffix != ".part"
+    if not finished and not read.lines:
+        # Its writer was killed before its first line was whole: nothing was promised of it, and nothing is there.
+        return []
     check = _Check(finished)
     number = 0
     try:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -106,12 +106,14 @@ def start(
     app_name: str = "judge",
     num_cpus: float = 0.1,
     num_gpus: float | None = None,
+    resources: Mapping[str, float] | None = None,
     in_flight: int = 8,
     pairwise: bool = False,
 ) -> None:
     """Deploys the judge on the Ray cluster that this process has joined, and returns while it starts.
 
-    `num_gpus`: for each replica; by default 1 where the cluster has a GPU. `in_flight`: requests that one replica
+    `num_gpus`: for each replica; by default 1 where the cluster has a GPU. `resources`: others of Ray's that each takes.
+    `in_flight`: requests that one replica
     works on at once. `pairwise`: it is asked about pairs of captions. More than one `judge.replicas` scales between 1
     and that many with the load.
     """
@@ -129,7 +131,7 @@ def start(
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
     application = serve.deployment(
         name=DEPLOYMENT,
-        ray_actor_options={"num_cpus": num_cpus, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": gpus, "resources": dict(resources or {})},
         max_ongoing_requests=in_flight,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,

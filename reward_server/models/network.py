@@ -17,7 +17,7 @@ from torch.nn import functional
 CAPTION_BYTES = 256
 """Bytes of a caption that ONI's network reads; what comes behind is cut off."""
 
-_CHUNK = 128
+_CHUNK = 16
 
 _KERNELS: tuple[tuple[int, int], ...] = ((7, 3), (7, 3), (3, 1), (3, 1), (3, 1), (3, 3))
 """(kernel, pool) of each convolution; a pool of 1 is none."""
@@ -85,26 +85,51 @@ class CharacterEncoder(nn.Module):
 
     def forward(self, bytes_NL: Tensor) -> Tensor:
         """uint8 [N, L], L <= length; where L < length, the last position must be padding (zero) in every row."""
-        x = self.embedding(bytes_NL.long()).transpose(1, 2)
+        x = bytes_NL.long().unsqueeze(2)  # [N, L, C]
         full = self.length  # what the padded length would be; x holds a prefix whose last position is all the rest
-        for convolution, (kernel, pool) in zip(self.convolutions, _KERNELS, strict=True):
-            held = x.shape[2]
+        for number, (convolution, (kernel, pool)) in enumerate(zip(self.convolutions, _KERNELS, strict=True)):
+            held = x.shape[1]
             full = full - kernel + 1
             # Output held-1 reads nothing but padding, so it stands for all that follow.
-            x = functional.relu(convolution(_extend(x, min(held, full) + kernel - 1)))
+            x = _extend(x, min(held, full) + kernel - 1)
+            x = functional.relu(_convolve(convolution, x) if number else self._first(convolution, x.squeeze(2)))
             if pool > 1:
                 full = full // pool
-                held = min((x.shape[2] - 2 + pool) // pool + 1, full)  # up to the first window of only padding
-                x = functional.max_pool1d(_extend(x, held * pool), pool)
-        return functional.relu(self.project(_extend(x, self.positions).flatten(1)))
+                held = min((x.shape[1] - 2 + pool) // pool + 1, full)  # up to the first window of only padding
+                x = _extend(x, held * pool).unflatten(1, (held, pool)).amax(2)
+        return functional.relu(self.project(_extend(x, self.positions).transpose(1, 2).flatten(1)))
+
+    def _first(self, convolution: nn.Module, bytes_NL: Tensor) -> Tensor:
+        """The first convolution of the embedded bytes, [N, L - kernel + 1, O]: a sum of rows of a table that holds, for each
+        byte at each place of the kernel, what it adds. A fifteenth of the arithmetic."""
+        assert isinstance(convolution, nn.Conv1d)
+        outputs, _, kernel = convolution.weight.shape
+        table = torch.einsum("ec,ock->keo", self.embedding.weight, convolution.weight).reshape(-1, outputs)
+        places = torch.arange(kernel, device=bytes_NL.device) * self.embedding.num_embeddings
+        windows = bytes_NL.unfold(1, kernel, 1) + places
+        sums = functional.embedding_bag(windows.reshape(-1, kernel), table, mode="sum")
+        assert convolution.bias is not None
+        return (sums + convolution.bias).unflatten(0, (bytes_NL.shape[0], -1))
+
+
+def _convolve(convolution: nn.Module, x: Tensor) -> Tensor:
+    """`nn.Conv1d` of [N, L, C] as one matrix product: [N, L - kernel + 1, O].
+
+    A library's convolution is prepared anew for every shape that it meets, and captions come in ever new ones.
+    """
+    assert isinstance(convolution, nn.Conv1d)
+    outputs, inputs, kernel = convolution.weight.shape
+    windows = x.unfold(1, kernel, 1).transpose(2, 3).reshape(-1, kernel * inputs)
+    weight = convolution.weight.transpose(1, 2).reshape(outputs, -1)
+    return functional.linear(windows, weight, convolution.bias).unflatten(0, (x.shape[0], -1))
 
 
 def _extend(x: Tensor, length: int) -> Tensor:
-    """The last position repeated, or the surplus cut off, to `length`: [N, C, L] -> [N, C, length]."""
-    missing = length - x.shape[2]
+    """The last position repeated, or the surplus cut off, to `length`: [N, L, C] -> [N, length, C]."""
+    missing = length - x.shape[1]
     if missing <= 0:
-        return x[:, :, :length]
-    return torch.cat((x, x[:, :, -1:].expand(-1, -1, missing)), dim=2)
+        return x[:, :length]
+    return torch.cat((x, x[:, -1:].expand(-1, missing, -1)), dim=1)
 
 
 class CharacterMLP(nn.Module):

@@ -1,11 +1,11 @@
 """Plays recorded episodes again. See `docs/replay.md`.
 
-`replay` executes an episode from its seeds and compares (L2), `rescore` computes its rewards again (L1), `fork` goes on
-from one of its steps with another policy (L4). What would force a language model's stored tokens (L3) belongs beside
-them, in a module of its own that reads `llm_call` events; no agent writes those yet.
+`replay` executes an episode from its seeds and compares (L2), `rewards.rescore` computes its rewards again (L1),
+`tokens.force_tokens` scores the stored tokens of a language model again (L3), `fork_aside` goes on from a step with another
+policy (L4).
 """
 
-from orchestration.traces.replay.isolate import replay
+from orchestration.traces.replay.isolate import fork_aside, replay
 from orchestration.traces.replay.play import replay_trace
 from orchestration.traces.replay.verdict import (
     AT_RESET,
@@ -23,6 +23,7 @@ __all__ = [
     "Outcome",
     "UnreplayableError",
     "Verdict",
+    "fork_aside",
     "replay",
     "replay_trace",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.cli.output import console, print_json
 from orchestration.errors import TraceError, UsageError
 from orchestration.traces.reader import Trace, read_trace
-from orchestration.traces.replay.isolate import replay
+from orchestration.traces.replay.isolate import fork_aside, replay
 from orchestration.traces.replay.verdict import EXIT_CODES, Outcome, UnreplayableError, Verdict, exit_code
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ def _print(verdict: Verdict) -> None:
 
 
 def _fork(files: Sequence[Path], start: int, policy: str, seed: int, out: Path | None, as_json: bool) -> int:
-    from orchestration.traces.replay.fork import fork
-
-    branches = [fork(read_trace(path), start, policy, seed=seed, folder=out) for path in files]
+    branches = [fork_aside(path, start, policy, seed=seed, folder=out) for path in files]
     if as_json:
         trees = [{**dataclasses.asdict(branch), "verdict": tree_of(branch.verdict)} for branch in branches]
         print_json(trees)

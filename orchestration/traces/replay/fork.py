@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestration.errors import TraceError, UsageError
@@ -11,28 +10,11 @@ from orchestration.rundir import code_revision
 from orchestration.traces.reader import Trace
 from orchestration.traces.replay.play import follow, replay_trace, stepped
 from orchestration.traces.replay.policies import Choice, ForkPolicy, build_fork_policy
-from orchestration.traces.replay.verdict import Outcome, UnreplayableError, Verdict
+from orchestration.traces.replay.verdict import Forked, Outcome, UnreplayableError
 from orchestration.traces.replay.worlds import Seen, World, clock_text, open_world, reset_of
 from orchestration.traces.replay.writer import EpisodeWriter
 from orchestration.traces.schema import SCHEMA, SUFFIX, Header
 from orchestration.traces.versions import native_versions, package_versions
-
-
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """A branch of an episode."""
-
-    verdict: Verdict
-    """On the steps before the fork, which were played again."""
-    at: int
-    """The first step that is not the parent's."""
-    policy: str
-    path: Path | None
-    """The trace of the branch, which begins with its parent's steps; None where those did not come out as recorded."""
-    length: int = 0
-    """Steps of the branch, its parent's included."""
-    episode_return: float = 0.0
-    success: bool | None = None
 
 
 def fork(trace: Trace, at: int, policy: str, *, seed: int = 0, folder: Path | None = None) -> Forked:

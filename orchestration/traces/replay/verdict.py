@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from orchestration.errors import YendorError
 
@@ -90,6 +91,23 @@ class Verdict:
         step = self.divergence.step
         place = "at the reset" if step == AT_RESET else f"at step {step}"
         return f"DIVERGED {place} ({first.key}: recorded {first.recorded}, replayed {first.replayed})"
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A branch of an episode."""
+
+    verdict: Verdict
+    """On the steps before the fork, which were played again."""
+    at: int
+    """The first step that is not the parent's."""
+    policy: str
+    path: Path | None
+    """The trace of the branch, which begins with its parent's steps; None where those did not come out as recorded."""
+    length: int = 0
+    """Steps of the branch, its parent's included."""
+    episode_return: float = 0.0
+    success: bool | None = None
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:

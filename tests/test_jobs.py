@@ -208,7 +208,7 @@ def test_a_job_is_scaled_and_stopped(address):
         assert time.monotonic() < deadline, told
         time.sleep(0.5)
     shown = ask("status", "long", "--address", address).stdout
-    assert "RUNNING" in shown and "env steps" in shown
+    assert "RUNNING" in shown and "env_steps" in shown, shown
     scaled = ask("scale", "long", "--actors", "3", "--wait", "200", "--address", address)
     assert scaled.returncode == 0 and "1 actors before, 3 now" in scaled.stdout, ask(
         "logs", "long", "--address", address

@@ -4,7 +4,6 @@ Invariant: no trouble with a file, nor the end of that process, ends the rollout
 """
 
 import os
-import pickle
 import select
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from envs.clock import PINNED
 from orchestration.errors import TraceError
 from orchestration.traces.episode import AT_ONCE, EpisodeFile
 from orchestration.traces.files import Finisher, TraceFile
+from orchestration.traces.pipe import receive, send
 from orchestration.traces.schema import SCHEMA, Header
 from orchestration.traces.versions import native_versions, package_versions
 
@@ -204,8 +204,8 @@ class WritersAside:
         try:
             if self._process is None:
                 self._process = _start_process()
-                _write(_stream(self._process.stdin), pickle.dumps(self._made_of, protocol=5))
-            _write(_stream(self._process.stdin), pickle.dumps(waiting, protocol=5))
+                send(_stream(self._process.stdin), self._made_of)
+            send(_stream(self._process.stdin), waiting)
         except OSError as error:
             self._gone = True
             self._trouble.append(
@@ -272,12 +272,6 @@ class _Changes:
         return Cells(words.view(np.uint8).reshape(self.shape))
 
 
-def _write(pipe: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[pipe.write(view) :]
-
-
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:
     assert stream is not None
     return stream
@@ -297,12 +291,12 @@ def _start_process() -> "subprocess.Popen[bytes]":
 def main() -> None:
     """The process: reads what `WritersAside` tells from the standard input; says its troubles, a line each."""
     source = os.fdopen(0, "rb", buffering=_PIPE_BYTES)
-    folder, run, agent = pickle.load(source)
+    folder, run, agent = receive(source)
     writers = EpisodeWriters(folder, run, agent, aside=True)
     shown: dict[int, NDArray[np.uint8]] = {}
     try:
         while True:
-            for message in pickle.load(source):
+            for message in receive(source):
                 _take(writers, shown, *message)
             _say(writers.take_trouble())
     except EOFError:

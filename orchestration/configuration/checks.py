@@ -236,6 +236,12 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "checkpoint.interval_s": POSITIVE,
     "checkpoint.keep": COUNT,
     "log.interval_s": POSITIVE,
+    "metrics.port": Range(1, 65535),
+    "metrics.wandb": Text(r"([^/\\#?%:\s]+/)?[^/\\#?%:\s]{1,128}", "must be PROJECT or ENTITY/PROJECT"),
+    "metrics.mlflow": Text(
+        r"(?!\S*://[^/\s]*@)\S+",
+        "must be a tracking URI, without user and password (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD hold them)",
+    ),
 }
 """What each key may be. Booleans and free mappings have no entry; a test holds that every other key has one."""
 

@@ -10,6 +10,7 @@ from learner.credit.settings import ONLINE_METHODS
 from orchestration.config import Config
 from orchestration.configuration.keys import key_types, near_miss
 from orchestration.configuration.objectives import COMPARING, OBJECTIVES, objective_settings
+from orchestration.configuration.values import without_password
 from orchestration.errors import ConfigError
 from reward_server.kinds import KINDS, Source
 
@@ -261,7 +262,7 @@ def check_values(config: Config) -> None:
         check = CHECKS.get(key)
         fault = check.fault(value) if check is not None and value is not None else None
         if fault:
-            raise ConfigError(f"{key}={value}: {fault}")
+            raise ConfigError(f"{key}={without_password(value)}: {fault}")
     _check_goal(config)
     _check_env(config)
 

@@ -3,8 +3,8 @@
 Keys and passwords are the libraries' own affair (environment, ~/.netrc): none passes through here.
 """
 
+import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from uuid import uuid4
 from orchestration.config import Config
 from orchestration.configuration.checks import value_at
 from orchestration.configuration.keys import key_types
+from orchestration.configuration.values import without_password
 from orchestration.errors import ResourceError, first_line
 from orchestration.metrics import MetricsLine, scalars
 from orchestration.summary import Status
@@ -28,11 +29,7 @@ _MLFLOW_METRICS, _MLFLOW_PARAMS = 1000, 100
 
 def parameters(config: Config) -> dict[str, Any]:
     """The resolved configuration by its keys, as `key=value` has them, without user and password in addresses."""
-    return {key: _public(value_at(config, key)) for key in key_types()}
-
-
-def _public(value: Any) -> Any:
-    return re.sub(r"(://)[^/@\s]*@", r"\1", value) if isinstance(value, str) else value
+    return {key: without_password(value_at(config, key)) for key in key_types()}
 
 
 def _known(line: MetricsLine) -> dict[str, float]:
@@ -46,7 +43,7 @@ class WandbRun:
 
     def __init__(self, config: Config, folder: Path, run_id: str | None) -> None:
         """`run_id`: of the run to go on with, None for a new one. Raises `ResourceError` where W&B gives none."""
-        wandb = import_module("wandb")
+        wandb = _wandb()
         entity, _, project = (config.metrics.wandb or "").rpartition("/")
         # The console is the live view's, and the machine's numbers are Prometheus' affair.
         settings = wandb.Settings(
@@ -91,6 +88,8 @@ class MlflowRun:
     def __init__(self, config: Config, name: str, run_id: str | None) -> None:
         """`run_id`: of the run to go on with, None for a new one. Raises `ResourceError` where MLflow gives none."""
         mlflow, self._entities = import_module("mlflow"), import_module("mlflow.entities")
+        for logger in ("mlflow", "alembic"):  # What they log of errors they raise too; the console is the live view's.
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         try:
             self._client: Any = mlflow.MlflowClient(tracking_uri=config.metrics.mlflow)
             if run_id is None:
@@ -137,7 +136,7 @@ def check_wandb(project: str) -> None:
     _check_package("metrics.wandb", project, "wandb")
     if os.environ.get("WANDB_MODE") in _OFFLINE:
         return
-    wandb = import_module("wandb")
+    wandb = _wandb()
     try:
         wandb.login(force=True, verify=False)
     except wandb.errors.Error as error:
@@ -157,6 +156,11 @@ def check_mlflow(uri: str) -> None:
         httpx.get(uri, timeout=_ANSWER_S)
     except httpx.HTTPError as error:
         raise ResourceError(f"metrics.mlflow={uri}: no answer: {first_line(error)}") from error
+
+
+def _wandb() -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")  # It says things on the console, which is the live view's.
+    return import_module("wandb")
 
 
 def _check_package(key: str, value: str, package: str) -> None:

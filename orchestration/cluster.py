@@ -43,10 +43,11 @@ def _init(config: Config) -> None:
             # Otherwise Ray would join whatever cluster `ray start` made on this machine last.
             address="local",
             num_cpus=max(int(available_cpus()), 1),
-            include_dashboard=False,
+            include_dashboard=False,  # The agent that exports metrics runs all the same.
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
+            _metrics_export_port=config.metrics.port,
         )
 
 

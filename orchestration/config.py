@@ -69,6 +69,19 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class MetricsSettings:
+    """Where the run's numbers go beside its folder."""
+
+    port: int | None = None
+    """Prometheus reads them there. Under `runtime=ray` the metrics port of the run's own Ray cluster (null: any; on the
+    cluster that RAY_ADDRESS names, its agents have ports already); under `serial` on the loopback (null: nowhere)."""
+    wandb: str | None = None
+    """Project of Weights & Biases, PROJECT or ENTITY/PROJECT; needs the package `wandb`."""
+    mlflow: str | None = None
+    """Tracking URI of MLflow, such as http://host:5000 or sqlite:///mlflow.db; needs the package `mlflow`."""
+
+
+@dataclass(frozen=True)
 class ClusterSettings:
     """Of the Ray cluster that a run lives on."""
 
@@ -102,6 +115,7 @@ class Config:
     trace: TraceSettings = field(default_factory=TraceSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     def model_settings(self, seed: int = 0) -> ModelSettings:
         """What the side of the reward model that rewards depends on."""

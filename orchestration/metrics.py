@@ -33,6 +33,11 @@ class MetricsLine:
     """Depends on the clock: `unix` (seconds since the epoch) always, durations and rates beside it."""
 
 
+def scalars(line: MetricsLine) -> dict[str, float | None]:
+    """The numbers of a line by the names that TensorBoard has for them: what depends on the clock is under `time/`."""
+    return {**line.metrics, **{f"time/{name}": value for name, value in line.time.items() if name != "unix"}}
+
+
 class MetricsWriter:
     """Appends to `metrics.jsonl` and to TensorBoard's event file.
 
@@ -71,7 +76,7 @@ class MetricsWriter:
 
     def log(
         self, env_steps: int, metrics: Mapping[str, float | None], timing: Mapping[str, float | None] | None = None
-    ) -> None:
+    ) -> MetricsLine:
         """Appends one line, as one write. `timing` is what depends on the clock; a value that is not finite is null."""
         now = self._clock()
         line = MetricsLine(env_steps, _finite(metrics), {"unix": now, **_finite(timing or {})})
@@ -80,8 +85,8 @@ class MetricsWriter:
         except OSError as error:
             raise MetricsError(f"{self._path}: cannot be written: {error.strerror}") from error
         if self._events is not None:
-            scalars = {**line.metrics, **{f"time/{name}": value for name, value in line.time.items() if name != "unix"}}
-            self._events.add_event(_scalar_event(now, env_steps, scalars))
+            self._events.add_event(_scalar_event(now, env_steps, scalars(line)))
+        return line
 
     def close(self) -> None:
         """Writes what TensorBoard's queue still holds."""

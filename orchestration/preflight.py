@@ -8,6 +8,7 @@ from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, uses_judge
 from orchestration.errors import ConfigError, ResourceError
 from orchestration.machine import GIB, available_cpus, available_memory, free_disk, gibibytes
+from orchestration.observability.sinks import check_sinks
 
 _MEMORY_WARNING = 2 * GIB
 _MEMORY_OF_JUDGE = 2 * GIB
@@ -18,8 +19,8 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
     """Raises the error that the run would die of; `warn` gets what may become one.
 
     Quick: a judge's address is asked, and an environment with options is made once. Raises `ConfigError` for the
-    environment's options, `ResourceError` for the machine, `JudgeError` for the judge, `AnnotationStoreError` for labels
-    that were to be reused.
+    environment's options, `ResourceError` for the machine and for W&B and MLflow, `MetricsError` for a port that is taken,
+    `JudgeError` for the judge, `AnnotationStoreError` for labels that were to be reused.
     """
     _check_model(config)
     _check_env(config)
@@ -27,6 +28,7 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
         check_cpus(config, available_cpus(), "this machine")
     check_device(config)
     _check_offline(config)
+    check_sinks(config)
     if uses_judge(config):
         from reward_server.judge.judge import preflight as preflight_judge
 

@@ -118,6 +118,10 @@ class RunDir:
         """What processes wrote, and the traceback of a failure."""
         return self.path / "logs"
 
+    def remote(self, service: str) -> Path:
+        """Under which id `service` (wandb, mlflow) has the run."""
+        return self.path / f"{service}.json"
+
     def is_run(self) -> bool:
         """Whether a run was made here: it has a configuration."""
         return self.config.is_file()

@@ -15,6 +15,8 @@ from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
+from orchestration.observability.memory import MemoryMeter
+from orchestration.observability.sinks import open_sinks
 from orchestration.results import FeedResult
 from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir
@@ -96,6 +98,8 @@ class Session:
             resume_step=None if resumed is None else self.env_steps,
             interval_s=config.log.interval_s,
         )
+        self._memory = MemoryMeter()
+        self._sinks = open_sinks(config, rundir, view.event)
 
     # What happened.
 
@@ -218,6 +222,7 @@ class Session:
         summary = replace(self.summary(status), error=error)
         write_summary(self.rundir.summary, summary, durable=True)
         self.metrics.close()
+        self._sinks.close(status)
         return summary
 
     def trouble(self, why: str) -> None:
@@ -281,6 +286,8 @@ class Session:
             actor_restarts=self.actor_restarts,
             env_errors=self.env_errors,
             trace_errors=self.trace_errors,
+            sink_errors=self._sinks.errors,
+            metrics_url=self._sinks.url if status is Status.RUNNING else None,
             waits=self._waits,
             liked=liked,
             disliked=disliked,
@@ -350,7 +357,15 @@ class Session:
         window_s = max(now - self._window_began, 1e-9)
         self._waits = self._clock.shares(window_s, {"actor": self.actors})
         self._clock, self._window_began = Clock(), now
-        timing: dict[str, float | None] = {"wall_s": self.wall_s, "steps_per_second": self._steps_per_second()}
+        timing: dict[str, float | None] = {
+            "wall_s": self.wall_s,
+            "steps_per_second": self._steps_per_second(),
+            "actors": self.actors,
+            "actor_restarts": self.actor_restarts,
+            "trace_errors": self.trace_errors,
+            "sink_errors": self._sinks.errors,
+            "memory_bytes": self._memory.read(),
+        }
         if self.config.agent.model is not None:
             timing["output_tokens_per_second"] = self._output_tokens / window_s
             self._output_tokens = 0
@@ -359,7 +374,7 @@ class Session:
             timing.update(self.reward_status.annotator.counters())
         for part, shares in self._waits.items():
             timing.update({f"{part}/{what}": share for what, share in shares.items()})
-        self.metrics.log(self.env_steps, metrics, timing)
+        self._sinks.log(self.metrics.log(self.env_steps, metrics, timing))
 
     # What a checkpoint keeps of it.
 

@@ -134,9 +134,13 @@ class Summary:
     actors: int = 0
     actor_restarts: int = 0
     env_errors: int = 0
+    """Environments that raised and were replaced."""
     trace_errors: int = 0
     """Episodes, labels and other records that could not be written; training goes on without."""
-    """Environments that raised and were replaced."""
+    sink_errors: int = 0
+    """Failures to hand on metrics to Prometheus, W&B or MLflow; training goes on without."""
+    metrics_url: str | None = None
+    """Where Prometheus can read the run's numbers while it goes."""
     waits: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict[str, dict[str, float]])
     """For each part of the system, what it spends its time on: shares that sum to at most 1."""
     liked: tuple[CaptionScore, ...] = ()

@@ -10,6 +10,7 @@ from learner.credit.settings import ONLINE_METHODS
 from orchestration.config import Config
 from orchestration.configuration.keys import key_types, near_miss
 from orchestration.configuration.objectives import COMPARING, OBJECTIVES, objective_settings
+from orchestration.configuration.values import without_password
 from orchestration.errors import ConfigError
 from reward_server.kinds import KINDS, Source
 
@@ -236,6 +237,12 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "checkpoint.interval_s": POSITIVE,
     "checkpoint.keep": COUNT,
     "log.interval_s": POSITIVE,
+    "metrics.port": Range(1, 65535),
+    "metrics.wandb": Text(r"([^/\\#?%:\s]+/)?[^/\\#?%:\s]{1,128}", "must be PROJECT or ENTITY/PROJECT"),
+    "metrics.mlflow": Text(
+        r"(?!\S*://[^/\s]*@)\S+",
+        "must be a tracking URI, without user and password (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD hold them)",
+    ),
 }
 """What each key may be. Booleans and free mappings have no entry; a test holds that every other key has one."""
 
@@ -255,7 +262,7 @@ def check_values(config: Config) -> None:
         check = CHECKS.get(key)
         fault = check.fault(value) if check is not None and value is not None else None
         if fault:
-            raise ConfigError(f"{key}={value}: {fault}")
+            raise ConfigError(f"{key}={without_password(value)}: {fault}")
     _check_goal(config)
     _check_env(config)
 

@@ -16,6 +16,11 @@ _NULL = frozenset({"null", "none", "~"})
 _INTEGER = re.compile(r"[+-]?\d+(_\d+)*")
 
 
+def without_password(value: Any) -> Any:
+    """`value` as others may see it: text without the user and password of the addresses in it."""
+    return re.sub(r"(://)[^/@\s]*@", r"\1", value) if isinstance(value, str) else value
+
+
 def is_interpolation(value: object) -> bool:
     """Whether `value` refers to other keys (`${run.seed}`)."""
     return isinstance(value, str) and "${" in value

@@ -51,7 +51,8 @@ def reward_server(config: Config) -> dict[str, Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
-    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
+    # Not soft: what asks for no resources then goes to any machine all the same.
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
 def _group(config: Config, group: Group, amount: float = 1.0) -> dict[str, float]:

@@ -18,6 +18,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.cluster_utils import Cluster
 
 from orchestration import placement
 from orchestration.config import ClusterSettings, Config
@@ -473,3 +474,27 @@ def test_the_coordinator_of_a_cluster_needs_no_gpu(monkeypatch: pytest.MonkeyPat
         preflight(config, lambda _: None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     preflight(config, lambda _: None)
+
+
+class Where:
+    """Stands in for the reward server."""
+
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+
+@pytest.mark.slow
+def test_the_reward_server_stays_with_the_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=0, object_store_memory=10**8, include_dashboard=False)
+        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        here = ray.get_runtime_context().get_node_id()
+        cluster.add_node(num_cpus=2, object_store_memory=10**8, resources={Group.ACTOR.value: 2})
+        # What asks for nothing goes anywhere, so one of them may be here by chance.
+        servers = [ray.remote(Where).options(**placement.reward_server(grouped())).remote() for _ in range(6)]
+        assert set(ray.get([server.node.remote() for server in servers])) == {here}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -7,13 +7,14 @@ from importlib import import_module
 
 from orchestration.config import Config
 from orchestration.machine import available_cpus
-from orchestration.preflight import check_cpus
+from orchestration.preflight import check_cluster
 
 _OBJECT_STORE_BYTES = 1 << 29
 
 
 def connect(config: Config) -> None:
-    """Joins or starts the cluster. Raises ResourceError where it has too few CPUs, which would be waited for for ever."""
+    """Joins or starts the cluster. Raises ResourceError where it lacks what the run needs, which would be waited for for
+    ever; with `cluster.autoscaling` that is a matter of minutes, and not looked at."""
     import ray
 
     # The cluster's processes take seconds to start, and so does importing what the run needs: both at once.
@@ -21,8 +22,10 @@ def connect(config: Config) -> None:
     preload.start()
     _init(config)
     preload.join()
+    if config.cluster.autoscaling:
+        return
     try:
-        check_cpus(config, ray.cluster_resources().get("CPU", 0.0), "the Ray cluster")
+        check_cluster(config, ray.cluster_resources())
     except BaseException:
         ray.shutdown()
         raise

@@ -88,6 +88,8 @@ class ClusterSettings:
     groups: bool = False
     """Each part keeps to the machines of its group: actors to those with the resource `actor`, the learner to those with
     `learner`, the judge's replicas to those with `judge`."""
+    autoscaling: bool = False
+    """The cluster gets machines when they are asked for: a part that it has no room for yet waits, and is not refused."""
 
 
 @dataclass(frozen=True)

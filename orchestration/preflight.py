@@ -1,9 +1,10 @@
 """What is checked before a run starts, so that it fails at once and says why, rather than late or never."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from orchestration import placement
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, uses_judge
 from orchestration.errors import ConfigError, ResourceError
@@ -26,7 +27,8 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
     _check_env(config)
     if config.runtime == "serial" or os.environ.get("RAY_ADDRESS", "local") == "local":
         check_cpus(config, available_cpus(), "this machine")
-    check_device(config)
+        # Elsewhere the learner has another machine, and this one may well have no GPU.
+        check_device(config)
     _check_offline(config)
     check_sinks(config)
     if uses_judge(config):
@@ -58,6 +60,23 @@ def check_cpus(config: Config, there: float, where: str) -> None:
         f"too few CPUs: actors.count={config.actors.count} and learner.threads={config.learner.threads} need "
         f"{needed:g}, {where} has {there:g}; {advice}"
     )
+
+
+def check_cluster(config: Config, there: Mapping[str, float]) -> None:
+    """Raises `ResourceError` where a cluster with the resources `there` lacks what the run needs. The judge is not looked
+    for: without it training goes on."""
+    check_cpus(config, there.get("CPU", 0.0), "the Ray cluster")
+    if config.learner.device == "cuda" and there.get("GPU", 0.0) < 1:
+        raise ResourceError("learner.device=cuda: the Ray cluster has no GPU; use learner.device=auto")
+    options = {"actors": (placement.actor(config), config.actors.count), "the learner": (placement.learner(config), 1)}
+    for part, (asked, count) in options.items():
+        for name, amount in asked["resources"].items():
+            needed, found = amount * count, there.get(name, 0.0)
+            if found < needed:
+                raise ResourceError(
+                    f"cluster.groups=true: {part} need{'' if count > 1 else 's'} {needed:g} of the resource {name!r}, the Ray "
+                    f"cluster has {found:g}; start machines with ray start --resources='{{\"{name}\": {needed:g}}}'"
+                )
 
 
 def check_device(config: Config) -> None:

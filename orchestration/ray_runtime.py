@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from agents.report import RolloutReport
+from orchestration import placement
 from orchestration.config import Config
 from orchestration.configuration import attributes_credit, compares_pairs, uses_judge
 from orchestration.errors import WorkerDiedError, death
@@ -78,11 +79,6 @@ class _FeedCall:
     """Object reference to the weights after this call, or to None."""
 
 
-def group(config: Config, name: str, amount: float = 1.0) -> dict[str, float]:
-    """The resource that keeps a part to its machines, where the cluster has groups."""
-    return {name: amount} if config.cluster.groups else {}
-
-
 class RayRuntime:
     """Hosts the parts of a run as Ray actors and keeps them busy."""
 
@@ -125,9 +121,7 @@ class RayRuntime:
         self._learner = self._host_learner(self._hosts.learner, config, None if resumed is None else resumed["learner"])
         self._feed: Any = self._learner.feed.options(num_returns=2)
         # Made once: Ray pickles and publishes every one that is made.
-        self._rollout_worker: Any = ray.remote(self._hosts.rollout).options(
-            num_cpus=config.actors.cpus, resources=group(config, "actor", config.actors.cpus)
-        )
+        self._rollout_worker: Any = ray.remote(self._hosts.rollout).options(**placement.actor(config))
         for index in range(config.actors.count):
             self._spawn(index)
         version, self._weights = self._learner.begin.options(num_returns=2).remote()
@@ -135,13 +129,7 @@ class RayRuntime:
 
     def _host_learner(self, worker: type[Any], *arguments: Any, gpus: float = 1.0) -> Any:
         """A handle of the learner; `gpus`: how many it takes, if it is to run on one."""
-        learner = self.config.learner
-        options: dict[str, Any] = {
-            "num_cpus": learner.threads,
-            "num_gpus": gpus if learner.device == "cuda" else 0,
-            "resources": group(self.config, "learner"),
-        }
-        return ray.remote(worker).options(**options).remote(*arguments)
+        return ray.remote(worker).options(**placement.learner(self.config, gpus=gpus)).remote(*arguments)
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop. Raises what ends the run."""
@@ -327,11 +315,11 @@ class RayRuntime:
                     "the embedded judge is made first, once, which takes minutes beside the training"
                 )
             pairwise = compares_pairs(self.config) and asks_pairwise(self.config.judge)
-            resources = group(self.config, "judge")
+            resources = placement.judge(self.config)
             deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0, resources=resources, pairwise=pairwise)
         self._reward_server = (
             ray.remote(RewardServerWorker)
-            .options(num_cpus=0, max_restarts=-1)
+            .options(max_restarts=-1, **placement.reward_server(self.config))
             .remote(self.config, self.session.rundir.path, self._reward_server_state)
         )
         return self._reward_server

@@ -21,11 +21,12 @@ from ray.exceptions import RayActorError, RayError
 from agents.language.errors import EngineDiedError, LanguageModelError
 from agents.report import RolloutReport
 from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
+from orchestration import placement
 from orchestration.configuration import uses_judge
 from orchestration.errors import WorkerDiedError, death, root_cause
 from orchestration.language.models import acting_model, told_by
 from orchestration.language.ray_workers import LanguageFeed, LanguageLearnerWorker, LanguageRolloutWorker
-from orchestration.ray_runtime import Actor, RayRuntime, group
+from orchestration.ray_runtime import Actor, RayRuntime
 from orchestration.results import actor_name
 
 _FAILURES_IN_A_ROW = 3
@@ -89,10 +90,7 @@ class LanguageRayRuntime(RayRuntime):
             LanguageLearnerWorker, config, self.session.rundir.path, self._model, state, gpus=share
         )
         self._rollout_worker = ray.remote(LanguageRolloutWorker).options(
-            num_cpus=config.actors.cpus,
-            num_gpus=config.actors.gpus,
-            resources=group(config, "actor", config.actors.cpus),
-            max_concurrency=4096,
+            max_concurrency=4096, **placement.actor(config)
         )
         if resumed is not None:
             self._new_incarnation()

@@ -26,6 +26,7 @@ from learner.precision import resolve_precision
 from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
 from orchestration.configuration import attributes_credit, is_traced
+from orchestration.heap import HeapTrimmer
 from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.scoring import CaptionViews, ToldScores, scorer_of
@@ -151,6 +152,7 @@ class LearnerPart:
         self._told = ToldScores(config, self.scorer)
         self._idle_since = time.perf_counter()
         self._views = CaptionViews(self.scorer)
+        self._heap = HeapTrimmer()
 
     def weights(self) -> Weights:
         return self.learner.weights()
@@ -200,6 +202,7 @@ class LearnerPart:
             waited_s=waited,
         )
         weights = self.learner.weights() if updates else None
+        self._heap.trim()
         self._idle_since = time.perf_counter()
         return result, weights
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agents.report import FinishedEpisode, RolloutReport
 from orchestration.config import Config
 from orchestration.configuration import compares_pairs
+from orchestration.heap import HeapTrimmer
 from orchestration.results import FeedResult
 from orchestration.rundir import RunDir
 from reward_server.status import RewardServerStatus
@@ -110,6 +111,7 @@ class RewardServerWorker:
         if state is not None:
             self._server.load_state_dict(state)
         self._serving: asyncio.Task[None] | None = None
+        self._heap = HeapTrimmer()
 
     async def submit(self, captions: Sequence[tuple[int, str]]) -> None:
         self._server.submit(captions)
@@ -124,6 +126,7 @@ class RewardServerWorker:
             self._serving = asyncio.ensure_future(self._server.serve())
         if self._serving.done():
             self._serving.result()
+        self._heap.trim()
         newest = self._server.newest(known)
         return (self._server.status(), 0 if newest is None else newest.version), newest
 

@@ -58,12 +58,19 @@ def root_cause(error: BaseException) -> BaseException:
     seen: set[int] = set()
     while not is_ours(error) and id(error) not in seen:
         seen.add(id(error))
-        carried = getattr(error, "cause", None)
-        following = carried if isinstance(carried, BaseException) else error.__cause__
+        following = _carried(error) or error.__cause__
         if following is None:
             break
         error = following
     return error
+
+
+def _carried(error: BaseException) -> BaseException | None:
+    """What Ray's errors hold: `cause` is the error of a call; the death of an actor that never began has that as argument."""
+    held = getattr(error, "cause", None)
+    if held is None and type(error).__module__.startswith("ray.") and error.args:
+        held = error.args[0]
+    return held if isinstance(held, BaseException) else None
 
 
 def first_line(error: BaseException) -> str:
@@ -72,10 +79,10 @@ def first_line(error: BaseException) -> str:
     text = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
     if not is_ours(cause):
         text = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
-    return (text or type(cause).__name__) + _origin(error)
+    return (text or type(cause).__name__) + (_origin(error) or _origin(_carried(error)))
 
 
-def _origin(error: BaseException) -> str:
+def _origin(error: BaseException | None) -> str:
     """` (in ray::NAME, pid N)` where `error` came out of a Ray worker, otherwise nothing."""
     pid, title = getattr(error, "pid", None), getattr(error, "proctitle", None)
     if not isinstance(pid, int) or not isinstance(title, str):

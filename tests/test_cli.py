@@ -16,7 +16,7 @@ import pytest
 
 from orchestration.cli.main import run
 from orchestration.configuration import load_config
-from orchestration.errors import RunDirError, TraceError, first_line, root_cause
+from orchestration.errors import RunDirError, TraceError, death, first_line, root_cause
 from orchestration.metrics import write_summary
 from orchestration.rundir import RunDir
 from orchestration.summary import Status, Summary, read_summary
@@ -400,6 +400,18 @@ def test_the_root_cause_of_a_failed_task_names_its_process() -> None:
         "ValueError: the batch is empty (in LearnerWorker.feed, pid 42)"
     )
     assert root_cause(wrapped).args == ("the batch is empty\nmore",)
+
+
+def test_the_root_cause_of_an_actor_that_never_began() -> None:
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    for cause, told in ((ValueError("no such\nfile"), "ValueError: no such"), (TraceError("x: full"), "x: full")):
+        raised = RayTaskError(
+            "LearnerWorker.__init__", "Traceback", cause, "ray::LearnerWorker.__init__", 12, "127.0.0.1"
+        )
+        died = ActorDiedError(raised)
+        assert root_cause(died) is cause
+        assert first_line(died) == death(died) == f"{told} (in LearnerWorker.__init__, pid 12)"
 
 
 def test_our_own_errors_are_the_root_cause() -> None:

@@ -2,6 +2,7 @@
 
 # pyright: reportPrivateUsage=false
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -188,6 +189,9 @@ class NleEnv(DirectEnv):
         # By the class, since NetHackChallenge replaces the method of its instance by one that raises.
         type(game.nethack).set_initial_seeds(game.nethack, core, disp, False, None)
         self._seeds = {"seed": str(seed), "core": str(core), "disp": str(disp)}
+        # Otherwise the list of scores that is shown at the end, and who is a statue on some levels, would depend on the games
+        # that this instance played before.
+        os.truncate(f"{game.nethack._vardir}/record", 0)
         self._ear.listen()
         self._run_reset(game, core)
         birth = birth_of(core)

@@ -279,6 +279,21 @@ def test_a_seed_gives_the_same_game_in_another_process_and_after_other_games() -
     assert done.stdout.strip() == repr(here)
 
 
+def test_the_scores_of_other_games_are_not_in_the_last_screen() -> None:
+    def last_screen(seed: int) -> str:
+        env.reset(seed=seed)
+        for action in actions_of(env, 3000):
+            if env.step(action)[2]:
+                break
+        return env.screen()
+
+    env = make("nethack/Score")
+    first = last_screen(3)
+    assert "No  Points" in first
+    assert "30  Agent" in last_screen(1)  # with points, so it is on NetHack's list
+    assert last_screen(3) == first
+
+
 def test_the_seeds_that_were_set_are_told_and_can_be_set_again() -> None:
     env, other = make("nethack/Score"), make("nethack/Score")
     env.reset()

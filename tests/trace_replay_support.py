@@ -123,7 +123,8 @@ def record_all(folder: Path, *, episodes: int, steps: int) -> None:
 
 
 def replay_all(folder: Path) -> Iterable[dict[str, Any]]:
-    for family in FAMILIES:
+    """Of each family, or of a run's actors."""
+    for family in FAMILIES if (folder / FAMILIES[0]).is_dir() else ("traces",):
         for path in trace_files(folder / family):
             verdict = replay_trace(read_trace(path))
             line = {"family": family, "outcome": verdict.outcome, "steps": verdict.steps, "line": verdict.line}

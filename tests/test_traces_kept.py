@@ -21,6 +21,7 @@ from envs import make
 from envs.base import EnvSpec, View
 from envs.captions import caption_id
 from envs.vector import VectorEnv
+from orchestration.traces import again as again_module
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.complete import Late
 from orchestration.traces.index import load_index
@@ -208,22 +209,42 @@ def test_what_was_recalled_is_what_was_recorded(tmp_path: Path) -> None:
     assert validate_file(tmp_path / "all" / some[0].name) == []
 
 
-def test_a_process_that_dies_is_told_and_the_next_episode_is_kept(tmp_path: Path) -> None:
-    """The first episode asks for an action that there is not, the second one's process is killed."""
+def again(name: str, action: int, kept: str) -> Again:
+    """An episode of five steps, always the same action."""
     env = make(ENV_ID, View(), max_episode_steps=5)
     env.reset(seed=3)
-
     names = (*env.env_spec.action_names, *["none"] * 99)
+    episode = Recalled(
+        name, env.env_spec.id, env.env_spec.options, names, env.seeds, np.full(5, action),
+        np.zeros(5, np.float32), np.zeros(5, np.float32), np.zeros(5, np.int64), np.arange(5),
+    )  # fmt: skip
+    error = "IndexError: x" if kept == "failed" else None
+    return Again(episode, EpisodeFinish(0.0, 5, False, None, {}, error), "a/0", kept)
 
-    def again(name: str, action: int, kept: str) -> Again:
-        episode = Recalled(
-            name, env.env_spec.id, env.env_spec.options, names, env.seeds, np.full(5, action),
-            np.zeros(5, np.float32), np.zeros(5, np.float32), np.zeros(5, np.int64), np.arange(5),
-        )  # fmt: skip
-        return Again(
-            episode, EpisodeFinish(0.0, 5, False, None, {}, "IndexError: x" if kept == "failed" else None), "a/0", kept
-        )
 
+def test_an_episode_that_comes_while_the_idle_process_ends_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(ENV_ID, View(), {"max_episode_steps": 5}, tmp_path, TraceRun("demo", 0))
+    keeper = AsideKeeper(recipe, idle_s=0.2, close_s=120.0)
+    end, ended = again_module._end, []  # pyright: ignore[reportPrivateUsage]
+
+    def slowly(process: subprocess.Popen[bytes]) -> None:
+        if not ended:
+            ended.append(process)
+            keeper.submit(again("second", 0, "best"))
+        end(process)
+
+    monkeypatch.setattr(again_module, "_end", slowly)
+    keeper.submit(again("first", 0, "best"))
+    wait_for(lambda: (tmp_path / "second.jsonl.zst").exists())
+    keeper.close()
+    assert keeper.take_trouble() == ()
+    assert validate_file(tmp_path / "first.jsonl.zst") == validate_file(tmp_path / "second.jsonl.zst") == []
+
+
+def test_a_process_that_dies_is_told_and_the_next_episode_is_kept(tmp_path: Path) -> None:
+    """The first episode asks for an action that there is not, the second one's process is killed."""
     run = TraceRun("demo", 0)
     keeper = AsideKeeper(Recipe(ENV_ID, View(), {"max_episode_steps": 5}, tmp_path, run), idle_s=60.0, close_s=120.0)
     keeper.submit(again("raises", 99, "failed"))

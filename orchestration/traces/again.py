@@ -101,20 +101,21 @@ class AsideKeeper:
                 self._playing = False
                 if error is not None:
                     self._trouble.append(f"{again.episode.episode_id} ({again.kept}) could not be kept: {error}")
-        if self._process is not None:
-            _end(self._process)
-            self._process = None
 
     def _next(self) -> Again | None:
         """The next episode; None, after which the thread has to end, where none comes."""
         with self._changed:
             if not self._waiting and not self._closing:
                 self._changed.wait_for(lambda: self._waiting or self._closing, self._idle_s)
-            if not self._waiting:
-                self._thread = None
-                return None
-            self._playing = True
-            return self._waiting.popleft()
+            if self._waiting:
+                self._playing = True
+                return self._waiting.popleft()
+            # From here on an episode that comes has a thread and a process of its own.
+            self._thread = None
+            process, self._process = self._process, None
+        if process is not None:
+            _end(process)
+        return None
 
     def _play(self, again: Again) -> str | None:
         """None, or why it could not be recorded."""

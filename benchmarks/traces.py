@@ -7,6 +7,7 @@ turns, call by call, so that what else the machine does falls on all of them ali
 import argparse
 import json
 import random
+import resource
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -43,6 +44,8 @@ class Cost:
     """Median over the calls."""
     ratio: float
     """Median over the rounds of its speed over that of rate 0 in the same round."""
+    aside_us: float
+    """Processor time a step of the process that writes the traces, in microseconds; 0 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ def main(folder: Path, *options: str) -> None:
     size = episode_size(folder / "episode", given.seeds)
     costs = training_costs(folder / "training", given.rounds, given.envs)
     print(f"a NetHack episode of {size.steps:,} steps: {size.bytes:,} bytes ({size.of_2000:,.0f} for 2,000)")
-    print("| trace.rate | steps/s | of rate 0 |\n|---|---|---|")
+    print("| trace.rate | steps/s | of rate 0 | beside it, µs of a processor a step |\n|---|---|---|---|")
     for cost in costs:
-        print(f"| {cost.rate:g} | {cost.steps_per_second:,.0f} | {cost.ratio:.3f} |")
+        print(f"| {cost.rate:g} | {cost.steps_per_second:,.0f} | {cost.ratio:.3f} | {cost.aside_us:.1f} |")
     found = {"episode": {**asdict(size), "of_2000": size.of_2000}, "training": [asdict(cost) for cost in costs]}
     (folder / "traces.json").write_text(json.dumps(found, indent=2))
 
@@ -81,6 +84,7 @@ def training_costs(folder: Path, rounds: int, envs: int) -> list[Cost]:
     torch.set_num_threads(1)
     systems = [_system(folder / f"{rate:g}", rate, envs) for rate in RATES]
     spent: list[list[float]] = [[] for _ in RATES]
+    steps = 0
     for number in range(rounds + 1):
         order = list(range(len(RATES)))
         random.Random(number).shuffle(order)
@@ -89,18 +93,27 @@ def training_costs(folder: Path, rounds: int, envs: int) -> list[Cost]:
             began = time.perf_counter()
             trajectory, report = rollout.collect()
             learner.feed(report.source, trajectory, report.new_captions)
+            steps += trajectory.steps * trajectory.batch
             if number:  # the first call warms up
                 spent[index].append((time.perf_counter() - began) / (trajectory.steps * trajectory.batch))
-    for rollout, _ in systems:
-        rollout.close()
+    aside_us = [1e6 * _closing(rollout) / (steps / len(systems)) for rollout, _ in systems]
     return [
         Cost(
             rate,
             1 / statistics.median(spent[index]),
             statistics.median(base / own for base, own in zip(spent[0], spent[index], strict=True)),
+            aside_us[index],
         )
         for index, rate in enumerate(RATES)
     ]
+
+
+def _closing(rollout: Rollout) -> float:
+    """Closes it; seconds of processor time that the processes took which end with it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    rollout.close()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _system(folder: Path, rate: float, envs: int) -> tuple[Rollout, LearnerPart]:

@@ -78,7 +78,7 @@ class IdleRolloutWorker:
 class IdleLearnerWorker:
     """Has the interface of `LearnerWorker` but for checkpoints; every trajectory brings a new version of the weights."""
 
-    def __init__(self, config: Config, state: Mapping[str, Any] | None) -> None:
+    def __init__(self, config: Config, rundir: Path, state: Mapping[str, Any] | None) -> None:
         self._weights = {"weights": np.zeros(Load(**config.env.options).weights_bytes, np.uint8)}
         self._samples = config.learner.batch_size
         self._version = 0

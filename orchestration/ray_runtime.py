@@ -118,7 +118,8 @@ class RayRuntime:
         config = self.config
         if resumed is not None:
             self._new_incarnation()
-        self._learner = self._host_learner(self._hosts.learner, config, None if resumed is None else resumed["learner"])
+        state = None if resumed is None else resumed["learner"]
+        self._learner = self._host_learner(self._hosts.learner, config, self.session.rundir.path, state)
         self._feed: Any = self._learner.feed.options(num_returns=2)
         # Made once: Ray pickles and publishes every one that is made.
         self._rollout_worker: Any = ray.remote(self._hosts.rollout).options(**placement.actor(config))

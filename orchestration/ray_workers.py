@@ -11,7 +11,8 @@ from agents.report import FinishedEpisode, RolloutReport
 from orchestration.config import Config
 from orchestration.configuration import compares_pairs
 from orchestration.heap import HeapTrimmer
-from orchestration.results import FeedResult
+from orchestration.part_log import log_to
+from orchestration.results import FeedResult, actor_name
 from orchestration.rundir import RunDir
 from reward_server.status import RewardServerStatus
 from reward_server.types import Judge, PairJudge
@@ -32,6 +33,7 @@ class RolloutWorker:
     """Hosts one rollout."""
 
     def __init__(self, config: Config, rundir: Path, index: int, incarnation: int) -> None:
+        log_to(RunDir(rundir).logs, actor_name(index))
         import torch
 
         from orchestration.parts import build_observer, build_rollout
@@ -64,7 +66,8 @@ class RolloutWorker:
 class LearnerWorker:
     """Hosts the learner."""
 
-    def __init__(self, config: Config, state: Mapping[str, Any] | None) -> None:
+    def __init__(self, config: Config, rundir: Path, state: Mapping[str, Any] | None) -> None:
+        log_to(RunDir(rundir).logs, "learner")
         import torch
 
         from orchestration.parts import LearnerPart, action_count
@@ -101,6 +104,7 @@ class RewardServerWorker:
     """Hosts the reward server; an asyncio actor, so that asking, training and answering the coordinator overlap."""
 
     def __init__(self, config: Config, rundir: Path, state: Mapping[str, Any] | None) -> None:
+        log_to(RunDir(rundir).logs, "reward-server")
         import torch
 
         from orchestration.parts import build_reward_server

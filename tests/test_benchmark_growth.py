@@ -34,7 +34,7 @@ def test_stand_ins_have_the_interface_of_the_workers():
 def test_answers_arrive_as_the_real_ones(tmp_path):
     config = growth._config(Case(3, load=LOAD), tmp_path)
     rollout = IdleRolloutWorker(config, tmp_path, 2, 0)
-    learner = IdleLearnerWorker(config, None)
+    learner = IdleLearnerWorker(config, tmp_path, None)
     version, weights = learner.begin()
     trajectory, answer = rollout.collect(weights, version, None)
     report, waited = pickle.loads(pickle.dumps(answer))

@@ -54,18 +54,22 @@ def test_a_judge_that_misbehaves_never_stops_training(tmp_path):
 
 
 def test_processes_that_are_killed_are_replaced_or_named(tmp_path):
-    """kill -9 of the actor, of the reward server, and at last of the learner, in one run."""
+    """A crash of the actor, kill -9 of the reward server, and at last of the learner, in one run."""
     run = tmp_path / "run"
     with RuleServer() as server, Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
         command.until(lambda: summary(run).get("reward_model_version", 0) >= 1)
 
         (worker,) = command.named("ray::RolloutWorker")
-        worker.kill()
+        worker.send_signal(signal.SIGSEGV)
         command.until(lambda: summary(run)["actor_restarts"] == 1)
         steps = summary(run)["env_steps"]
         command.until(lambda: summary(run)["env_steps"] > steps + 2000)
         assert summary(run)["actors"] == 1
         assert "actor-00 died and is replaced" in command.text()
+        # What a part prints is in its file: both processes' beginnings, and where the first one was when it crashed.
+        printed = (run / "logs" / "actor-00.log").read_text()
+        assert printed.count("--- actor-00, process ") == 2 and "Segmentation fault" in printed
+        assert {path.name for path in (run / "logs").iterdir()} >= {"actor-00.log", "learner.log", "reward-server.log"}
 
         before, asked = summary(run), len(server.asked)
         command.named("ray::RewardServerWorker")[0].kill()

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from agents.report import RolloutReport
 from orchestration.config import Config
-from orchestration.results import FeedResult
+from orchestration.part_log import log_to
+from orchestration.results import FeedResult, actor_name
+from orchestration.rundir import RunDir
 
 if TYPE_CHECKING:
     from agents.language.rollout import GroupResult
@@ -36,6 +38,7 @@ class LanguageRolloutWorker:
         self, config: Config, rundir: Path, index: int, incarnation: int, model: str, version: int, weights: str
     ) -> None:
         """`model`: where the tokenizer comes from; `weights`: a folder or Hugging Face id, whose version is `version`."""
+        log_to(RunDir(rundir).logs, actor_name(index))
         import torch
 
         from orchestration.language.parts import (
@@ -44,7 +47,6 @@ class LanguageRolloutWorker:
             build_language_rollout,
             build_template,
         )
-        from orchestration.rundir import RunDir
 
         torch.set_num_threads(1)
         template = build_template(model)
@@ -99,6 +101,7 @@ class LanguageLearnerWorker:
     """Hosts the learner."""
 
     def __init__(self, config: Config, rundir: Path, model: str, state: Mapping[str, Any] | None) -> None:
+        log_to(RunDir(rundir).logs, "learner")
         import torch
 
         from orchestration.language.parts import LanguageLearnerPart

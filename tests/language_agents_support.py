@@ -1,8 +1,13 @@
 """A tiny language model made on the spot, and text worlds whose truth is known."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from agents.language.engines.base import Generation
+from agents.settings import AgentSettings
 from envs.text import SimpleTextEnv, TextEnvSpec
 
 _WORDS = [
@@ -73,3 +78,30 @@ class Corridor(SimpleTextEnv):
 
     def admissible(self) -> tuple[str, ...]:
         return ("go left", "go right")
+
+
+class Scripted:
+    """Answers with the commands of a script, by how many answers the prompt holds already."""
+
+    def __init__(self, template, script, delay=None):
+        self.template, self.script, self.delay = template, script, delay
+        self.version = 3
+        self.prompts = []
+
+    async def start(self): ...
+
+    async def generate(self, prompt, sampling):
+        self.prompts.append(prompt.tolist())
+        if self.delay is not None:
+            await asyncio.sleep(self.delay(len(self.prompts)))
+        number = prompt.tolist().count(self.template.stop_ids[0]) // 2 - 1
+        ids = np.array(self.template.answer(self.script[number]), np.int32)
+        return Generation(ids, np.full(len(ids), -0.5, np.float32), self.version, self.version, "stop")
+
+    async def update(self, folder, version): ...
+
+    async def close(self): ...
+
+
+def settings(**values):
+    return AgentSettings(**{"model": "tiny", "answer": "command", "context": 512, "max_new_tokens": 16, **values})

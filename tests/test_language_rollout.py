@@ -6,45 +6,17 @@ import time
 import numpy as np
 import pytest
 
-from agents.language.engines.base import Generation, Sampling
+from agents.language.engines.base import Sampling
 from agents.language.engines.transformers_engine import TransformersGenerator
 from agents.language.rollout import FAILURES_IN_A_ROW, LanguageRollout
 from agents.language.template import ChatTemplate, load_tokenizer
-from agents.settings import AgentSettings
 from envs.captions import caption_id
-from tests.language_agents_support import Corridor, tiny_model, tiny_tokenizer
-
-
-class Scripted:
-    """Answers with the commands of a script, by how many answers the prompt holds already."""
-
-    def __init__(self, template, script, delay=None):
-        self.template, self.script, self.delay = template, script, delay
-        self.version = 3
-        self.prompts = []
-
-    async def start(self): ...
-
-    async def generate(self, prompt, sampling):
-        self.prompts.append(prompt.tolist())
-        if self.delay is not None:
-            await asyncio.sleep(self.delay(len(self.prompts)))
-        number = prompt.tolist().count(self.template.stop_ids[0]) // 2 - 1
-        ids = np.array(self.template.answer(self.script[number]), np.int32)
-        return Generation(ids, np.full(len(ids), -0.5, np.float32), self.version, self.version, "stop")
-
-    async def update(self, folder, version): ...
-
-    async def close(self): ...
+from tests.language_agents_support import Corridor, Scripted, settings, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def template():
     return ChatTemplate(tiny_tokenizer(), "tiny")
-
-
-def settings(**values):
-    return AgentSettings(**{"model": "tiny", "answer": "command", "context": 512, "max_new_tokens": 16, **values})
 
 
 def play(template, script, *, env=Corridor, group=1, delay=None, threads=0, **values):

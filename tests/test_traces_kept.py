@@ -144,7 +144,7 @@ class NoKeeper:
 def test_best_worst_and_failed_are_wanted_back(tmp_path: Path) -> None:
     tracing = recorder(tmp_path, 0.0, keeper=NoKeeper())
     wanted = [tracing.wants_back("e", finish(value)) for value in (0.0, 0.0, 1.0, 0.5, -1.0, 1.0, 2.0)]
-    assert wanted == [False, False, True, False, True, False, True]
+    assert wanted == [True, False, True, False, True, False, True]
     assert sum(tracing.wants_back("e", finish(0.0, "ValueError: x")) for _ in range(99)) == 20
     assert not recorder(tmp_path, rate=0.0).wants_back("e", finish(9.0, "no keeper"))
 

@@ -53,6 +53,10 @@ class LanguageObserver(Protocol):
         """The episode's world raised: it has no regular end."""
         ...
 
+    def take_trouble(self) -> tuple[str, ...]:
+        """Why episodes could not be recorded, a line each; since the last call."""
+        ...
+
     def close(self) -> None:
         """Gives up the episodes that still run."""
         ...

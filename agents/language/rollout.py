@@ -59,6 +59,8 @@ class GroupResult:
     new_captions: tuple[tuple[int, str], ...]
     """Captions that this rollout had never brought before."""
     wall_s: float
+    trouble: tuple[str, ...] = ()
+    """Why episodes could not be recorded, a line each; since the group before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,9 @@ class LanguageRollout:
         played = await asyncio.gather(*members)
         episodes = tuple(episode for episode in played if episode is not None)
         captions = self._setup.captions.take_new()
-        return GroupResult(group, episodes, tuple(failures), captions, time.perf_counter() - began)
+        observer = self._setup.observer
+        trouble = () if observer is None else observer.take_trouble()
+        return GroupResult(group, episodes, tuple(failures), captions, time.perf_counter() - began, trouble)
 
     async def _in_turn(self, group: int, member: int, failures: list[WorldFailure]) -> LanguageEpisode | None:
         async with self._room:

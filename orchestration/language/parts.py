@@ -24,7 +24,7 @@ from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import attributes_credit
+from orchestration.configuration import attributes_credit, is_traced
 from orchestration.configuration.objectives import objective_settings
 from orchestration.language.recorder import LanguageRecorder
 from orchestration.language.tasks import Tasks
@@ -98,7 +98,7 @@ def build_language_observer(
     config: Config, traces: Path, index: int = 0, incarnation: int = 0
 ) -> LanguageObserver | None:
     """The trace recorder of one actor; None where nothing is traced."""
-    if config.trace.rate <= 0.0:
+    if not is_traced(config):
         return None
     run = TraceRun(
         run=config.run.name,
@@ -107,7 +107,8 @@ def build_language_observer(
         count_exponent=config.reward.count_exponent,
         policy=config.agent.model,
     )
-    return LanguageRecorder(traces, config.trace.rate, run, agent=actor_name(index, incarnation))
+    asked = [name for name in config.trace.episodes.split(",") if name]
+    return LanguageRecorder(traces, config.trace.rate, run, agent=actor_name(index, incarnation), asked=asked)
 
 
 class LanguageLearnerPart:

@@ -163,6 +163,9 @@ class _Teller:
     def fail(self, episode_id: str, error: str) -> None:
         self._console.print(Text(f"the world raised {error}", style="red"))
 
+    def take_trouble(self) -> tuple[str, ...]:
+        return ()
+
     def close(self) -> None: ...
 
 

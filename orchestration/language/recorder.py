@@ -5,9 +5,10 @@ latency) and the `env_step` that its command brought. Which episodes: as `TraceR
 is kept in memory until it is known how the episode ended, as playing it again would not draw the same words.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 from agents.language.episode import LanguageEpisode
 from agents.language.observer import LanguageStart, LanguageStep
 from envs.captions import EMPTY_CAPTION_ID, caption_id
+from orchestration.errors import TraceError
 from orchestration.traces.episode import observation_hash
 from orchestration.traces.files import TraceFile
 from orchestration.traces.recorder import is_sampled
-from orchestration.traces.replay.worlds import text_observation
+from orchestration.traces.replay.worlds import clock_text, text_observation
 from orchestration.traces.schema import (
     SCHEMA,
+    SUFFIX,
     Caption,
     End,
     EnvReset,
@@ -62,12 +65,31 @@ class LanguageRecorder:
         self._open: dict[str, _Recording] = {}
         self._best, self._worst = -math.inf, math.inf
         self._failed = 0
+        self._trouble: list[str] = []
 
     def start(self, start: LanguageStart) -> None:
-        kept = self._wanted(start.episode_id)
-        self._open[start.episode_id] = _Recording(
-            self._folder, self._run, start, agent=self._agent, kept=kept, clock=self._clock
-        )
+        name = start.episode_id
+        if (self._folder / f"{name}{SUFFIX}").exists():
+            return  # the run was resumed and plays it again: a finished trace is never written again
+        with self._giving_up(name):
+            self._open[name] = _Recording(
+                self._folder, self._run, start, agent=self._agent, kept=self._wanted(name), clock=self._clock
+            )
+
+    @contextlib.contextmanager
+    def _giving_up(self, episode_id: str) -> Generator[None]:
+        """An episode whose file cannot be written is given up; the rollout goes on."""
+        try:
+            yield
+        except TraceError as error:
+            self._trouble.append(str(error))
+            recording = self._open.pop(episode_id, None)
+            if recording is not None:
+                recording.drop()
+
+    def take_trouble(self) -> tuple[str, ...]:
+        trouble, self._trouble = tuple(self._trouble), []
+        return trouble
 
     def _wanted(self, episode_id: str) -> str | None:
         if any(fnmatchcase(episode_id, pattern) for pattern in self._asked):
@@ -75,31 +97,42 @@ class LanguageRecorder:
         return "rate" if is_sampled(self._run.seed, episode_id, self._rate) else None
 
     def step(self, episode_id: str, step: LanguageStep) -> None:
-        self._open[episode_id].step(step)
+        recording = self._open.get(episode_id)
+        if recording is not None:
+            with self._giving_up(episode_id):
+                recording.step(step)
 
     def finish(self, episode: LanguageEpisode) -> None:
-        recording = self._open.pop(episode.episode_id)
-        extreme = self._rank(episode.episode_return)
-        kept = recording.kept or extreme
-        if kept is not None:
-            recording.finish(kept)
+        extreme = self._rank(episode.episode_return) if self._rate else None
+        self._finish(episode.episode_id, extreme)
 
     def fail(self, episode_id: str, error: str) -> None:
-        recording = self._open.pop(episode_id, None)  # none: the world raised before it had begun
         self._failed += 1
-        if recording is not None and (recording.kept or self._failed <= _MAX_FAILED):
-            recording.finish(recording.kept or "failed", error)
+        self._finish(episode_id, "failed" if self._rate and self._failed <= _MAX_FAILED else None, error)
+
+    def _finish(self, episode_id: str, kept: str | None, error: str | None = None) -> None:
+        """`kept`: why it is, where nobody asked for it."""
+        recording = self._open.get(episode_id)  # none: given up, or the world raised before it had begun
+        if recording is None:
+            return
+        why = recording.kept or kept
+        if why is not None:
+            with self._giving_up(episode_id):
+                recording.finish(why, error)
+        self._open.pop(episode_id, None)
 
     def _rank(self, value: float) -> str | None:
-        """Says whether an episode is the `best` or `worst` of this actor so far. The first is neither."""
-        first = math.isinf(self._best)
+        """Says whether an episode is the `best` or `worst` of this actor so far."""
         best, worst = value > self._best, value < self._worst
         self._best, self._worst = max(self._best, value), min(self._worst, value)
-        return None if first else "best" if best else "worst" if worst else None
+        return "best" if best else "worst" if worst else None
 
     def close(self) -> None:
         while self._open:
-            self._open.popitem()[1].abandon()
+            name, recording = next(iter(self._open.items()))
+            with self._giving_up(name):
+                recording.abandon()
+            self._open.pop(name, None)
 
 
 class _Recording:
@@ -233,11 +266,11 @@ class _Recording:
                 costs=self._costs(elapsed),
             )
         )
-        file = self._file or self._open_file()
+        self._file = self._file or self._open_file()
         for record in self._kept_back:
-            file.write(record)
-        file.flush()
-        file.complete()
+            self._file.write(record)
+        self._file.flush()
+        self._file.complete()
 
     def _costs(self, elapsed: float) -> dict[str, float]:
         costs: dict[str, float] = {"wall_clock_s": elapsed}
@@ -249,6 +282,11 @@ class _Recording:
         """Leaves what was recorded as `.part`."""
         if self._file is not None:
             self._file.abandon()
+
+    def drop(self) -> None:
+        """Leaves what was written as `.part`, and what was not."""
+        if self._file is not None:
+            self._file.drop()
 
     def _open_file(self) -> TraceFile:
         return TraceFile(self._folder, self._name, clock=self._clock)
@@ -288,7 +326,7 @@ def _header(run: TraceRun, start: LanguageStart) -> Header:
         policy_version=start.policy_version,
         versions=run.versions,
         code_revision=run.code_revision,
-        clock="unpinned",
+        clock=clock_text(start.seeds),
         recorded_at=time.time(),
         count_exponent=run.count_exponent,
         policy=run.policy,

@@ -41,4 +41,5 @@ def report_of(source: str, result: GroupResult, version: int, seconds: float) ->
         inference_s=inference_s,
         other_s=max(seconds - env_s - inference_s, 0.0),
         output_tokens=sum(len(turn.output) for turn in turns),
+        trouble=result.trouble,
     )

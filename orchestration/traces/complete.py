@@ -26,6 +26,7 @@ from orchestration.traces.schema import (
     Annotation,
     AnyEvent,
     EnvStep,
+    LlmCall,
     Reward,
     WeightsUpdate,
     text_ref,
@@ -50,6 +51,9 @@ class Late:
     credited: bool = False
     """Whether the learner attributed credit: what a step is paid then depends on its estimator, and is not made out here
     (`yendor trace show --credit` does), only what the reward model gave."""
+    untold: bool = False
+    """Whether a language model's turns are paid what their traces do not tell of: the version of the reward model in force,
+    and a penalty for what could not be read. Then only what the world paid is known."""
 
     @classmethod
     def beside(cls, traces: Path) -> "Late":
@@ -61,8 +65,8 @@ class Late:
             for label in read_labels(traces):
                 labels.setdefault(label.caption_id, []).append(label)
             _newest.clear()
-            settings, credited = _settings(traces.parent)
-            _newest[traces] = known = (stamp, cls(labels, read_scores(traces), settings, credited))
+            settings, credited, untold = _settings(traces.parent)
+            _newest[traces] = known = (stamp, cls(labels, read_scores(traces), settings, credited, untold))
         return known[1]
 
     def complete(self, trace: Trace) -> "Completed":
@@ -73,7 +77,8 @@ class Late:
         for caption in trace.captions:
             for label in self.labels.get(caption, ()):
                 added.annotation(label)
-        known = self.settings is not None and trace.end is not None and not _has_components(trace)
+        told = not (self.untold and any(isinstance(event, LlmCall) for event in trace.events))
+        known = self.settings is not None and trace.end is not None and told and not _has_components(trace)
         if known:
             assert self.settings is not None
             known = _reward(trace, added, self.scores, self.settings, credited=self.credited)
@@ -113,17 +118,18 @@ def _stat(path: Path) -> Any:
         return None
 
 
-def _settings(run: Path) -> "tuple[RewardSettings | None, bool]":
-    """Of the rewards of a run, and whether it attributes credit."""
+def _settings(run: Path) -> "tuple[RewardSettings | None, bool, bool]":
+    """Of the rewards of a run; whether it attributes credit; whether a language model's turns are paid more than is told."""
     path = run / _CONFIG
     if not path.is_file():
-        return None, False
-    from orchestration.configuration import attributes_credit
+        return None, False, False
+    from orchestration.configuration import attributes_credit, learns_intrinsic
     from orchestration.configuration.loader import read_config
 
     try:
         config = read_config(path)
-        return config.reward, attributes_credit(config)
+        untold = learns_intrinsic(config) or config.agent.failure_penalty > 0
+        return config.reward, attributes_credit(config), untold
     except ConfigError as error:
         raise TraceError(f"the rewards of its steps cannot be made out: {error}") from error
 

@@ -122,10 +122,8 @@ class TraceRecorder:
             return "failed" if self._failed <= _MAX_FAILED else None
         value = finish.episode_return
         best, worst = value > self._best, value < self._worst
-        # The first episode is no extreme: it only says from where to count.
-        first = math.isinf(self._best)
         self._best, self._worst = max(self._best, value), min(self._worst, value)
-        return None if first else "best" if best else "worst" if worst else None
+        return "best" if best else "worst" if worst else None
 
     def recall(self, env_index: int, episode: Recalled, finish: EpisodeFinish) -> None:
         """Has an episode played again and recorded, aside. What comes out differently is told in an `error` event."""

@@ -29,6 +29,7 @@ from orchestration.traces.replay.worlds import hash_like, open_world
 from orchestration.traces.schema import EnvStep
 from tests import trace_replay_support as support
 from tests.trace_replay_support import FAMILIES, WORDS, record_arrays, record_words
+from tests.trace_view_support import read_page
 
 STEPS = 20
 
@@ -90,6 +91,14 @@ def test_a_file_with_a_planted_action_diverges_in_a_fresh_process(recorded: Path
     assert verdict.outcome is Outcome.DIVERGED and verdict.divergence is not None
     assert verdict.divergence.step == moved.step
     assert verdict.divergence.recorded_screen == moved.screen
+    page = tmp_path / "page.html"
+    assert run_replay([trace.path, tmp_path / "planted.jsonl.zst"], page=page) == 1
+    _, (whole, planted), _ = read_page(page)
+    assert whole["divergences"] == []
+    (mark,) = planted["divergences"]
+    assert mark["frame"] == moved.step + 1 and mark["reason"] == "; ".join(
+        f"{one.key}: recorded {one.recorded}, replayed {one.replayed}" for one in verdict.divergence.differences
+    )
 
 
 def test_an_episode_that_was_cut_matches_as_far_as_it_goes(recorded: Path) -> None:
@@ -401,6 +410,7 @@ def replay_here(path: Path) -> Any:
         ({"fork": True, "policy": "random"}, "--fork needs --from"),
         ({"fork": True, "start": 3}, "--fork needs --policy"),
         ({"fork": True, "start": 3, "policy": "random", "reward_model": "1"}, "one at a time"),
+        ({"reward_model": "1", "page": Path("page.html")}, "--view shows where a replay diverged"),
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:

@@ -63,7 +63,7 @@ def played(folder: Path, weights: Path, sampling: dict[str, Any]) -> Trace:
         prompt = [5 + number, 9, 33]
         output, log_probs = generate(model, prompt, sampling)
         call = LlmCall(
-            id=f"call{number}", seq=0, t=step.t, agent="llm", parents=step.parents, model=str(weights), version=3,
+            id=f"call{number}", seq=0, t=step.t, agent="llm", parents=step.parents, model=str(weights), version=0,
             prompt=tuple(prompt), output=tuple(output), prompt_tokens=3, output_tokens=8, log_probs=tuple(log_probs),
             sampling=sampling, latency_s=0.0,
         )  # fmt: skip
@@ -137,6 +137,17 @@ def test_what_cannot_be_scored_says_why(tmp_path: Path, weights: Path, fields: d
         trace = change(trace, number, **fields)
     with pytest.raises(UnreplayableError, match=reason):
         force_tokens(trace)
+
+
+def test_weights_of_another_version_are_asked_for(tmp_path: Path, weights: Path) -> None:
+    trace = played(tmp_path, weights, {})
+    later = change(change(trace, 0, version=4), 1, version=4)
+    with pytest.raises(UnreplayableError, match=r"of version 4 of the weights, and .* holds what the run began with"):
+        force_tokens(later)
+    assert force_tokens(later, weights).outcome is Outcome.MATCH
+    for mixed in (change(trace, 1, version=4), change(later, 1, sampling={"last_version": 5})):
+        with pytest.raises(UnreplayableError, match=r"several versions of the weights \((0, 4|4, 5)\)"):
+            force_tokens(mixed, weights)
 
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:

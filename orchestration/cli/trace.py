@@ -225,6 +225,9 @@ def replay(
     tolerance: Annotated[
         float | None, typer.Option("--tolerance", help="So much log-probabilities may differ, in nats (0.1).")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--view", help="Write a page of the traces that marks where they diverged.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Execute episodes again from their seeds and compare everything. Exit code: 0 all match, 1 diverged, 3 cannot be."""
@@ -233,7 +236,7 @@ def replay(
     raise typer.Exit(
         run_replay(
             files, start=start, fork=fork, policy=policy, seed=seed, out=out, reward_model=reward_model,
-            force_tokens=force_tokens, weights=weights, tolerance=tolerance, as_json=as_json,
+            force_tokens=force_tokens, weights=weights, tolerance=tolerance, page=page, as_json=as_json,
         )
     )  # fmt: skip
 
@@ -245,11 +248,14 @@ def view(
     out: Annotated[Path | None, typer.Option("--out", help="The page; default: trace.html in the run.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Show episodes as they finish.")] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many traces, the newest (200).")
+    ] = None,
 ) -> None:
     """Write traces as one HTML page that opens from disk: screens, rewards, the judge's answers."""
     from orchestration.traces.view.command import run_view
 
-    run_view(targets, root=root, out=out, following=follow, open_it=open_it)
+    run_view(targets, root=root, out=out, following=follow, open_it=open_it, limit=limit)
 
 
 @app.command("export")

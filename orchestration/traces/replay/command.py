@@ -27,6 +27,7 @@ def run_replay(
     force_tokens: bool = False,
     weights: Path | None = None,
     tolerance: float | None = None,
+    page: Path | None = None,
     as_json: bool = False,
 ) -> int:
     """Plays traces again and prints what came out; returns the exit code.
@@ -34,11 +35,14 @@ def run_replay(
     0: all match; 1: one diverged; 3: one cannot be played again (and none diverged). Without more, each file is executed
     and compared. `reward_model` computes its rewards again instead; `force_tokens` scores the tokens of its language model
     again under `weights`, within a `tolerance`. `fork` goes on from step `start` with `policy`, whose
-    choices follow from `seed` (0), and writes the branch to `out`, or beside its parent. Raises `UsageError` for options
+    choices follow from `seed` (0), and writes the branch to `out`, or beside its parent. `page` shows the traces, with
+    the steps at which they diverged. Raises `UsageError` for options
     that do not go together, `TraceError` for a fork of a file that is no trace.
     """
     _check(start, fork, policy, seed, out, reward_model)
     _check_tokens(force_tokens, weights, tolerance, fork or reward_model is not None)
+    if page is not None and (fork or force_tokens or reward_model is not None):
+        raise UsageError("--view shows where a replay diverged; it goes with no other kind of replay")
     if fork:
         assert start is not None and policy is not None
         return _fork(files, start, policy, seed or 0, out, as_json)
@@ -52,7 +56,30 @@ def run_replay(
     else:
         for verdict in verdicts:
             _print(verdict)
+    if page is not None:
+        _show(verdicts, page)
+        if not as_json:
+            console().out(f"{page}: `n` goes to where a replay diverged", highlight=False)
     return exit_code(verdicts)
+
+
+def _show(verdicts: Sequence[Verdict], page: Path) -> None:
+    from orchestration.traces.view.document import Divergence
+    from orchestration.traces.view.render import render
+
+    found = [
+        Divergence(
+            verdict.episode_id,
+            verdict.divergence.step,
+            "; ".join(
+                f"{one.key}: recorded {one.recorded}, replayed {one.replayed}" for one in verdict.divergence.differences
+            ),
+            verdict.divergence.replayed_screen or None,
+        )
+        for verdict in verdicts
+        if verdict.divergence is not None and verdict.episode_id is not None
+    ]
+    render([Path(verdict.path) for verdict in verdicts], page, divergences=found)
 
 
 def _check(

@@ -86,8 +86,9 @@ class Forced:
 def force_tokens(trace: Trace, weights: Path | None = None, tolerance: float = TOLERANCE) -> Forced:
     """Scores the tokens of all `llm_call` of `trace` that kept tokens and log-probabilities.
 
-    `weights` is the folder of a Hugging Face model; without it, the one that the calls name. Raises `UnreplayableError`
-    where there are no such calls, no such weights, or a sampling that is not known here.
+    `weights` is the folder of a Hugging Face model; without it, the one that the calls name, which a run began with. Raises
+    `UnreplayableError` where there are no such calls, no such weights, weights that changed on the way, or a sampling that is
+    not known here.
     """
     calls = [(event, step) for event, step in _calls(trace) if event.output and event.log_probs is not None]
     if not calls:
@@ -96,6 +97,7 @@ def force_tokens(trace: Trace, weights: Path | None = None, tolerance: float = T
     if weights is None and len(names) > 1:
         raise UnreplayableError(f"its calls are of several models ({', '.join(names)}); name one with --weights FOLDER")
     folder = weights or Path(names[0])
+    _check_versions([event for event, _ in calls], weights is not None, folder)
     model = _load(folder)
     found: list[TokenDifference] = []
     for event, step in calls:
@@ -116,6 +118,24 @@ def force_tokens(trace: Trace, weights: Path | None = None, tolerance: float = T
         first=next((each for each in found if not each.size <= tolerance), None),
         most=max(found, key=lambda each: each.size),
     )
+
+
+def _check_versions(calls: Sequence[LlmCall], named: bool, folder: Path) -> None:
+    """All calls have to be of the same weights: of those that were named, or of those that the run began with."""
+    versions = {event.version for event in calls} | {
+        event.sampling.get("last_version", event.version) for event in calls
+    }
+    if len(versions) > 1:
+        told = ", ".join(sorted(map(str, versions)))
+        raise UnreplayableError(
+            f"its calls are of several versions of the weights ({told}), which one folder does not hold"
+        )
+    (version,) = versions
+    if version and not named:
+        raise UnreplayableError(
+            f"its calls are of version {version} of the weights, and {folder} holds what the run began with; name the folder "
+            "of that version, checkpoints/STEPS/model of the run, with --weights FOLDER"
+        )
 
 
 def _calls(trace: Trace) -> Iterator[tuple[LlmCall, int]]:

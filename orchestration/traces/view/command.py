@@ -19,7 +19,7 @@ def run_view(
     out: Path | None = None,
     following: bool = False,
     open_it: bool = False,
-    limit: int = DEFAULT_LIMIT,
+    limit: int | None = None,
     divergences: Sequence[Divergence] = (),
 ) -> Path:
     """Writes the page of runs, folders and files, says where it is and returns its path.
@@ -29,6 +29,7 @@ def run_view(
     and goes on until the run ends or Ctrl-C. `open_it` shows the page in the user's browser. Raises `UsageError`,
     `RunDirError` or `TraceError`.
     """
+    limit = limit or DEFAULT_LIMIT
     if not targets:
         raise UsageError("name a run, a folder of traces or a trace; `yendor runs` lists the runs")
     sources = [_source(target, root) for target in targets]

@@ -54,6 +54,11 @@ class TraceSettings:
     episodes: str = ""
     """Traced in any case: names of episodes, or patterns of them with `*` and `?`, separated by commas."""
 
+    @property
+    def asked(self) -> list[str]:
+        """The patterns of `episodes`."""
+        return [pattern for pattern in self.episodes.split(",") if pattern]
+
 
 @dataclass(frozen=True)
 class CheckpointSettings:

@@ -98,7 +98,7 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
         if config.trace.rate >= _ASIDE_FROM
         else EpisodeWriters(traces, run, agent, aside=True),
         agent=agent,
-        asked=[name for name in config.trace.episodes.split(",") if name],
+        asked=config.trace.asked,
         keeper=AsideKeeper(Recipe(config.env.id, view, config.env.options, traces, run)) if config.trace.rate else None,
     )
 

@@ -37,6 +37,21 @@ def test_gaps_between_blocks_in_use_are_given_back_when_it_is_time():
     assert int(done.stdout) > 80_000_000
 
 
-def test_without_the_function_nothing_happens(monkeypatch):
-    monkeypatch.setattr(heap, "_malloc_trim", lambda: None)
-    heap.HeapTrimmer(0.0).trim()
+def test_another_c_library_has_no_such_function_and_is_left_alone(monkeypatch):
+    asked = []
+
+    class OtherLibrary:
+        def __init__(self, name):
+            pass
+
+        def __getattr__(self, name):
+            asked.append(name)
+            raise AttributeError(name)
+
+    monkeypatch.setattr(heap.ctypes, "CDLL", OtherLibrary)
+    heap._malloc_trim.cache_clear()
+    try:
+        heap.HeapTrimmer(0.0).trim()
+        assert asked == ["malloc_trim"] and heap._malloc_trim() is None
+    finally:
+        heap._malloc_trim.cache_clear()

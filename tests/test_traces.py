@@ -21,7 +21,6 @@ from orchestration.errors import TraceError
 from orchestration.traces.codec import decode, encode
 from orchestration.traces.hashes import observation_hash
 from orchestration.traces.reader import Trace, read_lines, read_outline, read_trace, records_of, trace_files
-from orchestration.traces.recorder import is_sampled
 from orchestration.traces.schema import (
     EnvStep,
     LlmCall,
@@ -31,6 +30,7 @@ from orchestration.traces.schema import (
     ToolResult,
     WeightsUpdate,
 )
+from orchestration.traces.selection import is_sampled
 from orchestration.traces.validate import RULES, validate_file
 from tests.trace_support import ACTIONS, CAPTIONS, Played, observation, record, recorder
 

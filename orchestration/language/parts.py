@@ -107,8 +107,8 @@ def build_language_observer(
         count_exponent=config.reward.count_exponent,
         policy=config.agent.model,
     )
-    asked = [name for name in config.trace.episodes.split(",") if name]
-    return LanguageRecorder(traces, config.trace.rate, run, agent=actor_name(index, incarnation), asked=asked)
+    agent = actor_name(index, incarnation)
+    return LanguageRecorder(traces, config.trace.rate, run, agent=agent, asked=config.trace.asked)
 
 
 class LanguageLearnerPart:

@@ -6,10 +6,8 @@ is kept in memory until it is known how the episode ended, as playing it again w
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Generator, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from envs.captions import EMPTY_CAPTION_ID, caption_id
 from orchestration.errors import TraceError
 from orchestration.traces.episode import observation_hash
 from orchestration.traces.files import TraceFile
-from orchestration.traces.recorder import is_sampled
 from orchestration.traces.replay.worlds import clock_text, text_observation
 from orchestration.traces.schema import (
     SCHEMA,
@@ -38,12 +35,11 @@ from orchestration.traces.schema import (
     clean,
     text_ref,
 )
+from orchestration.traces.selection import Selection
 from orchestration.traces.versions import native_versions
 from orchestration.traces.writers import TraceRun
 
 _DIGITS = 4
-_MAX_FAILED = 20
-"""So many episodes of one actor are kept because their world raised."""
 
 
 class LanguageRecorder:
@@ -60,11 +56,10 @@ class LanguageRecorder:
         asked: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._rate, self._run = folder, rate, run
-        self._agent, self._asked, self._clock = agent, tuple(asked), clock
+        self._folder, self._run = folder, run
+        self._selection = Selection(run.seed, rate, asked)
+        self._agent, self._clock = agent, clock
         self._open: dict[str, _Recording] = {}
-        self._best, self._worst = -math.inf, math.inf
-        self._failed = 0
         self._trouble: list[str] = []
 
     def start(self, start: LanguageStart) -> None:
@@ -73,7 +68,7 @@ class LanguageRecorder:
             return  # the run was resumed and plays it again: a finished trace is never written again
         with self._giving_up(name):
             self._open[name] = _Recording(
-                self._folder, self._run, start, agent=self._agent, kept=self._wanted(name), clock=self._clock
+                self._folder, self._run, start, agent=self._agent, kept=self._selection.chosen(name), clock=self._clock
             )
 
     @contextlib.contextmanager
@@ -91,11 +86,6 @@ class LanguageRecorder:
         trouble, self._trouble = tuple(self._trouble), []
         return trouble
 
-    def _wanted(self, episode_id: str) -> str | None:
-        if any(fnmatchcase(episode_id, pattern) for pattern in self._asked):
-            return "asked"
-        return "rate" if is_sampled(self._run.seed, episode_id, self._rate) else None
-
     def step(self, episode_id: str, step: LanguageStep) -> None:
         recording = self._open.get(episode_id)
         if recording is not None:
@@ -103,29 +93,21 @@ class LanguageRecorder:
                 recording.step(step)
 
     def finish(self, episode: LanguageEpisode) -> None:
-        extreme = self._rank(episode.episode_return) if self._rate else None
-        self._finish(episode.episode_id, extreme)
+        self._finish(episode.episode_id, self._selection.ended(episode.episode_return))
 
     def fail(self, episode_id: str, error: str) -> None:
-        self._failed += 1
-        self._finish(episode_id, "failed" if self._rate and self._failed <= _MAX_FAILED else None, error)
+        self._finish(episode_id, self._selection.failed(), error)
 
     def _finish(self, episode_id: str, kept: str | None, error: str | None = None) -> None:
         """`kept`: why it is, where nobody asked for it."""
         recording = self._open.get(episode_id)  # none: given up, or the world raised before it had begun
         if recording is None:
             return
-        why = recording.kept or kept
+        why = recording.kept or (kept if self._selection.rate else None)
         if why is not None:
             with self._giving_up(episode_id):
                 recording.finish(why, error)
         self._open.pop(episode_id, None)
-
-    def _rank(self, value: float) -> str | None:
-        """Says whether an episode is the `best` or `worst` of this actor so far."""
-        best, worst = value > self._best, value < self._worst
-        self._best, self._worst = max(self._best, value), min(self._worst, value)
-        return "best" if best else "worst" if worst else None
 
     def close(self) -> None:
         while self._open:

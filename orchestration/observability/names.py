@@ -134,7 +134,7 @@ METRICS = (
 PART_TIME = Metric(
     f"{PREFIX}part_time_ratio",
     Kind.GAUGE,
-    "What a part of the system spends its time on: shares that sum to at most 1",
+    "Share of its time that a part of the system spends on something; a call counts where it ends",
     ("time/actor/", "time/learner/", "time/coordinator/", "time/reward server/"),
     ("part", "activity"),
 )

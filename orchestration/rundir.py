@@ -22,6 +22,7 @@ REPLACED = ".replaced"
 """Folder below `run.dir` where `--overwrite` keeps the last run that it replaced, one for each name."""
 
 _LOCK_PATIENCE_S = 1.0
+_ROOT = Path(__file__).resolve().parents[1]
 _FOLDERS = ("tensorboard", "checkpoints", "traces", "logs")
 
 
@@ -241,11 +242,12 @@ def list_runs(root: Path) -> list[RunDir]:
     return [RunDir(path) for path in sorted(root.iterdir()) if not path.name.startswith(".") and RunDir(path).is_run()]
 
 
-def code_revision() -> str | None:
-    """The git revision of the code that runs; None outside a checkout of its own, or without git."""
-    root, git = Path(__file__).resolve().parents[1], shutil.which("git")
+def code_revision(root: Path = _ROOT) -> str | None:
+    """The git revision of the code that runs, with `-dirty` where tracked files were changed since; None outside a checkout
+    of its own, or without git."""
+    git = shutil.which("git")
     if git is None or not (root / ".git").exists():
         return None
-    command = [git, "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"]
+    command = [git, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     return result.stdout.strip() or None

@@ -89,7 +89,13 @@ class Session:
         if resumed is not None:
             self.load_state_dict(resumed)
         self.trace_errors = 0
-        self.record = RunRecord(config, rundir, self.trouble)
+        self.record = RunRecord(
+            config,
+            rundir,
+            self.trouble,
+            policy_version=self.policy_version,
+            reward_model_version=self.reward_model_in_force,
+        )
         self._began = time.monotonic()
         self._started = time.time()
         self.metrics = MetricsWriter(
@@ -390,6 +396,8 @@ class Session:
             "episodes": state,
             "captions": sorted(self._captions),
             "labels": self._label_counts(),
+            "policy_version": self.policy_version,
+            "reward_model_version": self.reward_model_version,
             "reward_model_accuracy": self.reward_model_accuracy,
             "reward_watch": self.reward_watch.state_dict(),
         }
@@ -403,6 +411,8 @@ class Session:
         self.episodes.load_state_dict(state["episodes"])
         self._captions = set(state["captions"])
         self._labelled_before = dict(state["labels"])
+        self.policy_version = state["policy_version"]
+        self.reward_model_version = state["reward_model_version"]
         self.reward_model_accuracy = state["reward_model_accuracy"]
         self.reward_watch.load_state_dict(state["reward_watch"])
 

@@ -4,17 +4,23 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agents.language.rollout import LanguageRollout
 from agents.language.template import ChatTemplate
+from envs.captions import caption_id
 from envs.clock import PINNED
+from learner.language.episodes import turn_rewards
 from orchestration.config import Config, RunSettings, TraceSettings
+from orchestration.configuration import load_config, to_yaml
 from orchestration.language.parts import build_language_observer
 from orchestration.language.recorder import LanguageRecorder
 from orchestration.language.report import report_of
+from orchestration.traces.complete import Late
+from orchestration.traces.late import ScoreLog
 from orchestration.traces.reader import read_trace, trace_files
-from orchestration.traces.schema import LlmCall
+from orchestration.traces.schema import TOTAL, EnvStep, LlmCall, Reward, WeightsUpdate
 from orchestration.traces.validate import validate_file
 from orchestration.traces.writers import TraceRun
 from tests.language_agents_support import Corridor, Scripted, settings, tiny_tokenizer
@@ -110,3 +116,64 @@ def test_the_header_says_whether_the_clock_was_pinned(tmp_path, template):
         play(template, LanguageRecorder(folder, 1.0, RUN), [WIN], env=env)
     clocks = [read_trace(trace_files(Path(tmp_path / name))[0]).header.clock for name in ("pinned", "none")]
     assert clocks == ["pinned:1700000000", "unpinned"]
+
+
+def test_components_are_what_the_learner_pays(tmp_path, template):
+    """A fine, an intrinsic reward, one from the world; the learner's own function is the reference."""
+    scores = {caption_id("You go right."): 0.75, caption_id("You leave through the door."): 1.0}
+
+    class Looked:
+        def lookup(self, ids):
+            return np.array([scores.get(i, 0.0) for i in ids.tolist()], np.float32).reshape(ids.shape)
+
+    config = load_config("textworld_ppo", ["reward.model=hash", "reward.w_int=0.5", "agent.failure_penalty=0.25"])
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    recorder = LanguageRecorder(traces, 1.0, RUN)
+    generator = Scripted(template, ["what\nnow", "go right", "go right"])
+    rollout = LanguageRollout(
+        Corridor, generator, template, settings(failure_penalty=0.25), seed_of=lambda group: 11, observer=recorder
+    )
+    rollout.reward_model_version = 2
+    (episode,) = asyncio.run(rollout.play_group(0)).episodes
+    rollout.close()
+    paid = turn_rewards([episode], Looked(), config.reward)
+    (path,) = trace_files(traces)
+    assert read_trace(path).header.reward_model_version == 2
+    assert not Late.beside(traces).complete(read_trace(path)).known, "the learner has looked nothing up yet"
+    log = ScoreLog(traces)
+    log.add(2, {turn.caption_id: scores.get(turn.caption_id, 0.0) for turn in episode.turns})
+    log.flush()
+    done = Late.beside(traces).complete(read_trace(path))
+    assert done.known and done.trace.end is not None
+    totals = {
+        event.target: event.value for event in done.trace.events if isinstance(event, Reward) and event.part == TOTAL
+    }
+    assert [totals.get(step.id, 0.0) for step in done.trace.steps] == pytest.approx(paid.total.tolist())
+    sums = {"environment": paid.extrinsic, "reward_model": paid.intrinsic, "format": paid.penalty}
+    assert done.trace.end.components == pytest.approx({name: float(part.sum()) for name, part in sums.items()})
+    assert paid.penalty.sum() == -0.25 and paid.intrinsic.sum() > 0 and paid.extrinsic.sum() > 0
+    assert validate_file(path) == []
+
+
+def test_a_new_reward_model_is_told_at_its_turn(tmp_path, template):
+    recorder = LanguageRecorder(tmp_path, 1.0, RUN)
+    rollout: LanguageRollout
+
+    class Teaching(Scripted):
+        async def generate(self, prompt, sampling):
+            if len(self.prompts) == 1:
+                rollout.reward_model_version = 4
+            return await super().generate(prompt, sampling)
+
+    rollout = LanguageRollout(
+        Corridor, Teaching(template, WIN), template, settings(), seed_of=lambda group: 11, observer=recorder
+    )
+    rollout.reward_model_version = 3
+    asyncio.run(rollout.play_group(0))
+    rollout.close()
+    trace = read_trace(trace_files(tmp_path)[0])
+    assert trace.header.reward_model_version == 3 and validate_file(trace.path) == []
+    told = [(type(event), getattr(event, "to_version", None)) for event in trace.events]
+    assert told.index((WeightsUpdate, 4)) == [kind for kind, _ in told].index(EnvStep) + 1

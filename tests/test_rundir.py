@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,4 +199,27 @@ def test_the_code_revision_is_that_of_git() -> None:
     root = Path(__file__).parents[1]
     result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     expected = result.stdout.strip() if result.returncode == 0 else None
-    assert code_revision() == expected
+    revision = code_revision()
+    assert (revision and revision.removesuffix("-dirty")) == expected
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_the_revision_says_whether_files_were_changed_since(tmp_path):
+    def git(*arguments):
+        names = ["-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *names, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    assert code_revision(tmp_path) is None
+    git("init", "-q")
+    assert code_revision(tmp_path) is None
+    (tmp_path / "code.py").write_text("1")
+    git("add", "code.py")
+    git("commit", "-qm", "one")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "untracked").write_text("")
+    assert code_revision(tmp_path) == head and len(head) == 40
+    (tmp_path / "code.py").write_text("2")
+    assert code_revision(tmp_path) == f"{head}-dirty"

@@ -29,7 +29,17 @@ from orchestration.traces.late import LABELS, LabelCopier, ScoreLog, read_labels
 from orchestration.traces.reader import read_trace, run_traces, trace_files
 from orchestration.traces.recorder import Again, TraceRecorder
 from orchestration.traces.run_trace import RunTrace
-from orchestration.traces.schema import Annotation, Error, LlmCall, Reward, Spawn, Stop, ToolCall, WeightsUpdate
+from orchestration.traces.schema import (
+    Annotation,
+    Error,
+    LlmCall,
+    Message,
+    Reward,
+    Spawn,
+    Stop,
+    ToolCall,
+    WeightsUpdate,
+)
 from orchestration.traces.validate import validate_file
 from orchestration.traces.writers import TraceRun, WritersAside
 from reward_server.judge.prompts import PromptTemplate
@@ -275,8 +285,8 @@ def test_a_process_that_dies_is_told_and_the_next_episode_is_kept(tmp_path: Path
 
 def run_trace(folder: Path, clock: Callable[[], float]) -> RunTrace:
     return RunTrace(
-        folder, run="demo", env_id="minihack/X", env_options={}, seed=7, policy="fast", policy_version=0,
-        code_revision=None, count_exponent=3.0, on_trouble=pytest.fail, clock=clock,
+        folder, run="demo", env_id="minihack/X", env_options={}, seed=7, policy="fast", policy_version=5,
+        reward_model_version=2, code_revision=None, count_exponent=3.0, on_trouble=pytest.fail, clock=clock,
     )  # fmt: skip
 
 
@@ -284,14 +294,17 @@ def test_the_run_has_a_trace_of_its_own(tmp_path: Path) -> None:
     now = iter(range(1000))
     trace = run_trace(tmp_path, lambda: float(next(now)))
     trace.spawned("actor-00", "actor")
-    trace.weights(1)
-    trace.weights(1)
+    trace.weights(5)
+    trace.weights(6)
+    trace.weights(6)
     trace.lost("actor-00", "killed by signal 9")
     trace.spawned("actor-00.1", "actor")
     trace.judged(3, "judge-model", 0.5, 40)
     trace.judged(3, "judge-model", 0.5, 40)
-    trace.judge_changed("down", "connection refused")
-    trace.reward_model(1)
+    trace.judge_changed("down", "connection refused", away=True)
+    trace.judge_changed("ready", None, away=False)
+    trace.reward_model(2)
+    trace.reward_model(3)
     trace.checkpoint("000100", 100)
     trace.end("done", 200, None)
     (path,) = run_traces(tmp_path)
@@ -301,7 +314,13 @@ def test_the_run_has_a_trace_of_its_own(tmp_path: Path) -> None:
     assert (read.header.scope, read.header.seeds) == ("run", {"run": "7"})
     kinds = [type(event) for event in read.events]
     assert kinds.count(Spawn) == 3
-    assert kinds.count(WeightsUpdate) == 2
+    updates = [
+        (event.what, event.from_version, event.to_version) for event in read.events if isinstance(event, WeightsUpdate)
+    ]
+    assert updates == [("policy", 5, 6), ("reward_model", 2, 3)]
+    assert (read.header.policy_version, read.header.reward_model_version) == (5, 2)
+    (message,) = [event for event in read.events if isinstance(event, Message)]
+    assert message.to == "coordinator" and read.texts[message.content_ref or ""] == "judge is ready"
     assert [kinds.count(kind) for kind in (LlmCall, ToolCall, Error, Stop)] == [1, 1, 2, 2]
     (call,) = [event for event in read.events if isinstance(event, LlmCall)]
     assert call.calls == 3
@@ -317,8 +336,8 @@ def test_a_run_goes_on_where_its_trace_cannot_be_written(tmp_path: Path) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         trace = RunTrace(
-            tmp_path, run="demo", env_id="x", env_options={}, seed=0, policy="fast", policy_version=0, code_revision=None,
-            count_exponent=None, on_trouble=told.append,
+            tmp_path, run="demo", env_id="x", env_options={}, seed=0, policy="fast", policy_version=0,
+            reward_model_version=None, code_revision=None, count_exponent=None, on_trouble=told.append,
         )  # fmt: skip
         for number in range(50):
             trace.spawned(f"actor-{number * 7919:x}", "actor")

@@ -16,6 +16,8 @@ class LanguageStart:
     env_options: Mapping[str, Any]
     seeds: Mapping[str, str]
     policy_version: int
+    reward_model_version: int | None
+    """Of the newest reward model that the rollout was told of; None where there is none."""
     objective: str
     observation: str
     screen: str
@@ -27,6 +29,8 @@ class LanguageStep:
     """One turn and what came of it."""
 
     turn: LanguageTurn
+    reward_model_version: int | None
+    """As in `LanguageStart`, by now."""
     prompt: Ids
     """[P] all that the model read."""
     caption: str

@@ -123,6 +123,13 @@ class _Hands:
             self._pool.shutdown(cancel_futures=True)
 
 
+@dataclass(slots=True)
+class _InForce:
+    """What changes while episodes are played."""
+
+    reward_model_version: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Setup:
     """What all episodes of a rollout have in common."""
@@ -135,6 +142,7 @@ class _Setup:
     observer: LanguageObserver | None
     captions: _Captions
     hands: _Hands
+    in_force: _InForce
 
 
 class LanguageRollout:
@@ -159,7 +167,15 @@ class LanguageRollout:
         self.name = name
         self._make_env = make_env
         self._setup = _Setup(
-            generator, template, settings, seed_of, sampling_seed_of, observer, _Captions(), _Hands(threads, name)
+            generator,
+            template,
+            settings,
+            seed_of,
+            sampling_seed_of,
+            observer,
+            _Captions(),
+            _Hands(threads, name),
+            _InForce(),
         )
         self._idle: list[TextEnv] = []
         self._room = asyncio.Semaphore(episodes)
@@ -168,6 +184,15 @@ class LanguageRollout:
     @property
     def generator(self) -> Generator:
         return self._setup.generator
+
+    @property
+    def reward_model_version(self) -> int | None:
+        """Of the newest reward model that this rollout was told of; None where there is none. Traces tell of it."""
+        return self._setup.in_force.reward_model_version
+
+    @reward_model_version.setter
+    def reward_model_version(self, version: int | None) -> None:
+        self._setup.in_force.reward_model_version = version
 
     async def play_group(self, group: int) -> GroupResult:
         """Plays `group_size` episodes of one task, side by side. Raises what ends the run: a model that cannot act, a
@@ -362,6 +387,7 @@ class _Play:
                     env_options=spec.options,
                     seeds=self._env.seeds,
                     policy_version=self._setup.generator.version,
+                    reward_model_version=self._setup.in_force.reward_model_version,
                     objective=brought.info.get("objective", ""),
                     observation=brought.observation,
                     screen=brought.screen,
@@ -377,6 +403,7 @@ class _Play:
                 self._id,
                 LanguageStep(
                     turn=turn,
+                    reward_model_version=self._setup.in_force.reward_model_version,
                     prompt=prompt.ids,
                     caption=caption,
                     observation=brought.observation,

@@ -142,7 +142,7 @@ class LanguageRayRuntime(RayRuntime):
                 group, self._next = self._next, self._next + 1
             index = min(self._engines, key=lambda i: (len(self._engines[i].playing), i))
             actor = self._actors[index]
-            result, report = actor.collect.remote(group)
+            result, report = actor.collect.remote(group, self.session.reward_model_in_force)
             self._engines[index].playing.add(group)
             self._open.add(group)
             self._expect(report, _Play(actor, group, result))

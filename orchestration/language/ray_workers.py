@@ -69,13 +69,15 @@ class LanguageRolloutWorker:
         self._told_at = time.perf_counter()
         return self._rollout.generator.version
 
-    async def play(self, group: int) -> "tuple[GroupResult, RolloutReport]":
-        """Plays a group. Its report has the time since the one before, if anything was played meanwhile."""
+    async def play(self, group: int, reward_model_version: int | None) -> "tuple[GroupResult, RolloutReport]":
+        """Plays a group; the version is that of the newest reward model. Its report has the time since the one before, if
+        anything was played meanwhile."""
         from orchestration.language.report import report_of
 
         if self._running == 0:
             self._told_at = time.perf_counter()
         self._running += 1
+        self._rollout.reward_model_version = reward_model_version
         try:
             result = await self._rollout.play_group(group)
         finally:

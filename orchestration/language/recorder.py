@@ -19,6 +19,9 @@ from orchestration.traces.episode import observation_hash
 from orchestration.traces.files import TraceFile
 from orchestration.traces.replay.worlds import clock_text, text_observation
 from orchestration.traces.schema import (
+    FORMAT,
+    POLICY,
+    REWARD_MODEL,
     SCHEMA,
     SUFFIX,
     Caption,
@@ -135,6 +138,7 @@ class _Recording:
         self._began = clock()
         self._model = run.policy or ""
         self._version = start.policy_version
+        self._reward_model_version = start.reward_model_version
         self._seq, self._steps = 0, 0
         self._tokens = 0
         self._return = 0.0
@@ -160,10 +164,12 @@ class _Recording:
     def step(self, step: LanguageStep) -> None:
         """A turn: the call of the model, and the world's step."""
         turn = step.turn
+        if step.reward_model_version != self._reward_model_version and step.reward_model_version is not None:
+            self._update(self._reward_model_version or 0, step.reward_model_version, REWARD_MODEL)
+            self._reward_model_version = step.reward_model_version
         if turn.version != self._version:
-            update = WeightsUpdate(**self._event((self._last,)), from_version=self._version, to_version=turn.version)
-            self._version, self._last = turn.version, update.id
-            self._write(update)
+            self._update(self._version, turn.version, POLICY)
+            self._version = turn.version
         call = self._call(step)
         done = EnvStep(
             **self._event((self._last, call)),
@@ -195,6 +201,21 @@ class _Recording:
                 targets=(done.id,),
             )
             self._write(paid)
+        if turn.penalty != 0:
+            fined = Reward(
+                **self._event((done.id,)),
+                family="process",
+                value=turn.penalty,
+                source=FORMAT,
+                version=None,
+                targets=(done.id,),
+            )
+            self._write(fined)
+
+    def _update(self, before: int, now: int, what: str) -> None:
+        update = WeightsUpdate(**self._event((self._last,)), from_version=before, to_version=now, what=what)
+        self._last = update.id
+        self._write(update)
 
     def _call(self, step: LanguageStep) -> str:
         turn = step.turn
@@ -311,6 +332,7 @@ def _header(run: TraceRun, start: LanguageStart) -> Header:
         clock=clock_text(start.seeds),
         recorded_at=time.time(),
         count_exponent=run.count_exponent,
+        reward_model_version=start.reward_model_version,
         policy=run.policy,
         natives=native_versions(),
     )

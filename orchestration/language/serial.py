@@ -76,6 +76,7 @@ class LanguageSerialRuntime:
 
     async def _play(self, groups: int) -> list[GroupResult]:
         first, self._group = self._group, self._group + groups
+        self.rollout.reward_model_version = self.session.reward_model_in_force
         return list(await asyncio.gather(*(self.rollout.play_group(g) for g in range(first, first + groups))))
 
     def _learn(self, result: GroupResult, seconds: float) -> None:

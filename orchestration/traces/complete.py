@@ -2,8 +2,8 @@
 
 The events that are added come after all others, and have the steps that they are about as parents and targets:
 `annotation` for every answer of the judge about one of its captions, and `reward` for what the reward that is learned from
-is made of: R = w_ext · clip(s · r) + w_int · r_int / N^β, under the settings of the run, with r_int as the learner looked
-it up. See `late`.
+is made of: R = w_ext · clip(s · r) + w_int · r_int / N^β, and the fine for an answer that could not be read, under the settings
+of the run, with r_int as the learner looked it up. See `late`.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from orchestration.traces.reader import Trace, read_trace
 from orchestration.traces.schema import (
     COMPONENT,
     EPISODE,
+    FORMAT,
     RAW,
     REWARD_MODEL,
     TOTAL,
     Annotation,
     AnyEvent,
     EnvStep,
-    LlmCall,
     Reward,
     WeightsUpdate,
     text_ref,
@@ -51,9 +51,8 @@ class Late:
     credited: bool = False
     """Whether the learner attributed credit: what a step is paid then depends on its estimator, and is not made out here
     (`yendor trace show --credit` does), only what the reward model gave."""
-    untold: bool = False
-    """Whether a language model's turns are paid what their traces do not tell of: the version of the reward model in force,
-    and a penalty for what could not be read. Then only what the world paid is known."""
+    learned: bool = False
+    """Whether the run learns a reward model: a step without a version of it then has a reward that nobody knows."""
 
     @classmethod
     def beside(cls, traces: Path) -> "Late":
@@ -65,8 +64,8 @@ class Late:
             for label in read_labels(traces):
                 labels.setdefault(label.caption_id, []).append(label)
             _newest.clear()
-            settings, credited, untold = _settings(traces.parent)
-            _newest[traces] = known = (stamp, cls(labels, read_scores(traces), settings, credited, untold))
+            settings, credited, learned = _settings(traces.parent)
+            _newest[traces] = known = (stamp, cls(labels, read_scores(traces), settings, credited, learned))
         return known[1]
 
     def complete(self, trace: Trace) -> "Completed":
@@ -77,11 +76,9 @@ class Late:
         for caption in trace.captions:
             for label in self.labels.get(caption, ()):
                 added.annotation(label)
-        told = not (self.untold and any(isinstance(event, LlmCall) for event in trace.events))
-        known = self.settings is not None and trace.end is not None and told and not _has_components(trace)
+        known = self.settings is not None and trace.end is not None and not _has_components(trace)
         if known:
-            assert self.settings is not None
-            known = _reward(trace, added, self.scores, self.settings, credited=self.credited)
+            known = _reward(trace, added, self)
         return Completed(added.trace(known), known)
 
     def complete_path(self, path: Path) -> Trace | None:
@@ -119,7 +116,7 @@ def _stat(path: Path) -> Any:
 
 
 def _settings(run: Path) -> "tuple[RewardSettings | None, bool, bool]":
-    """Of the rewards of a run; whether it attributes credit; whether a language model's turns are paid more than is told."""
+    """Of the rewards of a run; whether it attributes credit; whether it learns a reward model."""
     path = run / _CONFIG
     if not path.is_file():
         return None, False, False
@@ -128,8 +125,7 @@ def _settings(run: Path) -> "tuple[RewardSettings | None, bool, bool]":
 
     try:
         config = read_config(path)
-        untold = learns_intrinsic(config) or config.agent.failure_penalty > 0
-        return config.reward, attributes_credit(config), untold
+        return config.reward, attributes_credit(config), learns_intrinsic(config)
     except ConfigError as error:
         raise TraceError(f"the rewards of its steps cannot be made out: {error}") from error
 
@@ -138,11 +134,12 @@ def _has_components(trace: Trace) -> bool:
     return any(isinstance(event, Reward) and event.part != RAW for event in trace.events)
 
 
-def _reward(trace: Trace, added: "_Added", scores: Scores, settings: "RewardSettings", *, credited: bool) -> bool:
+def _reward(trace: Trace, added: "_Added", late: Late) -> bool:
     """Adds what each step's reward is made of; False, and nothing, where a caption was not looked up."""
     from learner.fusion import fuse
 
-    looked_up = [_looked_up(step, version, scores) for step, version in _versions(trace)]
+    assert late.settings is not None
+    looked_up = [_looked_up(step, version, late) for step, version in _versions(trace)]
     if any(found is None for found in looked_up):
         return False
     found = [each for each in looked_up if each is not None]
@@ -151,29 +148,38 @@ def _reward(trace: Trace, added: "_Added", scores: Scores, settings: "RewardSett
         np.array([step.reward for step in steps], np.float32),
         np.array([r_int for _, r_int in found], np.float32),
         np.array([step.caption_count for step in steps], np.int32),
-        settings,
+        late.settings,
     )
+    fines = _fines(trace)
     columns = (fused.extrinsic.tolist(), fused.intrinsic.tolist(), fused.total.tolist())
     for step, (version, r_int), extrinsic, intrinsic, total in zip(steps, found, *columns, strict=True):
         if r_int:
             added.reward(step, r_int, REWARD_MODEL, "verifier", RAW, version)
-        if credited:
+        if late.credited:
             continue
-        for value, source, family, of in (
+        fine = fines.get(step.id, 0.0)
+        parts = (
             (extrinsic, "environment", "outcome", None),
             (intrinsic, REWARD_MODEL, "verifier", version),
-        ):
+            (fine, FORMAT, "process", None),
+        )
+        for value, source, family, of in parts:
             if value:
                 added.reward(step, value, source, family, COMPONENT, of)
-        if extrinsic or intrinsic:
-            added.reward(step, total, "fusion", "hybrid", TOTAL, None)
-    return not credited
+        if any(value for value, *_ in parts):
+            added.reward(step, total + fine, "fusion", "hybrid", TOTAL, None)
+    return not late.credited
 
 
-def _looked_up(step: EnvStep, version: int | None, scores: Scores) -> tuple[int | None, float] | None:
-    if version is None or step.caption_count == 0:
-        return version, 0.0
-    return scores.of(step.caption_id, version)
+def _fines(trace: Trace) -> Mapping[str, float]:
+    """What each step's answer was fined, where it could not be read."""
+    return {event.target: event.value for event in trace.events if isinstance(event, Reward) and event.source == FORMAT}
+
+
+def _looked_up(step: EnvStep, version: int | None, late: Late) -> tuple[int | None, float] | None:
+    if version is None:
+        return None if late.learned else (None, 0.0)
+    return (version, 0.0) if step.caption_count == 0 else late.scores.of(step.caption_id, version)
 
 
 def _versions(trace: Trace) -> Sequence[tuple[EnvStep, int | None]]:

@@ -10,15 +10,25 @@ from orchestration.rundir import RunDir, code_revision
 from orchestration.traces.late import LabelCopier, ScoreLog
 from orchestration.traces.run_trace import REWARD_SERVER, RunTrace
 from reward_server.status import RewardServerStatus
+from reward_server.types import JudgeStatus
 
 
 class RunRecord:
     """Records a run as long as it goes; nothing where it is not traced. Trouble with files is told and ends nothing."""
 
-    def __init__(self, config: Config, rundir: RunDir, on_trouble: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        rundir: RunDir,
+        on_trouble: Callable[[str], None],
+        *,
+        policy_version: int,
+        reward_model_version: int | None,
+    ) -> None:
+        """The versions that the run begins, or goes on, with; None where no reward model is learned."""
         self._model = config.judge.model
         self._on_trouble = on_trouble
-        self._trace = _run_trace(config, rundir, on_trouble)
+        self._trace = _run_trace(config, rundir, on_trouble, policy_version, reward_model_version)
         self._labels = LabelCopier(rundir.annotations, rundir.traces)
         self._scores = ScoreLog(rundir.traces)
 
@@ -53,7 +63,8 @@ class RunRecord:
         if before is None:
             self._trace.spawned(REWARD_SERVER, "reward server")
         elif before.annotator.judge_status != now.judge_status:
-            self._trace.judge_changed(str(now.judge_status), now.last_error)
+            away = now.judge_status in (JudgeStatus.DOWN, JudgeStatus.UNREADABLE)
+            self._trace.judge_changed(str(now.judge_status), now.last_error, away=away)
         self._trace.judged(now.requests, self._model, now.latency_mean_s, now.labelled_this_run)
 
     def checkpoint(self, name: str, env_steps: int) -> None:
@@ -80,7 +91,13 @@ class RunRecord:
             self._on_trouble(str(error))
 
 
-def _run_trace(config: Config, rundir: RunDir, on_trouble: Callable[[str], None]) -> RunTrace | None:
+def _run_trace(
+    config: Config,
+    rundir: RunDir,
+    on_trouble: Callable[[str], None],
+    policy_version: int,
+    reward_model_version: int | None,
+) -> RunTrace | None:
     """The trace of the run itself; None where nothing is traced."""
     if not is_traced(config):
         return None
@@ -91,7 +108,8 @@ def _run_trace(config: Config, rundir: RunDir, on_trouble: Callable[[str], None]
         env_options=config.env.options,
         seed=config.run.seed,
         policy=config.agent.model or config.agent.network,
-        policy_version=0,
+        policy_version=policy_version,
+        reward_model_version=reward_model_version,
         code_revision=code_revision(),
         count_exponent=config.reward.count_exponent,
         on_trouble=on_trouble,

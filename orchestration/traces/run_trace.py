@@ -20,13 +20,16 @@ from orchestration.traces.schema import (
     Error,
     Header,
     LlmCall,
+    Message,
     Record,
     Spawn,
     Stop,
+    Text,
     ToolCall,
     ToolResult,
     WeightsUpdate,
     clean,
+    text_ref,
 )
 from orchestration.traces.versions import native_versions, package_versions
 
@@ -49,6 +52,7 @@ class RunTrace:
         seed: int,
         policy: str,
         policy_version: int,
+        reward_model_version: int | None,
         code_revision: str | None,
         count_exponent: float | None,
         on_trouble: Callable[[str], None],
@@ -67,10 +71,10 @@ class RunTrace:
         self._newest: dict[str, str] = {}
         self._root = ""
         self._policy_version = policy_version
-        self._reward_model_version = 0
+        self._reward_model_version = reward_model_version or 0
+        self._texts: set[str] = set()
         self._requests = 0
-        self._tools = 0
-        self._calls = 0
+        self._costs = {"tool_calls": 0, "llm_calls": 0, "messages": 0}
         header = Header(
             schema=SCHEMA,
             episode_id=name,
@@ -86,6 +90,7 @@ class RunTrace:
             recorded_at=time.time(),
             count_exponent=count_exponent,
             scope=RUN,
+            reward_model_version=reward_model_version,
             policy=policy,
             natives=native_versions(),
         )
@@ -129,7 +134,7 @@ class RunTrace:
         if new <= 0:
             return
         self._requests = requests
-        self._calls += new
+        self._costs["llm_calls"] += new
         event = LlmCall(
             **self._event(REWARD_SERVER),
             model=model,
@@ -141,10 +146,19 @@ class RunTrace:
         )
         self._write(event)
 
-    def judge_changed(self, status: str, error: str | None) -> None:
-        """The judge went away or came back."""
-        message = f"judge is {status}" + (f": {error}" if error else "")
-        self._write(Error(**self._event(REWARD_SERVER), message=clean(message), source="judge"))
+    def judge_changed(self, status: str, error: str | None, *, away: bool) -> None:
+        """The judge went away, which is an error, or came back, which the reward server says."""
+        if away:
+            message = f"judge is {status}" + (f": {error}" if error else "")
+            self._write(Error(**self._event(REWARD_SERVER), message=clean(message), source="judge"))
+            return
+        text = f"judge is {status}"
+        reference = text_ref(text)
+        if reference not in self._texts:
+            self._texts.add(reference)
+            self._write(Text(ref=reference, text=text))
+        self._costs["messages"] += 1
+        self._write(Message(**self._event(REWARD_SERVER), to=COORDINATOR, content_ref=reference))
 
     def checkpoint(self, name: str, env_steps: int) -> None:
         """A checkpoint was written."""
@@ -154,17 +168,13 @@ class RunTrace:
             **self._event(LEARNER, call.id), call=call.id, tool="checkpoint", details={"checkpoint": name}
         )
         self._write(result)
-        self._tools += 1
+        self._costs["tool_calls"] += 1
         self._try(TraceFile.flush)
 
     def end(self, status: str, env_steps: int, error: str | None) -> None:
         """The run ended: the file gets its final name."""
         self._write(Stop(**self._event(COORDINATOR), target="run", reason=status))
-        costs: dict[str, float] = {"wall_clock_s": self._elapsed()}
-        if self._tools:
-            costs["tool_calls"] = self._tools
-        if self._calls:
-            costs["llm_calls"] = self._calls
+        costs = {"wall_clock_s": self._elapsed(), **{name: count for name, count in self._costs.items() if count}}
         self._write(
             End(
                 t=self._elapsed(),

@@ -30,6 +30,8 @@ UNITS = ("team", "orchestrator", "role", "agent", "turn", "message", "tool_call"
 """Units that bear credit, of the same survey; an environment step is a `turn`."""
 
 POLICY, REWARD_MODEL = "policy", "reward_model"
+FORMAT = "format"
+"""Source of the penalty for an answer of a language model that could not be read."""
 """`WeightsUpdate.what`."""
 
 RAW, COMPONENT, TOTAL = "raw", "component", "total"

@@ -6,7 +6,7 @@ at its end or where an episode ends. So an environment that nobody follows costs
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -168,6 +168,8 @@ class Follower:
             observation={name: array[index] for name, array in self._envs.observation.items()},
             screen=[env.screen()] if cells is None else Cells(cells[:1]),
             at=time.monotonic(),
+            caption=self._envs.opening(index),
+            view=asdict(spec.view),
         )
         followed = self._followed[index] = _Followed(episode_id, first=t or 0, cells=cells)
         self._envs.watched[index] = followed.saw

@@ -41,6 +41,10 @@ class EpisodeStart:
     """One; of a terminal, that before the first step."""
     at: float
     """When it began, on the clock of `time.monotonic`."""
+    caption: str = ""
+    """What the opening said."""
+    view: Mapping[str, int] | None = None
+    """What the policy asked the environment to show it (`envs.base.View`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ class EnvSpec:
     has_success: bool
     """False where the task has no notion of success (`nethack/Score`): success is then None everywhere."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    view: View = field(default_factory=View)
 
 
 class StepInfo(TypedDict, total=False):

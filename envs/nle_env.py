@@ -164,6 +164,7 @@ class NleEnv(DirectEnv):
                 max_episode_steps=int(game._max_episode_steps),
                 has_success=has_won is not None,
                 options=dict(options),
+                view=view,
             )
         )
         self.game = game

@@ -2,7 +2,7 @@
 
 import hashlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -85,6 +85,8 @@ class _Slot:
     actions: list[int] = field(default_factory=list[int])
     episode_return: float = 0.0
     failures_in_a_row: int = 0
+    opening: str = ""
+    """Caption of the reset."""
 
 
 class VectorEnv:
@@ -179,6 +181,10 @@ class VectorEnv:
         """The seeds of the episode that runs in place `index`."""
         return self._slots[index].env.seeds
 
+    def opening(self, index: int) -> str:
+        """What the opening of the episode that runs in place `index` said."""
+        return self._slots[index].opening
+
     def env(self, index: int) -> YendorEnv:
         """The environment in place `index`."""
         return self._slots[index].env
@@ -246,10 +252,12 @@ class VectorEnv:
         slot.episode_return = 0.0
         seed = self._seed_of(index, slot.episode_index)
         if isinstance(slot.env, DirectEnv):
-            slot.env.begin(seed)
+            info: Mapping[str, Any] = slot.env.begin(seed)
             slot.env.observe_into(slot.row)
         else:
-            _copy_into(slot.row, slot.env.reset(seed=seed)[0])
+            observation, info = slot.env.reset(seed=seed)
+            _copy_into(slot.row, observation)
+        slot.opening = str(info.get("caption", ""))
 
     def _start_next(self, index: int) -> None:
         """Starts the slot's next episode, in a fresh environment as often as starting it raises."""

@@ -211,6 +211,7 @@ class RayRuntime:
     def _grant(self, actor: Actor) -> None:
         trajectory, report = actor.collect.remote(self._weights, self._version, self.session.reward_model_in_force)
         self._expect(report, _RolloutCall(actor, trajectory))
+        self.session.record.called(actor_name(actor.index, actor.incarnation))
 
     def _rolled_out(self, answer: Future[Any], call: _RolloutCall) -> None:
         try:

@@ -56,6 +56,7 @@ class SerialRuntime:
         while not self.session.finished and not self.session.stop_requested:
             for rollout in self.rollouts:
                 rollout.reward_model_version = self.session.reward_model_in_force
+                self.session.record.called(rollout.name)
                 trajectory, report = rollout.collect()
                 self.session.rolled_out(report)
                 result, new_weights = self.learner.feed(report.source, trajectory, report.new_captions, report.episodes)

@@ -109,8 +109,10 @@ class Session:
 
     # What happened.
 
-    def rolled_out(self, report: RolloutReport) -> None:
-        """Counts the steps, captions and failures of one rollout call. Its episodes count when the learner has read it."""
+    def rolled_out(self, report: RolloutReport, group: int | None = None) -> None:
+        """Counts the steps, captions and failures of one rollout call (of a language model: for `group`). Its episodes count
+        when the learner has read it."""
+        self.record.rolled_out(report, group)
         if self._first_step_s is None:
             first = report.first_step_at or time.time()
             self._first_step_s = first - psutil.Process().create_time()
@@ -145,7 +147,7 @@ class Session:
         self._updates.extend(result.updates)
         self._unlogged.extend(result.updates)
         self._watch_answers(result)
-        self.record.learned(result)
+        self.record.learned(report.source, result)
         self.policy_version = result.policy_version
         self.samples_dropped = result.samples_dropped
         self.reward_model_version = result.reward_model_version

@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from reward_server.annotator_status import AnnotatorStatus, Meter
@@ -140,6 +140,9 @@ class Annotator(Generic[Q]):
                 duplicates=ledger.duplicates,
                 reused=ledger.reused,
                 requests=meter.requests,
+                prompt_tokens=meter.prompt_tokens,
+                cached_tokens=meter.cached_tokens,
+                output_tokens=meter.output_tokens,
                 request_failures=meter.request_failures,
                 unreadable=meter.unreadable,
                 late=meter.late,
@@ -323,7 +326,7 @@ class Annotator(Generic[Q]):
             self._ledger.answer(request, answers)
             self._flush()
             if asked:
-                self._meter.answered(outcome.latency_s)
+                self._meter.answered(outcome.latency_s, outcome.answers)
                 self._adapt(len(asked), outcome.latency_s, ordered)
                 self._examine(asked, answers)
 
@@ -395,9 +398,9 @@ def _landed(flights: list[_Flight[Q]], ordered: bool) -> list[_Flight[Q]]:
 def _checked(answer: Answer, labels: Sequence[int]) -> Answer:
     """The answer as the store may hold it: a label that is none is unreadable, a probability that is none unknown."""
     if answer.label not in labels:
-        return Answer(None, None, answer.raw, answer.latency_s)
+        return replace(answer, label=None, probability=None)
     if answer.probability is not None and not 0.0 <= answer.probability <= 1.0:
-        return Answer(answer.label, None, answer.raw, answer.latency_s)
+        return replace(answer, probability=None)
     return answer
 
 

@@ -1,9 +1,10 @@
 """What an annotator says of itself, and the meter that it is read from."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from reward_server.types import JudgeStatus
+from reward_server.types import Answer, JudgeStatus
 
 RATE_WINDOW_S = 30.0
 """`labels_per_second` is taken over so many seconds."""
@@ -37,6 +38,11 @@ class AnnotatorStatus:
     """Requests that no answer came to (refused, timed out, broken)."""
     unreadable: int
     """Answers that could not be read."""
+    prompt_tokens: int
+    cached_tokens: int
+    """Of the prompts' tokens, those that the engine had in its prefix cache."""
+    output_tokens: int
+    """Of the judge's answers, as far as its engine tells."""
     late: int
     """Requests given up at their deadline; whatever came of them later was thrown away."""
     latency_mean_s: float | None
@@ -68,6 +74,9 @@ class Meter:
     requests: int = 0
     request_failures: int = 0
     unreadable: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
     late: int = 0
     labelled: int = 0
     waiting_s: float = 0.0
@@ -77,8 +86,11 @@ class Meter:
     _labels: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
     _started: float | None = None
 
-    def answered(self, latency_s: float) -> None:
+    def answered(self, latency_s: float, answers: Sequence[Answer]) -> None:
         self._latencies.append(latency_s)
+        self.prompt_tokens += sum(answer.prompt_tokens for answer in answers)
+        self.cached_tokens += sum(answer.cached_tokens for answer in answers)
+        self.output_tokens += sum(answer.output_tokens for answer in answers)
 
     def labels(self, now: float, count: int) -> None:
         self.labelled += count

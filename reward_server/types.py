@@ -56,6 +56,11 @@ class Answer:
     P(label = 1) + P(label = 0) / 2. None where the engine gives no log-probabilities."""
     raw: str
     latency_s: float
+    prompt_tokens: int = 0
+    """Tokens that were read for it, as far as the engine tells; 0 where the answer was there already."""
+    cached_tokens: int = 0
+    """Of these, what came from the prefix cache."""
+    output_tokens: int = 0
 
 
 class Judge(Protocol):

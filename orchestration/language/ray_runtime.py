@@ -146,6 +146,7 @@ class LanguageRayRuntime(RayRuntime):
             self._engines[index].playing.add(group)
             self._open.add(group)
             self._expect(report, _Play(actor, group, result))
+            self.session.record.called(actor_name(actor.index, actor.incarnation), group)
 
     def _playing(self) -> set[int]:
         return {group for engine in self._engines.values() for group in engine.playing}
@@ -170,7 +171,7 @@ class LanguageRayRuntime(RayRuntime):
     def _played(self, call: _Play, report: RolloutReport) -> None:
         self._failures_in_a_row = 0
         self._engines[call.actor.index].playing.discard(call.group)
-        self.session.rolled_out(report)
+        self.session.rolled_out(report, call.group)
         if uses_judge(self.config):
             reward_server = self._reward_server or self._start_reward_server()
             if report.new_captions:

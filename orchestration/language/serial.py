@@ -77,12 +77,14 @@ class LanguageSerialRuntime:
     async def _play(self, groups: int) -> list[GroupResult]:
         first, self._group = self._group, self._group + groups
         self.rollout.reward_model_version = self.session.reward_model_in_force
+        for group in range(first, first + groups):
+            self.session.record.called(self.rollout.name, group)
         return list(await asyncio.gather(*(self.rollout.play_group(g) for g in range(first, first + groups))))
 
     def _learn(self, result: GroupResult, seconds: float) -> None:
         """Hands on the episodes of a group; where they fill a batch, the engine gets the new weights."""
         report = report_of(self.rollout.name, result, self.rollout.generator.version, seconds)
-        self.session.rolled_out(report)
+        self.session.rolled_out(report, result.group)
         told = self.learner.feed(result.episodes, result.new_captions)
         self.session.learned(report, replace(told, waited_s=0.0), self.session.env_steps)
         if told.updates:

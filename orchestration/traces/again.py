@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -188,7 +188,7 @@ class Player:
 
         recipe = self._recipe
         env = self._env = self._env or make(recipe.env_id, recipe.view, **recipe.env_options)
-        observation, _ = env.reset(seed=int(episode.seeds["seed"]))
+        observation, info = env.reset(seed=int(episode.seeds["seed"]))
         policies, rewards = episode.policy_versions, episode.reward_model_versions
         start = EpisodeStart(
             episode_id=episode.episode_id,
@@ -201,6 +201,8 @@ class Player:
             observation=observation,
             screen=_join([_shot(env)]),
             at=self._clock(),
+            caption=str(info.get("caption", "")),
+            view=asdict(recipe.view),
         )
         return start, self._steps(env, episode)
 

@@ -7,10 +7,11 @@ import numpy as np
 import orjson
 
 from agents.observer import Cells, EpisodeFinish, EpisodeStart, EpisodeSteps
+from envs.captions import caption_id
 from orchestration.traces.cells import colors_of, text_of
 from orchestration.traces.codec import encode
 from orchestration.traces.files import TraceFile
-from orchestration.traces.hashes import observation_hash
+from orchestration.traces.hashes import key_hashes, observation_hash
 from orchestration.traces.packing import StepPacker
 from orchestration.traces.schema import (
     Caption,
@@ -52,8 +53,15 @@ class EpisodeFile:
         else:
             screen, colors = clean(shown[0]), ""
         file.write(header)
+        for caption, text in self._packer.opening(start.caption):
+            file.write(Caption(caption_id=str(caption), text=clean(text)))
         reset = EnvReset(
-            **self._event(()), observation_hash=observation_hash(start.observation), screen=screen, colors=colors
+            **self._event(()),
+            observation_hash=observation_hash(start.observation),
+            key_hashes=key_hashes(start.observation),
+            screen=screen,
+            colors=colors,
+            caption_id=str(caption_id(start.caption)),
         )
         self._last = reset.id
         file.write(reset)

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,20 @@ def hashes_of(observations: Mapping[str, NDArray[Any]]) -> Iterator[str]:
     size, data = rows.shape[1], memoryview(rows.tobytes())
     for at in range(0, count * size, size):
         yield hashlib.blake2b(data[at : at + size], digest_size=_HASH_BYTES).hexdigest()
+
+
+def key_hashes(observation: Mapping[str, NDArray[Any]]) -> str:
+    """`EnvStep.key_hashes` of one observation."""
+    return "".join(column for _, column in key_columns({name: array[None] for name, array in observation.items()}))
+
+
+def key_columns(observations: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, str]]:
+    """Each key in the order of names, with two hexadecimal digits (the low byte of CRC-32) of each of the L arrays [L, ...]
+    that it has: an array that does not change repeats them, which takes no room."""
+    for name in sorted(observations):
+        array = observations[name]
+        size, data = array[:1].nbytes, memoryview(array.tobytes())
+        yield name, bytes(zlib.crc32(data[at * size : (at + 1) * size]) & 0xFF for at in range(len(array))).hex()
 
 
 @functools.lru_cache(maxsize=256)

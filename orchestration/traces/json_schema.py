@@ -73,6 +73,11 @@ _STEPS = _columns(
         "items": {"type": "number"},
     },
     hash={"description": "Hashes of the observations, all of the same length, joined.", "type": "string"},
+    keys={
+        "description": "The same of each array, by its key: two digits each.",
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+    },
     policy=_tuples("Where the policy is another: step of the line, and version.", _INDEX, {"type": "integer"}),
     reward_model=_tuples("The same, of the reward model.", _INDEX, {"type": "integer"}),
     said=_tuples(

@@ -49,9 +49,15 @@ def _from_2() -> Migration:
     return upgrade
 
 
+def _from_3() -> Migration:
+    """What is new has defaults."""
+    return lambda tree: tree
+
+
 MIGRATIONS: Mapping[str, tuple[str, Callable[[], Migration]]] = {
     "yendor-trace/1": ("yendor-trace/2", _from_1),
     "yendor-trace/2": ("yendor-trace/3", _from_2),
+    "yendor-trace/3": ("yendor-trace/4", _from_3),
 }
 """Version: the next one, and what makes the migration of one file there."""
 

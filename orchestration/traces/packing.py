@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.observer import Cells, EpisodeStart, EpisodeSteps
-from envs.captions import EMPTY_CAPTION_ID
+from envs.captions import EMPTY_CAPTION_ID, caption_id
 from orchestration.errors import TraceError
 from orchestration.traces.cells import CellPacker, CellUnpacker
-from orchestration.traces.hashes import hashes_of
+from orchestration.traces.hashes import hashes_of, key_columns
 from orchestration.traces.schema import POLICY, REWARD_MODEL, clean
 
 _TRUNK = frozenset({"env_reset", "env_step", "weights_update"})
@@ -54,8 +54,17 @@ class StepPacker:
         self.count, self._seen = 0, 0
         self._parts: list[tuple[NDArray[Any], ...]] = []
         self._hashes: list[str] = []
+        self._keys: dict[str, str] = {}
         self._places: dict[str, list[Any]] = {}
         self._rows: list[tuple[int, list[tuple[int, str]]]] = []
+
+    def opening(self, caption: str) -> list[tuple[int, str]]:
+        """The caption (id, text) of the opening; its line has to stand before that of the reset."""
+        number = caption_id(caption)
+        if number == EMPTY_CAPTION_ID:
+            return []
+        self._captions[number] = 0
+        return [(number, caption)]
 
     def new_captions(self, steps: EpisodeSteps) -> list[tuple[int, str]]:
         """Captions (id, text) that come for the first time: their lines have to stand before that of the steps."""
@@ -79,6 +88,8 @@ class StepPacker:
         ticks = np.rint((steps.at - self._began) / _TICK).astype(np.int64)
         self._parts.append((ticks, steps.action, steps.log_prob, steps.value, steps.reward))
         self._hashes += hashes_of(steps.observation)
+        for name, column in key_columns(steps.observation):
+            self._keys[name] = self._keys.get(name, "") + column
         said = np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID)
         if len(said):
             numbers = [self._captions[caption] for caption in steps.caption_id[said].tolist()]
@@ -101,10 +112,11 @@ class StepPacker:
 
         `t`, of the first step, and `dt`, of the others since the one before, milliseconds; `action`; `log_prob` and
         `value` in units of 1e-4, null where not finite; `reward`, left out where all are 0; `hash`, of all observations,
-        joined; `policy` and `reward_model`: where these have another version from a step on, that step in the line and the
-        version (it stands for a `weights_update`); `said`: step in the line and number of the caption, from 0 in the order
-        of their lines; `refused`: steps that could not be executed; `slow`: step and seconds; and of screens `cells` (see
-        `cells`) or `rows`: for each step its height and the rows, number and text, that differ from the screen before.
+        joined, and `keys`, the same of each of their arrays (see `EnvStep.key_hashes`); `policy` and `reward_model`: where
+        these have another version from a step on, that step in the line and the version (it stands for a
+        `weights_update`); `said`: step in the line and number of the caption, from 0 in the order of their lines;
+        `refused`: steps that could not be executed; `slow`: step and seconds; and of screens `cells` (see `cells`) or
+        `rows`: for each step its height and the rows, number and text, that differ from the screen before.
         """
         ticks, action, log_prob, value, reward = (np.concatenate(column) for column in zip(*self._parts, strict=True))
         line: dict[str, Any] = {
@@ -115,6 +127,7 @@ class StepPacker:
             "log_prob": _in_units(log_prob),
             "value": _in_units(value),
             "hash": "".join(self._hashes),
+            "keys": self._keys,
             **self._places,
         }
         if reward.any():
@@ -226,6 +239,8 @@ class Unpacker:
         refused, slow = set(line.get("refused", ())), dict(line.get("slow", ()))
         screens = list(self._screens(line))
         hashes = _cut(line["hash"], len(screens))
+        columns = (_cut(column, len(screens)) for _, column in sorted(line.get("keys", {}).items()))
+        keys = ["".join(each) for each in zip(*columns, strict=True)]
         if not count - 1 <= len(screens) <= count:
             raise ValueError(f"{len(screens)} screens of {count} steps")
         updates = {what: dict(line.get(what, ())) for what in (POLICY, REWARD_MODEL)}
@@ -243,6 +258,7 @@ class Unpacker:
                 "value": _from_units(value),
                 "reward": reward,
                 "observation_hash": hashes[at] if at < len(hashes) else "",
+                "key_hashes": keys[at] if at < len(keys) else "",
                 "screen": "",
             }
             if at < len(screens):

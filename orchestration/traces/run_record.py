@@ -1,14 +1,17 @@
 """What the session of a run has recorded of it: its own trace, and the sidecars that episodes are completed from."""
 
+import time
+from collections import deque
 from collections.abc import Callable
 
+from agents.report import RolloutReport
 from orchestration.config import Config
-from orchestration.configuration import is_traced
+from orchestration.configuration import is_traced, uses_judge
 from orchestration.errors import TraceError
 from orchestration.results import FeedResult
 from orchestration.rundir import RunDir, code_revision
 from orchestration.traces.late import LabelCopier, ScoreLog
-from orchestration.traces.run_trace import REWARD_SERVER, RunTrace
+from orchestration.traces.run_trace import REWARD_SERVER, JudgeUse, RunTrace
 from reward_server.status import RewardServerStatus
 from reward_server.types import JudgeStatus
 
@@ -27,6 +30,13 @@ class RunRecord:
     ) -> None:
         """The versions that the run begins, or goes on, with; None where no reward model is learned."""
         self._model = config.judge.model
+        self._asks_judge = uses_judge(config)
+        self._calls: dict[tuple[str, int | None], deque[tuple[str, float]]] = {}
+        """Rollout calls that are not answered, by actor and group: id of the event, and when."""
+        self._unread: deque[tuple[str, str]] = deque()
+        """Rollouts that the learner has not read: source, and id of the event that brought it."""
+        self._read: list[str] = []
+        """Ids of those that it read since its last update."""
         self._on_trouble = on_trouble
         self._trace = _run_trace(config, rundir, on_trouble, policy_version, reward_model_version)
         self._labels = LabelCopier(rundir.annotations, rundir.traces)
@@ -38,8 +48,9 @@ class RunRecord:
             self._trace.spawned(actor, "actor")
 
     def lost(self, actor: str, reason: str) -> None:
-        """A rollout actor died."""
+        """A rollout actor died, and its calls with it."""
         if self._trace is not None:
+            self._calls = {key: calls for key, calls in self._calls.items() if key[0] != actor}
             self._trace.lost(actor, reason)
 
     def retired(self, actor: str) -> None:
@@ -47,13 +58,48 @@ class RunRecord:
         if self._trace is not None:
             self._trace.retired(actor)
 
-    def learned(self, result: FeedResult) -> None:
-        """The learner read a trajectory: versions, and the scores of captions that it gave."""
+    def called(self, actor: str, group: int | None = None) -> None:
+        """A rollout call was made: of a language model, for a group of episodes; calls of a network are answered in order."""
+        if self._trace is not None:
+            told = {} if group is None else {"group": group}
+            call = (self._trace.delegated(actor, **told), time.monotonic())
+            self._calls.setdefault((actor, group), deque()).append(call)
+
+    def rolled_out(self, report: RolloutReport, group: int | None = None) -> None:
+        """A rollout call was answered."""
+        if self._trace is None:
+            return
+        calls = self._calls.get((report.source, group))
+        if not calls:
+            return
+        call, began = calls.popleft()
+        if not calls:
+            del self._calls[report.source, group]
+        details = {"steps": report.steps, "episodes": len(report.episodes), "policy_version": report.policy_version}
+        # Groups are played side by side, while the calls of a network wait for each other.
+        working = report.env_s + report.inference_s + report.other_s
+        seconds = working if group is None else time.monotonic() - began
+        self._unread.append((report.source, self._trace.returned(report.source, call, seconds, **details)))
+        if self._asks_judge and report.new_captions:
+            self._trace.told_captions(report.source, len(report.new_captions))
+
+    def learned(self, source: str, result: FeedResult) -> None:
+        """The learner read what `source` brought: updates, versions, and the scores of captions that it gave."""
         if result.scores:
             self._write(lambda: self._scores.add(result.reward_model_version, result.scores))
-        if self._trace is not None:
-            self._trace.weights(result.policy_version)
-            self._trace.reward_model(result.reward_model_version)
+        if self._trace is None:
+            return
+        rollout = next((one for one in self._unread if one[0] == source), None)
+        if rollout is not None:
+            self._unread.remove(rollout)
+            self._read.append(rollout[1])
+        if result.updates:
+            samples = sum(update.samples for update in result.updates)
+            seconds = sum(update.train_s + update.reward_s for update in result.updates)
+            self._trace.updated(self._read, seconds, updates=len(result.updates), samples=samples)
+            self._read.clear()
+        self._trace.weights(result.policy_version)
+        self._trace.reward_model(result.reward_model_version)
 
     def judged(self, before: RewardServerStatus | None, status: RewardServerStatus) -> None:
         """The reward server told how it stands; `before` is what it told last."""
@@ -65,7 +111,8 @@ class RunRecord:
         elif before.annotator.judge_status != now.judge_status:
             away = now.judge_status in (JudgeStatus.DOWN, JudgeStatus.UNREADABLE)
             self._trace.judge_changed(str(now.judge_status), now.last_error, away=away)
-        self._trace.judged(now.requests, self._model, now.latency_mean_s, now.labelled_this_run)
+        use = JudgeUse(now.requests, now.prompt_tokens, now.output_tokens)
+        self._trace.judged(use, self._model, now.latency_mean_s, now.labelled_this_run)
 
     def checkpoint(self, name: str, env_steps: int) -> None:
         """A checkpoint was written."""

@@ -5,7 +5,8 @@ Each time that a run is started or resumed it writes a file of its own, `run-TIM
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from orchestration.traces.schema import (
     RUN,
     SCHEMA,
     SUFFIX,
+    Aggregate,
+    Delegate,
     End,
     Error,
     Header,
     LlmCall,
     Message,
     Record,
+    Return,
     Spawn,
     Stop,
     Text,
@@ -34,6 +38,15 @@ from orchestration.traces.schema import (
 from orchestration.traces.versions import native_versions, package_versions
 
 COORDINATOR, LEARNER, REWARD_SERVER = "coordinator", "learner", "reward-server"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeUse:
+    """What was asked of the judge since the run began."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
 
 
 class RunTrace:
@@ -71,10 +84,14 @@ class RunTrace:
         self._newest: dict[str, str] = {}
         self._root = ""
         self._policy_version = policy_version
+        self._published = ""
+        """Id of the event that published the newest weights or reward model."""
+        self._told: dict[str, str] = {}
+        """Of each actor: `_published` when it was last given something to do."""
         self._reward_model_version = reward_model_version or 0
         self._texts: set[str] = set()
-        self._requests = 0
-        self._costs = {"tool_calls": 0, "llm_calls": 0, "messages": 0}
+        self._judge = JudgeUse()
+        self._costs = {"tokens": 0, "llm_calls": 0, "tool_calls": 0, "messages": 0}
         header = Header(
             schema=SCHEMA,
             episode_id=name,
@@ -113,37 +130,63 @@ class RunTrace:
         """A part of the system was let go: the run was scaled down."""
         self._write(Stop(**self._event(COORDINATOR), target=child, reason="scaled down"))
 
+    def delegated(self, actor: str, **details: Any) -> str:
+        """An actor was given something to play, under the newest versions; the id of the event, for `returned`."""
+        news = self._published if self._told.get(actor) != self._published else ""
+        self._told[actor] = self._published
+        event = Delegate(**self._event(COORDINATOR, news), to=actor, details=details)
+        self._write(event)
+        return event.id
+
+    def returned(self, actor: str, call: str, duration: float, **details: Any) -> str:
+        """An actor brought what it was given to play, which took it `duration` seconds; the id of the event."""
+        event = Return(
+            **self._event(actor, call), duration=self._lasting(duration), call=call, to=COORDINATOR, details=details
+        )
+        self._write(event)
+        return event.id
+
+    def told_captions(self, actor: str, count: int) -> None:
+        """Captions that an actor was the first to bring went to the reward server."""
+        self._message(actor, REWARD_SERVER, f"{count:,} new caption{'' if count == 1 else 's'}")
+
+    def updated(self, rollouts: Sequence[str], duration: float, **details: Any) -> None:
+        """The learner made updates of what the events `rollouts` brought, in `duration` seconds."""
+        event = self._event(LEARNER, *rollouts)
+        self._write(Aggregate(**event, duration=self._lasting(duration), method="gradient step", details=details))
+
     def weights(self, version: int) -> None:
         """The learner published weights."""
         if version != self._policy_version:
-            self._write(WeightsUpdate(**self._event(LEARNER), from_version=self._policy_version, to_version=version))
-            self._policy_version = version
+            event = WeightsUpdate(**self._event(LEARNER), from_version=self._policy_version, to_version=version)
+            self._write(event)
+            self._policy_version, self._published = version, event.id
 
     def reward_model(self, version: int) -> None:
         """The learner adopted a reward model."""
         before = self._reward_model_version
         if version != before:
-            self._write(
-                WeightsUpdate(**self._event(LEARNER), from_version=before, to_version=version, what="reward_model")
-            )
-            self._reward_model_version = version
+            event = WeightsUpdate(**self._event(LEARNER), from_version=before, to_version=version, what="reward_model")
+            self._write(event)
+            self._reward_model_version, self._published = version, event.id
 
-    def judged(self, requests: int, model: str, latency_s: float | None, labelled: int) -> None:
-        """The judge answered: `requests` and `labelled` count since the run began, `latency_s` is of late."""
-        new = requests - self._requests
-        if new <= 0:
+    def judged(self, use: JudgeUse, model: str, latency_s: float | None, labelled: int) -> None:
+        """The judge answered: `use` and `labelled` count since the run began, `latency_s` is of late."""
+        before = self._judge
+        if use.requests <= before.requests:
             return
-        self._requests = requests
-        self._costs["llm_calls"] += new
+        self._judge = use
         event = LlmCall(
             **self._event(REWARD_SERVER),
             model=model,
-            prompt_tokens=0,
-            output_tokens=0,
+            prompt_tokens=use.prompt_tokens - before.prompt_tokens,
+            output_tokens=use.output_tokens - before.output_tokens,
             latency_s=latency_s or 0.0,
-            calls=new,
+            calls=use.requests - before.requests,
             sampling={"labelled": labelled},
         )
+        self._costs["llm_calls"] += event.calls
+        self._costs["tokens"] += event.prompt_tokens + event.output_tokens
         self._write(event)
 
     def judge_changed(self, status: str, error: str | None, *, away: bool) -> None:
@@ -152,13 +195,7 @@ class RunTrace:
             message = f"judge is {status}" + (f": {error}" if error else "")
             self._write(Error(**self._event(REWARD_SERVER), message=clean(message), source="judge"))
             return
-        text = f"judge is {status}"
-        reference = text_ref(text)
-        if reference not in self._texts:
-            self._texts.add(reference)
-            self._write(Text(ref=reference, text=text))
-        self._costs["messages"] += 1
-        self._write(Message(**self._event(REWARD_SERVER), to=COORDINATOR, content_ref=reference))
+        self._message(REWARD_SERVER, COORDINATOR, f"judge is {status}")
 
     def checkpoint(self, name: str, env_steps: int) -> None:
         """A checkpoint was written."""
@@ -192,6 +229,18 @@ class RunTrace:
         )
         self._try(TraceFile.flush)
         self._try(TraceFile.complete)
+
+    def _message(self, agent: str, to: str, text: str) -> None:
+        reference = text_ref(text)
+        if reference not in self._texts:
+            self._texts.add(reference)
+            self._write(Text(ref=reference, text=text))
+        self._costs["messages"] += 1
+        self._write(Message(**self._event(agent), to=to, content_ref=reference))
+
+    def _lasting(self, duration: float) -> float:
+        """A duration as events have it: what took it cannot have begun before the trace."""
+        return round(min(max(duration, 0.0), self._elapsed()), 6)
 
     def _event(self, agent: str, *also: str) -> dict[str, Any]:
         """What an event of `agent` has: its parents are the newest event of the agent and `also`."""

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, get_args
 
-SCHEMA = "yendor-trace/3"
+SCHEMA = "yendor-trace/4"
 """Name and version: a reader knows the number, whatever the version of the package. See `migrations` for older ones."""
 
 SUFFIX = ".jsonl.zst"
@@ -30,9 +30,10 @@ UNITS = ("team", "orchestrator", "role", "agent", "turn", "message", "tool_call"
 """Units that bear credit, of the same survey; an environment step is a `turn`."""
 
 POLICY, REWARD_MODEL = "policy", "reward_model"
+"""`WeightsUpdate.what`."""
+
 FORMAT = "format"
 """Source of the penalty for an answer of a language model that could not be read."""
-"""`WeightsUpdate.what`."""
 
 RAW, COMPONENT, TOTAL = "raw", "component", "total"
 """`Reward.part`."""
@@ -73,6 +74,10 @@ class Header:
     """Name of the network or of the language model that acts."""
     natives: Mapping[str, str | None] = dataclasses.field(default_factory=dict[str, str | None])
     """Native libraries that a replay depends on, by name: version, or digest of the file."""
+    view: Mapping[str, int] | None = None
+    """What the policy asked the environment to show it (`envs.base.View`); null where it reads text."""
+    observation_keys: tuple[str, ...] = ()
+    """Names of the arrays that `key_hashes` are of, in order; none where the observation is a text."""
     forked_from: str | None = None
     """Episode that this one is a branch of."""
     forked_at: int | None = None
@@ -127,6 +132,8 @@ class EnvReset(Event):
     type: ClassVar[str] = "env_reset"
 
     observation_hash: str
+    key_hashes: str = ""
+    """As `EnvStep.key_hashes`."""
     screen: str
     colors: str = ""
     """As `EnvStep.colors`."""
@@ -156,6 +163,9 @@ class EnvStep(Event):
     policy_version: int
     observation_hash: str
     """Empty where the last observation of an episode was not kept."""
+    key_hashes: str = ""
+    """Two hexadecimal digits for each of the header's `observation_keys`: too few to tell that two observations are the
+    same, enough to name the array in which two differ."""
     screen: str
     """Lines of text. Empty where the last screen of an episode was not kept."""
     colors: str = ""
@@ -266,12 +276,13 @@ class Spawn(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Delegate(Event):
-    """A task is handed to another agent, which answers with a `return`."""
+    """A task is handed to another agent, which answers with a `return` unless it is stopped before."""
 
     type: ClassVar[str] = "delegate"
 
     to: str
     task_ref: str | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +330,7 @@ class Return(Event):
     """Id of the `delegate`."""
     to: str
     content_ref: str | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

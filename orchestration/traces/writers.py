@@ -120,6 +120,8 @@ class EpisodeWriters:
             reward_model_version=start.reward_model_version,
             policy=self._run.policy,
             natives=native_versions(),
+            view=start.view,
+            observation_keys=tuple(sorted(start.observation)),
         )
 
     def steps(self, env_index: int, steps: EpisodeSteps) -> None:

@@ -84,8 +84,16 @@ def answer(completion: Completion, labels: tuple[str, ...], reasoning: Completio
     """The answer that a completion amounts to; reasoning goes before the label in `raw`."""
     probability = _probability(completion.probabilities, labels) if completion.probabilities else None
     raw = completion.text if reasoning is None else f"{reasoning.text}\n{completion.text}"
-    latency = completion.latency_s + (reasoning.latency_s if reasoning else 0.0)
-    return Answer(parse(completion.text, labels), probability, raw, latency)
+    calls = [completion] if reasoning is None else [reasoning, completion]
+    return Answer(
+        parse(completion.text, labels),
+        probability,
+        raw,
+        sum(call.latency_s for call in calls),
+        prompt_tokens=sum(call.prompt_tokens or 0 for call in calls),
+        cached_tokens=sum(call.cached_tokens or 0 for call in calls),
+        output_tokens=sum(call.output_tokens or 0 for call in calls),
+    )
 
 
 def _probability(probabilities: Mapping[str, float], labels: tuple[str, ...]) -> float | None:

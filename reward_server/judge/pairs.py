@@ -53,7 +53,8 @@ class PointwiseJudge:
             task.add_done_callback(lambda _: self._forget(new))  # also where it is cancelled before it began
         for task in {self._asking[text] for text in texts if text in self._asking}:
             known.update(await task)
-        return [compare(known[pair.first], known[pair.second]) for pair in captions]
+        answers = [compare(known[pair.first], known[pair.second]) for pair in captions]
+        return [*_with_tokens(answers[:1], [known[text] for text in new]), *answers[1:]]
 
     async def close(self) -> None:
         await self._judge.close()
@@ -69,6 +70,13 @@ class PointwiseJudge:
     def _forget(self, texts: list[str]) -> None:
         for text in texts:
             self._asking.pop(text, None)
+
+
+def _with_tokens(answers: Sequence[Answer], asked: Sequence[Answer]) -> list[Answer]:
+    """`answers` with the tokens of what was asked for them: a caption comes in many pairs, and is paid for once."""
+    read, cached = sum(a.prompt_tokens for a in asked), sum(a.cached_tokens for a in asked)
+    written = sum(a.output_tokens for a in asked)
+    return [replace(a, prompt_tokens=read, cached_tokens=cached, output_tokens=written) for a in answers]
 
 
 def compare(first: Answer, second: Answer) -> Answer:

@@ -10,6 +10,7 @@ import numpy as np
 from envs.captions import EMPTY_CAPTION_ID, caption_id
 from envs.clock import PINNED
 from orchestration.errors import TraceError, first_line
+from orchestration.traces.hashes import key_hashes
 from orchestration.traces.reader import Trace
 from orchestration.traces.replay.verdict import (
     AT_RESET,
@@ -224,9 +225,7 @@ class _Comparison:
 
     def of_reset(self, reset: EnvReset, seen: Seen) -> Iterator[Difference]:
         if self._observations:
-            yield from _unequal(
-                "observation", reset.observation_hash, hash_like(reset.observation_hash, seen.observation)
-            )
+            yield from self._of_observation(reset, seen)
         if reset.screen:
             yield from _screens(reset.screen, seen.screen)
         if reset.caption_id not in _NOT_KEPT:
@@ -241,9 +240,7 @@ class _Comparison:
             yield from _unequal("error", error or "none", clean(seen.error or "none"))
             return
         if self._observations and _keeps_observation(self._trace, step):
-            yield from _unequal(
-                "observation", step.observation_hash, hash_like(step.observation_hash, seen.observation)
-            )
+            yield from self._of_observation(step, seen)
         if step.screen:
             yield from _screens(step.screen, seen.screen)
         yield from self._rewards(step, seen)
@@ -257,6 +254,22 @@ class _Comparison:
         yield from _unequal("grounded", step.grounded, seen.grounded)
         if is_last and end is not None:
             yield from self._of_end(end, seen)
+
+    def _of_observation(self, event: EnvReset | EnvStep, seen: Seen) -> Iterator[Difference]:
+        """By the keys in which it differs, where the trace can tell them."""
+        recorded, replayed = event.observation_hash, hash_like(event.observation_hash, seen.observation)
+        if recorded == replayed:
+            return
+        before, after = _by_key(event.key_hashes), _by_key(key_hashes(seen.observation))
+        keys = self._trace.header.observation_keys
+        if keys != tuple(sorted(seen.observation)) or not len(keys) == len(before) == len(after):
+            yield Difference("observation", recorded, replayed)
+            return
+        differing = [(key, old, new) for key, old, new in zip(keys, before, after, strict=True) if old != new]
+        for key, old, new in differing:
+            yield Difference(f"observation.{key}", f"#{old}", f"#{new}")
+        if not differing:  # a hash of two digits does not tell all arrays apart
+            yield Difference("observation", recorded, replayed)
 
     def _rewards(self, step: EnvStep, seen: Seen) -> Iterator[Difference]:
         # The batched stepper keeps rewards as 32-bit numbers.
@@ -280,6 +293,10 @@ class _Comparison:
             yield from _unequal(f"metrics.{name}", end.metrics.get(name), seen.metrics.get(name))
         if not math.isclose(end.episode_return, self._return, rel_tol=1e-6, abs_tol=1e-6):
             yield Difference("episode_return", f"{end.episode_return:g}", f"{self._return:g}")
+
+
+def _by_key(hashes: str) -> list[str]:
+    return [hashes[at : at + 2] for at in range(0, len(hashes), 2)]
 
 
 def _unequal(key: str, recorded: object, replayed: object) -> Iterator[Difference]:

@@ -37,7 +37,7 @@ class Difference:
     """One thing that did not come out as recorded."""
 
     key: str
-    """`observation`, `reward`, `terminated`, `caption`, `seeds.core`, ..."""
+    """`observation.blstats`, `reward`, `terminated`, `caption`, `seeds.core`, ..."""
     recorded: str
     replayed: str
 

@@ -199,6 +199,14 @@ def seed_of(header: Header) -> int:
     return int(text)
 
 
+def view_of(header: Header) -> View | None:
+    """What the policy asked its environment to show it; None where the header does not tell."""
+    try:
+        return None if header.view is None else View(**header.view)
+    except TypeError as error:
+        raise UnreplayableError(f"its view is none that this version knows: {error}") from error
+
+
 def clock_of(header: Header) -> str:
     """`pinned`, `wall` or `none`: see `Verdict.clock`."""
     if header.env_id.partition("/")[0] not in _READS_A_CLOCK:
@@ -234,13 +242,15 @@ def other_versions(header: Header) -> list[str]:
 def open_world(header: Header, first_hash: str | None = None, view: View | None = None) -> World:
     """The world of the episode.
 
-    What a network was shown depends on its view, which a header does not tell: without `view` it is the one whose first
-    observation has the hash `first_hash`, or else the default. Raises `UnreplayableError`.
+    What a network was shown depends on its view: `view`, or that of the header; the headers of older schemas do not tell
+    it, and then it is the one whose first observation has the hash `first_hash`, or else the default. Raises
+    `UnreplayableError`.
     """
     _check_packages(header)
     try:
         if not header.action_names:
             return WordWorld(make_text(header.env_id, **header.env_options))
+        view = view or view_of(header)
         if view is not None or first_hash is None:
             return ArrayWorld(make(header.env_id, view, **header.env_options))
         return _as_shown(header, first_hash)

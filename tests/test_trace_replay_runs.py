@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestration.traces.reader import read_trace, trace_files
+from orchestration.traces.reader import read_trace, run_traces, trace_files
 from orchestration.traces.schema import LlmCall
+from orchestration.traces.validate import validate_file
 from tests.language_agents_support import tiny_model
 from tests.processes import Command
 from tests.text_worlds_support import make_games
@@ -65,6 +66,9 @@ def test_what_the_actors_of_a_run_recorded_matches_in_another_process(tmp_path: 
     results = replayed(run)
     assert [result["line"] for result in results if result["outcome"] != "MATCH"] == []
     assert sum(result["finished"] for result in results) >= 20
+    assert {
+        str(path): faults for path in (*trace_files(run), *run_traces(run)) if (faults := validate_file(path))
+    } == {}
     traces = [read_trace(path) for path in trace_files(run)]
     actors = {trace.header.episode_id[: len("actor-00")] for trace in traces}
     assert actors == ({"actor-00", "actor-01"} if set(RAY) <= set(keys) else {"actor-00"})

@@ -76,7 +76,7 @@ class TextEnv(gym.Env[str, str]):
 
     @property
     def seeds(self) -> dict[str, str]:
-        """The seeds of the episode that runs, as decimal strings, and with them all that names its game."""
+        """The seeds of the episode that runs, as decimal strings; `game`, where one has a name, is that."""
         raise NotImplementedError
 
     def screen(self) -> str:

@@ -1,10 +1,7 @@
 """The distributed runtime with real Ray and real NLE; the judge is an HTTP server that answers by rules and can misbehave."""
 
-import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -109,26 +106,6 @@ def test_interrupt_checkpoint_resume(tmp_path):
         assert done["wall_s"] > stopped["wall_s"]
         again = server.asked[asked:]
         assert not set(again) & set(server.asked[:asked]), "a label that was paid for was asked for again"
-
-
-def test_what_distributed_actors_recorded_matches_in_another_process(tmp_path):
-    run = tmp_path / "run"
-    arguments = [
-        "train", "nethack_score", f"run.dir={tmp_path}", "run.name=run", "actors.count=2", "actors.cpus=0.5", "actors.envs=8",
-        "actors.rollout_length=16", "learner.batch_size=128", "env.options.max_episode_steps=50", "train.env_steps=2560",
-        "reward.model=none", "trace.rate=1", "--plain",
-    ]  # fmt: skip
-    with Command(*arguments) as command:
-        assert command.wait() == 0, command.text()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.trace_replay_support", "replay", str(run)],
-        check=True, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE,
-    )  # fmt: skip
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [result["line"] for result in results if result["outcome"] != "MATCH"] == []
-    assert sum(result["finished"] for result in results) >= 20
-    actors = {read_outline(path).header.episode_id.partition("-env")[0] for path in trace_files(run)}
-    assert actors == {"actor-00", "actor-01"}
 
 
 def test_a_run_has_a_cluster_of_its_own_beside_others(tmp_path):

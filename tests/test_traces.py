@@ -1,6 +1,7 @@
 """Traces: what is written comes back, whatever is left of a file, and nothing wrong passes for right."""
 
 import dataclasses
+import itertools
 import resource
 import signal
 import subprocess
@@ -22,13 +23,16 @@ from orchestration.traces.codec import decode, encode
 from orchestration.traces.hashes import observation_hash
 from orchestration.traces.reader import Trace, read_lines, read_outline, read_trace, records_of, trace_files
 from orchestration.traces.schema import (
+    Annotation,
     EnvStep,
     LlmCall,
     Message,
     Reward,
+    Text,
     ToolCall,
     ToolResult,
     WeightsUpdate,
+    text_ref,
 )
 from orchestration.traces.selection import is_sampled
 from orchestration.traces.validate import RULES, validate_file
@@ -256,8 +260,30 @@ def at(index: int, **fields: Any) -> Any:
     return change
 
 
+def renumbered(records: list[dict[str, Any]], at: int, *events: dict[str, Any]) -> list[dict[str, Any]]:
+    """With `events` before record `at`, and all numbered as the schema wants it."""
+    base = {"record": "event", "t": records[at]["t"], "agent": "a"}
+    changed = [*records[:at], *({**base, **event} for event in events), *records[at:]]
+    numbers = itertools.count()
+    changed = [{**each, "seq": next(numbers)} if each["record"] == "event" else each for each in changed]
+    changed[-1]["events"] = next(numbers)
+    return changed
+
+
+def model_updates(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    records[0]["reward_model_version"] = 2
+    update = {"type": "weights_update", "id": "u", "parents": ["e4"], "from_version": 1, "to_version": 3}
+    return renumbered(records, 7, {**update, "what": "reward_model"})
+
+
+def fatal(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    error = {"type": "error", "id": "boom", "parents": ["e4"], "message": "it broke", "source": "x", "fatal": True}
+    return renumbered(records, 7, error)
+
+
 # Records of the trace that is planted with faults: 0 header, 1 reset, 2 step 0, 3 caption, 4 step 1, 5 its reward,
-# 6 weights, 7 step 2, 8 tool call, 9 its result, 10 message, 11 llm call, 12 to 14 rewards' parts and total, 15 end.
+# 6 weights, 7 step 2, 8 text, 9 tool call, 10 its result, 11 message, 12 llm call, 13 annotation, 14 to 16 rewards' parts
+# and total, 17 end.
 PLANTED = [
     ("form", at(0, schema="yendor-trace/99"), "written as yendor-trace/99, this version reads"),
     ("form", at(0, surprise=1), "missing or unknown fields: surprise"),
@@ -284,21 +310,66 @@ PLANTED = [
     ("reward", at(5, family="luck"), "family 'luck' is none of"),
     ("reward", at(5, unit="galaxy"), "unit 'galaxy' is none of"),
     ("reward", at(5, part="half"), "part 'half' is none of"),
-    ("pair", at(9, call="e77"), "its tool_call e77 is not before it"),
-    ("pair", at(9, call="e1"), "its tool_call e1 is a env_step"),
+    ("pair", at(10, call="e77"), "its tool_call e77 is not before it"),
+    ("pair", at(10, call="e1"), "its tool_call e1 is a env_step"),
     ("pair", lambda records: [each for each in records if each.get("type") != "tool_result"], "has no result"),
-    ("text", at(10, content_ref="0" * 16), "of content_ref is missing"),
-    ("cost", at(11, prompt_tokens=4), "3 in prompt, counted 4"),
-    ("cost", at(11, calls=0), "cannot be"),
+    ("text", at(11, content_ref="0" * 16), "of content_ref is missing"),
+    ("cost", at(12, prompt_tokens=4), "3 in prompt, counted 4"),
+    ("cost", at(12, calls=0), "cannot be"),
     ("cost", at(-1, costs={"tokens": 9, "llm_calls": 1, "tool_calls": 1, "messages": 1}), "tells of 9 tokens"),
     ("cost", at(-1, costs={"tokens": 5, "llm_calls": 1, "messages": 1}), "tells of 0 tool_calls"),
-    ("components", at(12, value=0.7), "sum to 0.95, the total is 0.75"),
-    ("components", at(14, value=9.0), "the total is 9"),
+    ("components", at(14, value=0.7), "sum to 0.95, the total is 0.75"),
+    ("components", at(16, value=9.0), "the total is 9"),
     ("components", at(-1, components={"environment": 0.5}), "tells of 0 of reward_model"),
     ("totals", at(-1, episode_return=9.0), "tells of a return of 9, the rewards sum to 1"),
     ("totals", at(-1, length=9), "counts 9 steps, there are 3"),
     ("totals", at(-1, events=9), "counts 9 events"),
     ("totals", at(-1, truncated=True), "both by termination and by truncation"),
+    ("seed", at(0, seeds={"core": "0x12"}), "line 1: the seed core is '0x12'"),
+    ("seed", at(0, seeds={"core": "-1"}), "the seed core is '-1'"),
+    ("seed", at(0, seeds={"core": "007"}), "the seed core is '007'"),
+    ("seed", at(0, seeds={"core": str(2**64)}), f"the seed core is '{2**64}'"),
+    ("seed", at(0, seeds={"game": "w2/x", "core": ""}), "the seed core is ''"),
+    ("clock", at(0, clock="Tuesday"), "line 1: the clock is 'Tuesday', by the seeds it was 'unpinned'"),
+    ("clock", at(0, clock="pinned:1700000000"), "by the seeds it was 'unpinned'"),
+    ("clock", at(0, seeds={"birth": "1700000000"}), "'unpinned', by the seeds it was 'pinned:1700000000'"),
+    ("clock", at(0, seeds={"birth": "1700000000"}, clock="pinned:1700000001"), "was 'pinned:1700000000'"),
+    ("versions", at(0, versions={"minihack": "1.0.2"}), "line 1: the versions lack nle"),
+    ("versions", at(0, env_id="alfworld/x", versions={"textworld": None}), "the versions lack alfworld"),
+    ("header", at(0, forked_from="e0"), "line 1: names a parent without the step"),
+    ("header", at(0, forked_from="e0", forked_at=4), "line 1: was forked at step 4, has 3"),
+    ("header", at(0, forked_from="e0", forked_at=-1), "was forked at step -1"),
+    ("observation", at(1, observation_hash="gallop"), "line 2: event e0: the hash 'gallop' is not hexadecimal"),
+    ("observation", at(4, observation_hash=""), "line 5: event e2: has no hash, but is not the last step"),
+    ("observation", at(1, colors="77"), "line 2: event e0: the colours of line 1 do not fit to it: '77'"),
+    ("observation", at(1, colors="z"), "the colours of line 1 do not fit to it: 'z'"),
+    ("observation", at(1, colors="7\n7"), "colours of 2 lines, the screen has 1"),
+    ("text", at(3, caption_id="seven"), "line 4: the caption 'seven' is not named by a number of 64 bits"),
+    ("text", at(3, caption_id=str(2**63)), "is not named by a number of 64 bits"),
+    ("text", at(3, caption_id="7"), f"line 4: the caption 7 is called {caption_id(CAPTIONS[1])} by its text"),
+    ("text", lambda records: [*records[:4], *records[3:]], "line 5: the caption"),
+    ("text", at(8, ref="0" * 16), "line 9: the text 0000000000000000 is called"),
+    ("text", lambda records: [*records[:9], *records[8:]], "line 10: the text"),
+    ("probability", at(2, log_prob=0.5), "line 3: event e1: a log-probability of 0.5"),
+    ("probability", at(12, log_probs=[-1.0, 2.0]), "line 13: event l: a log-probability of 2"),
+    ("form", at(12, log_probs=[-1.0, None]), "line 13: LlmCall.log_probs: not all of it are of type float"),
+    ("probability", at(13, probability=1.5), "line 14: event n: a probability of 1.5"),
+    ("label", at(13, caption_id="0"), "line 14: event n: is about nothing"),
+    ("call", at(12, prompt=None), "line 13: event l: tells no prompt"),
+    ("call", at(12, output=None), "line 13: event l: tells no output"),
+    ("call", at(12, output=[4, -5]), "line 13: event l: a token called -5"),
+    ("time", at(12, latency_s=-0.5), "line 13: event l: answered after -0.5 s"),
+    ("step", at(12, step=1), "line 13: event l: chose the action of step 1, the next is 3"),
+    ("pair", at(10, tool="hammer"), "line 11: event r: a result of hammer, called was map"),
+    ("version", at(6, what="weather"), "line 7: event e4: 'weather' is neither policy nor reward_model"),
+    ("version", model_updates, "line 8: event u: the reward model was v2, not v1"),
+    ("reward", at(5, version=3), "line 6: event e3: the environment's, but of version 3 of a model"),
+    ("cost", at(-1, costs={"wall_clock_s": 7.0}), "tells of 7 s, it came after 0.003 s"),
+    ("end", at(-1, kept="luck"), "line 18: was kept as 'luck', which is no reason for the trace of a episode"),
+    ("end", at(-1, kept="run"), "was kept as 'run'"),
+    ("end", fatal, "line 9: event e5: a step after the fatal error boom"),
+    ("totals", fatal, "line 19: the end tells of no error, boom was fatal"),
+    ("totals", at(-1, terminated=False), "line 18: ended neither by termination, nor by truncation, nor by an error"),
     ("end", lambda records: records[:-1], "has no end record"),
     ("end", lambda records: [*records, records[-1]], "a record of kind 'end' after the end"),
     ("form", lambda records: [*records, records[2]], "a record of kind 'event' after the end"),
@@ -318,25 +389,30 @@ def plant(path: Path) -> None:
         *rest, end = records
         seq = end["events"]
         base: dict[str, Any] = {"t": end["t"], "agent": "a"}
+        text = Text(text_ref("a map"), "a map")
         call = ToolCall(**base, id="c", seq=seq, parents=("e1",), tool="map")
-        result = ToolResult(**base, id="r", seq=seq + 1, parents=("c",), call="c", tool="map")
+        result = ToolResult(**base, id="r", seq=seq + 1, parents=("c",), call="c", tool="map", content_ref=text.ref)
         message = Message(**base, id="m", seq=seq + 2, parents=("r",), to="b")
         llm = LlmCall(
             **base, id="l", seq=seq + 3, parents=("m",), model="x", prompt=(1, 2, 3), output=(4, 5), prompt_tokens=3,
             output_tokens=2, log_probs=(-1.0, -2.0), latency_s=0.1,
         )  # fmt: skip
+        note = Annotation(
+            **base, id="n", seq=seq + 4, parents=("e2",), caption_id=str(caption_id(CAPTIONS[1])), label=1, probability=0.5,
+            judge="x",
+        )  # fmt: skip
         parts = [
             Reward(
-                **base, id=f"p{n}", seq=seq + 4 + n, parents=("e1",), family="hybrid", value=value, source=source,
+                **base, id=f"p{n}", seq=seq + 5 + n, parents=("e1",), family="hybrid", value=value, source=source,
                 version=None, targets=("e1",), part=part,
             )
             for n, (value, source, part) in enumerate(
                 [(0.5, "environment", "component"), (0.25, "reward_model", "component"), (0.75, "fusion", "total")]
             )
         ]  # fmt: skip
-        end |= {"events": seq + 7, "components": {"environment": 0.5, "reward_model": 0.25}}
+        end |= {"events": seq + 8, "components": {"environment": 0.5, "reward_model": 0.25}}
         end["costs"] = {"tokens": 5, "llm_calls": 1, "tool_calls": 1, "messages": 1}
-        return [*rest, *(orjson.loads(encode(each)) for each in (call, result, message, llm, *parts)), end]
+        return [*rest, *(orjson.loads(encode(each)) for each in (text, call, result, message, llm, note, *parts)), end]
 
     rewrite(path, add)
 

@@ -27,10 +27,10 @@ from orchestration.traces.reader import Trace, read_trace, trace_files
 from orchestration.traces.recorder import TraceRecorder
 from orchestration.traces.replay import replay_trace
 from orchestration.traces.replay.policies import Choice
-from orchestration.traces.replay.worlds import WordWorld, clock_text
+from orchestration.traces.replay.worlds import WordWorld
 from orchestration.traces.replay.writer import EpisodeWriter
 from orchestration.traces.schema import SCHEMA, Caption, Header
-from orchestration.traces.versions import native_versions, package_versions
+from orchestration.traces.versions import clock_text, native_versions, package_versions
 from orchestration.traces.writers import EpisodeWriters, TraceRun
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"

@@ -17,7 +17,7 @@ from envs.captions import EMPTY_CAPTION_ID, caption_id
 from orchestration.errors import TraceError
 from orchestration.traces.episode import observation_hash
 from orchestration.traces.files import TraceFile
-from orchestration.traces.replay.worlds import clock_text, text_observation
+from orchestration.traces.replay.worlds import text_observation
 from orchestration.traces.schema import (
     FORMAT,
     POLICY,
@@ -39,7 +39,7 @@ from orchestration.traces.schema import (
     text_ref,
 )
 from orchestration.traces.selection import Selection
-from orchestration.traces.versions import native_versions
+from orchestration.traces.versions import clock_text, native_versions
 from orchestration.traces.writers import TraceRun
 
 _DIGITS = 4

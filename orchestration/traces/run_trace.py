@@ -211,10 +211,11 @@ class RunTrace:
     def end(self, status: str, env_steps: int, error: str | None) -> None:
         """The run ended: the file gets its final name."""
         self._write(Stop(**self._event(COORDINATOR), target="run", reason=status))
-        costs = {"wall_clock_s": self._elapsed(), **{name: count for name, count in self._costs.items() if count}}
+        elapsed = self._elapsed()
+        costs = {"wall_clock_s": elapsed, **{name: count for name, count in self._costs.items() if count}}
         self._write(
             End(
-                t=self._elapsed(),
+                t=elapsed,
                 events=self._seq,
                 length=env_steps,
                 episode_return=0.0,

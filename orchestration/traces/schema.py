@@ -9,6 +9,7 @@ numbers in JSON are not exact beyond 2^53. A field that has its default is left 
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, get_args
 
@@ -428,4 +429,7 @@ def text_ref(text: str) -> str:
 
 def clean(text: str) -> str:
     """`text` as JSON can carry it: what is no Unicode (bytes that were no UTF-8) becomes U+FFFD."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+_SURROGATES = re.compile("[\ud800-\udfff]")

@@ -1,4 +1,4 @@
-"""What a replay depends on besides the seeds: versions of packages, and native libraries."""
+"""What a replay depends on besides the seeds: versions of packages, native libraries, the clock."""
 
 import functools
 import hashlib
@@ -6,6 +6,8 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+
+from envs.clock import PINNED
 
 _PACKAGES = (
     "yendor", "nle", "minihack", "gymnasium", "numpy", "torch", "textworld", "jericho", "alfworld", "tokenizers",
@@ -17,6 +19,26 @@ _NATIVES: Mapping[str, tuple[str, str]] = {
     "libjericho": ("jericho", "libjericho.so"),
 }
 """Name: the package that brings the library, and what the file's name begins with."""
+
+WORLD_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "nethack": ("nle",),
+    "minihack": ("minihack", "nle"),
+    "textworld": ("textworld", "jericho"),
+    "alfworld": ("alfworld", "textworld"),
+}
+"""What decides how the worlds of a family go on, by its prefix."""
+
+WORLD_NATIVES: Mapping[str, tuple[str, ...]] = {
+    "nethack": ("libnethack",),
+    "minihack": ("libnethack",),
+    "textworld": ("libjericho",),
+}
+"""The same, of native libraries."""
+
+
+def clock_text(seeds: Mapping[str, str]) -> str:
+    """`Header.clock` of an episode with these seeds."""
+    return f"pinned:{seeds[PINNED]}" if PINNED in seeds else "unpinned"
 
 
 def package_versions() -> dict[str, str | None]:

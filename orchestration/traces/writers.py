@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.observer import Cells, EpisodeFinish, EpisodeStart, EpisodeSteps
-from envs.clock import PINNED
 from orchestration.errors import TraceError
 from orchestration.traces.episode import AT_ONCE, EpisodeFile
 from orchestration.traces.files import Finisher, TraceFile
 from orchestration.traces.pipe import receive, send
 from orchestration.traces.schema import SCHEMA, Header
-from orchestration.traces.versions import native_versions, package_versions
+from orchestration.traces.versions import clock_text, native_versions, package_versions
 
 _CLOSE_S = 5.0
 """So long `close` waits for what is still to be written."""
@@ -102,7 +101,6 @@ class EpisodeWriters:
         return EpisodeFile(file, self._header(start), start, agent, kept, at_once=min(AT_ONCE, self._frame_lines))
 
     def _header(self, start: EpisodeStart) -> Header:
-        born = start.seeds.get(PINNED)
         return Header(
             schema=SCHEMA,
             episode_id=start.episode_id,
@@ -114,7 +112,7 @@ class EpisodeWriters:
             policy_version=start.policy_version,
             versions=self._run.versions,
             code_revision=self._run.code_revision,
-            clock="unpinned" if born is None else f"pinned:{born}",
+            clock=clock_text(start.seeds),
             recorded_at=time.time(),
             count_exponent=self._run.count_exponent,
             reward_model_version=start.reward_model_version,

@@ -65,6 +65,7 @@ def read_survey(source: Path, *, episode_id: str | None = None) -> Trace:
     events = reader.events()
     told = _numbers(tree["costs"])
     metrics = _numbers(tree.get("metrics", {}))
+    seconds = max(0.0, told.get("wall_clock_s", 0.0), *(event.t for event in events))
     success = metrics.get("task_success")
     header = Header(
         schema=SCHEMA,
@@ -82,7 +83,7 @@ def read_survey(source: Path, *, episode_id: str | None = None) -> Trace:
         count_exponent=None,
     )
     end = End(
-        t=max((event.t for event in events), default=0.0),
+        t=seconds,
         events=len(events),
         length=0,
         episode_return=0.0,
@@ -91,17 +92,17 @@ def read_survey(source: Path, *, episode_id: str | None = None) -> Trace:
         success=None if success is None else success > 0,
         metrics={**metrics, **{f"cost:{name}": value for name, value in told.items()}},
         error=None,
-        costs=_costs(events, told),
+        costs=_costs(events, seconds),
     )
     return Trace(source, header, {}, events, end, None, reader.texts)
 
 
-def _costs(events: tuple[AnyEvent, ...], told: Mapping[str, float]) -> dict[str, float]:
+def _costs(events: tuple[AnyEvent, ...], seconds: float) -> dict[str, float]:
     """Ours add up from the events, which the survey's need not: those are kept among the metrics."""
     costs: dict[str, float] = {
         "tool_calls": sum(isinstance(event, ToolCall) for event in events),
         "messages": sum(isinstance(event, Message) for event in events),
-        "wall_clock_s": told.get("wall_clock_s", 0.0),
+        "wall_clock_s": seconds,
     }
     return {name: float(value) for name, value in costs.items() if value}
 

@@ -11,10 +11,10 @@ from orchestration.traces.reader import Trace
 from orchestration.traces.replay.play import follow, replay_trace, stepped
 from orchestration.traces.replay.policies import Choice, ForkPolicy, build_fork_policy
 from orchestration.traces.replay.verdict import Forked, Outcome, UnreplayableError
-from orchestration.traces.replay.worlds import Seen, World, clock_text, open_world, reset_of
+from orchestration.traces.replay.worlds import Seen, World, open_world, reset_of
 from orchestration.traces.replay.writer import EpisodeWriter
 from orchestration.traces.schema import SCHEMA, SUFFIX, Header
-from orchestration.traces.versions import native_versions, package_versions
+from orchestration.traces.versions import clock_text, native_versions, package_versions
 
 
 def fork(trace: Trace, at: int, policy: str, *, seed: int = 0, folder: Path | None = None) -> Forked:

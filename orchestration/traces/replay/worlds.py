@@ -18,22 +18,7 @@ from orchestration.traces.hashes import observation_hash
 from orchestration.traces.reader import Trace
 from orchestration.traces.replay.verdict import UnreplayableError
 from orchestration.traces.schema import EnvReset, Header
-from orchestration.traces.versions import native_versions, package_versions
-
-PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "nethack": ("nle",),
-    "minihack": ("minihack", "nle"),
-    "textworld": ("textworld", "jericho"),
-    "alfworld": ("alfworld", "textworld"),
-}
-"""What decides how the worlds of a family go on, by its prefix."""
-
-NATIVES: Mapping[str, tuple[str, ...]] = {
-    "nethack": ("libnethack",),
-    "minihack": ("libnethack",),
-    "textworld": ("libjericho",),
-}
-"""The same, of native libraries."""
+from orchestration.traces.versions import WORLD_NATIVES, WORLD_PACKAGES, native_versions, package_versions
 
 _READS_A_CLOCK = frozenset({"nethack", "minihack"})
 
@@ -214,16 +199,11 @@ def clock_of(header: Header) -> str:
     return "pinned" if PINNED in header.seeds else "wall"
 
 
-def clock_text(seeds: Mapping[str, str]) -> str:
-    """`Header.clock` of an episode with these seeds."""
-    return f"pinned:{seeds[PINNED]}" if PINNED in seeds else "unpinned"
-
-
 def other_versions(header: Header) -> list[str]:
     """How what decides about this world differs from what it was recorded with, one line for each package or library."""
     prefix = header.env_id.partition("/")[0]
     packages, natives = package_versions(), native_versions()
-    recorded = {name: header.versions.get(name) for name in PACKAGES.get(prefix, ())}
+    recorded = {name: header.versions.get(name) for name in WORLD_PACKAGES.get(prefix, ())}
     lines = [
         f"recorded with {name} {version}, here is {packages.get(name) or 'none'}"
         for name, version in recorded.items()
@@ -234,7 +214,7 @@ def other_versions(header: Header) -> list[str]:
     # A library of another version is another file anyway.
     return [
         f"{name} was another build in the recording ({header.natives[name]}, here {natives.get(name)})"
-        for name in NATIVES.get(prefix, ())
+        for name in WORLD_NATIVES.get(prefix, ())
         if header.natives.get(name) not in (None, natives.get(name))
     ]
 
@@ -261,7 +241,7 @@ def open_world(header: Header, first_hash: str | None = None, view: View | None 
 
 
 def _check_packages(header: Header) -> None:
-    recorded = {name: header.versions.get(name) for name in PACKAGES.get(header.env_id.partition("/")[0], ())}
+    recorded = {name: header.versions.get(name) for name in WORLD_PACKAGES.get(header.env_id.partition("/")[0], ())}
     missing = [f"{name}=={version}" for name, version in recorded.items() if version and not find_spec(name)]
     if missing:
         raise UnreplayableError(f"not installed here: {', '.join(missing)}")

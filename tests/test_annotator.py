@@ -121,6 +121,23 @@ def test_newest_first_in_batches(store: AnnotationStore) -> None:
     assert all_right(store, 10)
 
 
+def test_tokens_are_counted_those_of_unreadable_answers_too(store: AnnotationStore) -> None:
+    async def some(texts: Sequence[str]) -> list[Answer]:
+        return [Answer(7 if "3" in t else 1, 0.5, t, 0.1, len(t), 5, 2) for t in texts]
+
+    judge = FakeJudge(some)
+    annotator = Annotator(judge, store, replace(QUICK, in_flight=1))
+    annotator.submit(captions(10))
+    asyncio.run(annotator.drain())
+    status = annotator.status()
+    assert (status.labelled, status.failed) == (9, 1)
+    asked = [text for request in judge.requests for text in request]
+    assert (status.prompt_tokens, status.cached_tokens, status.output_tokens) == (
+        sum(map(len, asked)), 5 * len(asked), 2 * len(asked)
+    )  # fmt: skip
+    assert status.counters()["annotator/prompt_tokens"] == status.prompt_tokens
+
+
 def test_no_more_than_in_flight_requests_at_once(store: AnnotationStore) -> None:
     async def slow(texts: Sequence[str]) -> list[Answer]:
         await asyncio.sleep(0.005)

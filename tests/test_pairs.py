@@ -315,14 +315,19 @@ def test_a_pointwise_judge_asks_about_each_caption_once() -> None:
         async def ask(self, captions: Sequence[str]) -> list[Answer]:
             self.asked += captions
             await asyncio.sleep(0.01)
-            return [Answer(None if "9" in c else int("3" in c), None, "", 0.0) for c in captions]
+            return [Answer(None if "9" in c else int("3" in c), None, "", 0.0, 100, 90, 1) for c in captions]
 
         async def close(self) -> None: ...
 
     judge = PointwiseJudge(Single())
+    paid: list[Answer] = []
     pairs = [Pair(1, 2, "3", "1"), Pair(1, 3, "1", "3"), Pair(1, 4, "3", "13"), Pair(1, 5, "3", "9")]
-    assert [a.label for a in asyncio.run(judge.ask(pairs))] == [1, 2, 0, None]
-    assert [a.label for a in asyncio.run(judge.ask(pairs))] == [1, 2, 0, None]
+    for _ in range(2):
+        paid += asyncio.run(judge.ask(pairs))
+        assert [a.label for a in paid[-4:]] == [1, 2, 0, None]
+    # As many tokens as were read and written, in however many pairs a caption comes.
+    assert [sum(a.prompt_tokens for a in paid), sum(a.cached_tokens for a in paid)] == [500, 450]
+    assert sum(a.output_tokens for a in paid) == 5
     assert sorted(Single.asked) == ["1", "13", "3", "9", "9"]  # what could not be read is asked about again
 
     async def at_once() -> None:

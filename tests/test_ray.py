@@ -9,7 +9,7 @@ import pytest
 
 from orchestration.cli.main import run as yendor
 from orchestration.traces.reader import read_outline, read_trace, run_traces, trace_files
-from orchestration.traces.schema import Spawn, Stop
+from orchestration.traces.schema import Return, Spawn, Stop
 from orchestration.traces.validate import validate_file
 from tests.processes import Command, summary
 from tests.rule_judge import RuleServer
@@ -148,6 +148,9 @@ def test_a_run_is_scaled_while_it_goes(tmp_path):
     assert spawned == ["actor-00", "actor-01", "actor-02", "actor-01.1"]
     assert [event.target for event in trace.events if isinstance(event, Stop)][:2] == ["actor-02", "actor-01"]
     assert validate_file(trace.path) == []
+    returned = [event for event in trace.events if isinstance(event, Return)]
+    assert {event.agent for event in returned} == set(spawned)
+    assert sum(event.details["steps"] for event in returned) == done["env_steps"]
 
 
 def test_what_cannot_be_scaled_says_so(tmp_path, capsys):

@@ -1,7 +1,5 @@
 """Which episodes are kept, and the trace of the run itself, in real rollouts and runs."""
 
-import math
-import resource
 import subprocess
 import sys
 import time
@@ -28,18 +26,7 @@ from orchestration.traces.index import load_index
 from orchestration.traces.late import LABELS, LabelCopier, ScoreLog, read_labels, read_scores
 from orchestration.traces.reader import read_trace, run_traces, trace_files
 from orchestration.traces.recorder import Again, TraceRecorder
-from orchestration.traces.run_trace import RunTrace
-from orchestration.traces.schema import (
-    Annotation,
-    Error,
-    LlmCall,
-    Message,
-    Reward,
-    Spawn,
-    Stop,
-    ToolCall,
-    WeightsUpdate,
-)
+from orchestration.traces.schema import Aggregate, Annotation, Return, Reward, Spawn, ToolCall, WeightsUpdate
 from orchestration.traces.validate import validate_file
 from orchestration.traces.writers import TraceRun, WritersAside
 from reward_server.judge.prompts import PromptTemplate
@@ -283,72 +270,6 @@ def test_a_process_that_dies_is_told_and_the_next_episode_is_kept(tmp_path: Path
     assert keeper.take_trouble() == ()
 
 
-def run_trace(folder: Path, clock: Callable[[], float]) -> RunTrace:
-    return RunTrace(
-        folder, run="demo", env_id="minihack/X", env_options={}, seed=7, policy="fast", policy_version=5,
-        reward_model_version=2, code_revision=None, count_exponent=3.0, on_trouble=pytest.fail, clock=clock,
-    )  # fmt: skip
-
-
-def test_the_run_has_a_trace_of_its_own(tmp_path: Path) -> None:
-    now = iter(range(1000))
-    trace = run_trace(tmp_path, lambda: float(next(now)))
-    trace.spawned("actor-00", "actor")
-    trace.weights(5)
-    trace.weights(6)
-    trace.weights(6)
-    trace.lost("actor-00", "killed by signal 9")
-    trace.spawned("actor-00.1", "actor")
-    trace.judged(3, "judge-model", 0.5, 40)
-    trace.judged(3, "judge-model", 0.5, 40)
-    trace.judge_changed("down", "connection refused", away=True)
-    trace.judge_changed("ready", None, away=False)
-    trace.reward_model(2)
-    trace.reward_model(3)
-    trace.checkpoint("000100", 100)
-    trace.end("done", 200, None)
-    (path,) = run_traces(tmp_path)
-    assert trace_files(tmp_path) == []
-    assert validate_file(path) == []
-    read = read_trace(path)
-    assert (read.header.scope, read.header.seeds) == ("run", {"run": "7"})
-    kinds = [type(event) for event in read.events]
-    assert kinds.count(Spawn) == 3
-    updates = [
-        (event.what, event.from_version, event.to_version) for event in read.events if isinstance(event, WeightsUpdate)
-    ]
-    assert updates == [("policy", 5, 6), ("reward_model", 2, 3)]
-    assert (read.header.policy_version, read.header.reward_model_version) == (5, 2)
-    (message,) = [event for event in read.events if isinstance(event, Message)]
-    assert message.to == "coordinator" and read.texts[message.content_ref or ""] == "judge is ready"
-    assert [kinds.count(kind) for kind in (LlmCall, ToolCall, Error, Stop)] == [1, 1, 2, 2]
-    (call,) = [event for event in read.events if isinstance(event, LlmCall)]
-    assert call.calls == 3
-    assert read.end is not None
-    assert (read.end.length, read.end.costs["llm_calls"]) == (200, 3)
-    run_trace(tmp_path, lambda: math.inf)
-    assert len(run_traces(tmp_path)) == 2
-
-
-def test_a_run_goes_on_where_its_trace_cannot_be_written(tmp_path: Path) -> None:
-    told: list[str] = []
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        trace = RunTrace(
-            tmp_path, run="demo", env_id="x", env_options={}, seed=0, policy="fast", policy_version=0,
-            reward_model_version=None, code_revision=None, count_exponent=None, on_trouble=told.append,
-        )  # fmt: skip
-        for number in range(50):
-            trace.spawned(f"actor-{number * 7919:x}", "actor")
-            trace.checkpoint(str(number), number)
-        trace.end("done", 50, None)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert len(told) == 1
-    assert told[0].endswith("cannot be written: File too large")
-
-
 # What comes later.
 
 
@@ -461,8 +382,12 @@ def test_a_serial_run_leaves_valid_traces_of_its_episodes_and_of_itself(tmp_path
     assert any(path.suffix != ".part" for path in traces)
     assert {str(path): validate_file(path) for path in (own, *traces)} == {str(path): [] for path in (own, *traces)}
     read = read_trace(own)
+    assert read.end is not None
     assert {event.child for event in read.events if isinstance(event, Spawn)} == {"learner", "actor-00"}
+    returned = [event for event in read.events if isinstance(event, Return)]
+    assert sum(event.details["steps"] for event in returned) == read.end.length
+    made = [event for event in read.events if isinstance(event, Aggregate)]
+    assert sum(event.details["samples"] for event in made) == read.end.length
     assert any(isinstance(event, WeightsUpdate) for event in read.events)
     assert any(isinstance(event, ToolCall) and event.tool == "checkpoint" for event in read.events)
-    assert read.end is not None
     assert read.end.length >= 2000

@@ -108,6 +108,8 @@ def _of_kind(event: AnyEvent) -> Wrong:
 def _observation(event: EnvReset | EnvStep) -> Wrong:
     if event.observation_hash and not _HEX.fullmatch(event.observation_hash):
         yield "observation", f"the hash {event.observation_hash!r} is not hexadecimal"
+    if event.key_hashes and not _HEX.fullmatch(event.key_hashes):
+        yield "observation", f"the hashes {event.key_hashes!r} of its arrays are not hexadecimal"
     if not event.colors:
         return
     rows, inks = event.screen.split("\n"), event.colors.split("\n")

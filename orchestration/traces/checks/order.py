@@ -11,6 +11,7 @@ from orchestration.traces.schema import (
     EPISODE,
     POLICY,
     REWARD_MODEL,
+    RUN,
     Annotation,
     AnyEvent,
     Caption,
@@ -24,6 +25,7 @@ from orchestration.traces.schema import (
     Record,
     Return,
     Reward,
+    Stop,
     Text,
     ToolCall,
     ToolResult,
@@ -54,6 +56,8 @@ class Check:
     _open: dict[str, tuple[int, ToolCall | Delegate]] = field(
         default_factory=dict[str, tuple[int, ToolCall | Delegate]]
     )
+    _stopped: set[str] = field(default_factory=set[str])
+    """Agents that somebody ended."""
     _unhashed: tuple[int, str] | None = None
     _fatal: str | None = None
     _sums: Sums = field(default_factory=Sums)
@@ -125,6 +129,10 @@ class Check:
             self._llm_call(event)
         elif isinstance(event, Error) and event.fatal:
             self._fatal = event.id
+        elif isinstance(event, Stop):
+            self._stopped.add(event.target)
+        if isinstance(event, EnvReset | EnvStep):
+            self._keys(event)
         self._seen[event.id] = event.type
 
     def _graph(self, event: AnyEvent) -> None:
@@ -157,6 +165,11 @@ class Check:
             for target in event.targets:
                 if target not in self._seen:
                     self._say("reward", f"event {event.id}: the target {target} is not before it")
+
+    def _keys(self, event: EnvReset | EnvStep) -> None:
+        keys = () if self.header is None else self.header.observation_keys
+        if event.key_hashes and len(event.key_hashes) != 2 * len(keys):
+            self._say("observation", f"event {event.id}: hashes {event.key_hashes!r} of {len(keys)} arrays")
 
     def _step(self, event: EnvStep) -> None:
         assert self.header is not None
@@ -236,4 +249,7 @@ class Check:
         if forked_at is not None and forked_at > end.length:
             self.faults.append(Fault(1, "header", f"was forked at step {forked_at}, has {end.length}"))
         for call, (line, event) in self._open.items():
+            # Whoever was ended does not answer any more.
+            if isinstance(event, Delegate) and self._stopped & {event.to, RUN}:
+                continue
             self.faults.append(Fault(line, "pair", f"event {call}: the {event.type} has no result"))

@@ -25,7 +25,7 @@ RULES: Mapping[str, str] = {
     "count": "captions are counted as they come",
     "probability": "log-probabilities are at most 0, probabilities from 0 to 1",
     "call": "a model's call tells prompt and answer, as token ids or texts",
-    "pair": "every result has one call before it, of the same tool, and every call of a finished trace one result",
+    "pair": "every result has one call before it, of the same tool; a call is answered, unless who was called is stopped",
     "label": "an annotation is about a caption or an event",
     "reward": "rewards name earlier events, and what the environment paid is what the steps tell",
     "components": "components add up to the total of the same events, and to the end's sums",

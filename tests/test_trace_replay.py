@@ -130,12 +130,16 @@ def test_a_planted_command_reward_or_seed_of_a_text_world_is_found(tmp_path: Pat
         verdict = replay_trace(plant(trace, at, reward=trace.steps[at].reward + 0.25))
         assert (verdict.outcome, place(verdict)) == (Outcome.DIVERGED, (at, "reward"))
     # The world that another seed names is told apart by its first words, and by all that the seed sets besides.
-    for seeds in ({"seed": "2"}, {"seed": "2", "game_seed": "2"}) if "game_seed" in trace.header.seeds else ({"seed": "2"},):
+    for seeds in (
+        ({"seed": "2"}, {"seed": "2", "game_seed": "2"}) if "game_seed" in trace.header.seeds else ({"seed": "2"},)
+    ):
         verdict = replay_trace(seeded(trace, **seeds))
         assert verdict.divergence is not None and verdict.outcome is Outcome.DIVERGED
         assert verdict.divergence.step == AT_RESET and "DIVERGED at the reset" in verdict.line
         keys = [difference.key for difference in verdict.divergence.differences]
-        assert "observation" in keys and ("seeds.game_seed" in keys) == ("game_seed" in trace.header.seeds.keys() - seeds.keys())
+        assert "observation" in keys and ("seeds.game_seed" in keys) == (
+            "game_seed" in trace.header.seeds.keys() - seeds.keys()
+        )
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])

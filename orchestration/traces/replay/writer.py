@@ -41,6 +41,7 @@ class EpisodeWriter:
             **self._event(()),
             observation_hash=opening.observation_hash,
             screen=clean(opening.screen),
+            colors=opening.colors,
             caption_id=opened,
         )
         self._last = reset.id
@@ -70,6 +71,7 @@ class EpisodeWriter:
             policy_version=policy_version,
             observation_hash=seen.observation_hash,
             screen=clean(seen.screen),
+            colors=seen.colors,
         )
         self._last, self._seen = step.id, seen
         self.steps += 1

@@ -220,6 +220,7 @@ def first_other(trace: Trace, hashes: list[str]) -> int | None:
         ({"caption_id": "5", "caption_count": 1}, "caption"),
         ({"caption_count": 77}, "caption_count"),
         ({"screen": "an empty\nscreen"}, "screen line 1"),
+        ({"colors": "7\n0123"}, "colours line 1"),
     ],
 )
 def test_a_planted_value_is_found_at_its_step(keyroom: Trace, fields: dict[str, Any], key: str) -> None:

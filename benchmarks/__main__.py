@@ -19,6 +19,7 @@ ROUTINE = (
     "language_rollouts",
     "traces",
     "trace_view",
+    "trace_index",
     "startup",
     "demo",
 )

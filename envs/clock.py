@@ -3,7 +3,8 @@
 NLE takes moon phase, Friday 13th, night and midnight from the seed (`fix_moon_phase`), but `ubirthday` from the wall
 clock (u_init.c). It decides what lives in an anthole (mkroom.c), how shopkeepers are called (shknam.c) and which letters
 of a worn T-shirt are lost (read.c). NetHack sets it before it makes the first level, on which there is neither anthole
-nor shop, so it is early enough to set it when the game has begun.
+nor shop, so it is early enough to set it when the game has begun. (A level file of one's own that puts ants or a shop on a
+MiniHack's first level would be made before that; none of MiniHack's own does.)
 """
 
 import ctypes

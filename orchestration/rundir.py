@@ -8,15 +8,16 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import orjson
 import psutil
 
-from orchestration.config import Config
-from orchestration.configuration import to_yaml
 from orchestration.errors import RunDirError, RunExistsError
 from orchestration.files import write_atomically
+
+if TYPE_CHECKING:
+    from orchestration.config import Config
 
 REPLACED = ".replaced"
 """Folder below `run.dir` where `--overwrite` keeps the last run that it replaced, one for each name."""
@@ -136,13 +137,15 @@ class RunDir:
         except (OSError, TypeError, ValueError) as error:
             raise RunDirError(f"{self.path / 'process.json'}: cannot be read: {error}") from error
 
-    def open_for_training(self, config: Config, *, resume: bool = False, overwrite: bool = False) -> Self:
+    def open_for_training(self, config: "Config", *, resume: bool = False, overwrite: bool = False) -> Self:
         """Makes the folder (or takes it over), locks it for this process and writes `config.yaml`.
 
         With `overwrite` a run that is there is moved to `.replaced/NAME` beside it, where it takes the place of the one
         that was replaced before. Raises `RunExistsError` where a run is there and neither option was given, and
         `RunDirError` where another process trains in it, it is no run, or it cannot be written.
         """
+        from orchestration.configuration import to_yaml
+
         try:
             self._prepare(resume=resume, overwrite=overwrite)
             for folder in _FOLDERS:

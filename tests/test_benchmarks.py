@@ -1,11 +1,12 @@
 """The benchmarks run, at sizes that say nothing, so that they do not rot."""
 
 import json
+import random
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks import demo, evidence_minihack, pairs, startup
+from benchmarks import demo, evidence_minihack, pairs, startup, trace_index
 from benchmarks.plot import learning_curves
 
 
@@ -37,6 +38,17 @@ def test_the_start_of_commands_is_measured(tmp_path, capsys, monkeypatch):
     startup.main(tmp_path, "--repeats", "1")
     assert "| `yendor --help` |" in capsys.readouterr().out
     assert all(0 < each[0] < 60 for each in json.loads((tmp_path / "startup.json").read_text()).values())
+
+
+def test_the_index_of_traces_is_measured(tmp_path, capsys):
+    trace_index.main(tmp_path, "--episodes", "500", "--repeats", "2")
+    out = capsys.readouterr().out
+    assert "500 episodes" in out and "| of it: question, order, rows |" in out
+    asked = json.loads((tmp_path / "trace_index.json").read_text())
+    rows = [trace_index.episode(number, draw) for draw in [random.Random(0)] for number in range(500)]
+    assert asked["found"] == sum(row["success"] and row["length"] < 50 for row in rows) > 0
+    # A process that does nothing is quicker than one that asks; a question that was asked is not asked again.
+    assert len(asked["command_s"]) == 2 and max(asked["python_s"]) < min(asked["command_s"])
 
 
 def test_informative_pairs_find_more_of_the_order_where_few_captions_matter():

@@ -149,7 +149,7 @@ def test_a_run_is_scaled_while_it_goes(tmp_path):
     assert [event.target for event in trace.events if isinstance(event, Stop)][:2] == ["actor-02", "actor-01"]
     assert validate_file(trace.path) == []
     returned = [event for event in trace.events if isinstance(event, Return)]
-    assert {event.agent for event in returned} == set(spawned)
+    assert {event.agent for event in returned} <= set(spawned)
     assert sum(event.details["steps"] for event in returned) == done["env_steps"]
 
 

@@ -1,4 +1,4 @@
-"""Parquet and datasets: what is exported is read with pyarrow, and with `datasets` where that is installed."""
+"""Parquet and datasets: what is exported is read with pyarrow, and with `datasets`."""
 
 import sys
 from pathlib import Path
@@ -114,7 +114,8 @@ def test_the_folder_holds_both_tables_and_says_so(tmp_path: Path) -> None:
 def test_datasets_opens_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     export([rich_trace(tmp_path)], "datasets", tmp_path / "folder")
     where, cache = str(tmp_path / "folder"), str(tmp_path / "cache")
     transitions = datasets.load_dataset(where, split="train", cache_dir=cache)

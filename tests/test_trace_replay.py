@@ -114,8 +114,10 @@ def test_an_episode_that_was_cut_matches_as_far_as_it_goes(recorded: Path) -> No
 
 @pytest.mark.parametrize("family", sorted(WORDS))
 @pytest.mark.slow
-def test_a_planted_command_or_seed_of_a_text_world_is_found(tmp_path: Path, family: str) -> None:
+def test_a_planted_command_reward_or_seed_of_a_text_world_is_found(tmp_path: Path, family: str) -> None:
     env_id, options, _ = WORDS[family]
+    if family == "alfworld":
+        options = {**options, "games": 2}  # of one game every seed is the same episode
     path = record_words(tmp_path, env_id, {**options, "max_episode_steps": 12}, 1, random.Random(5), "words")
     trace = read_trace(path)
     assert replay_trace(trace).line == f"MATCH ({len(trace.steps)} steps, clock: none)"
@@ -126,10 +128,19 @@ def test_a_planted_command_or_seed_of_a_text_world_is_found(tmp_path: Path, fami
         verdict = replay_trace(edited)
         assert (verdict.outcome, place(verdict)) == (Outcome.DIVERGED, (at, "observation"))
         assert trace.steps[at].screen in verdict.divergence.recorded_screen  # type: ignore[union-attr]
-    if family == "textworld":
-        verdict = replay_trace(seeded(trace, seed="2", game_seed="2"))
-        assert verdict.divergence is not None and verdict.divergence.step == AT_RESET
-        assert "observation" in {difference.key for difference in verdict.divergence.differences}
+        verdict = replay_trace(plant(trace, at, reward=trace.steps[at].reward + 0.25))
+        assert (verdict.outcome, place(verdict)) == (Outcome.DIVERGED, (at, "reward"))
+    # The world that another seed names is told apart by its first words, and by all that the seed sets besides.
+    for seeds in (
+        ({"seed": "2"}, {"seed": "2", "game_seed": "2"}) if "game_seed" in trace.header.seeds else ({"seed": "2"},)
+    ):
+        verdict = replay_trace(seeded(trace, **seeds))
+        assert verdict.divergence is not None and verdict.outcome is Outcome.DIVERGED
+        assert verdict.divergence.step == AT_RESET and "DIVERGED at the reset" in verdict.line
+        keys = [difference.key for difference in verdict.divergence.differences]
+        assert "observation" in keys and ("seeds.game_seed" in keys) == (
+            "game_seed" in trace.header.seeds.keys() - seeds.keys()
+        )
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])
@@ -223,6 +234,7 @@ def first_other(edited: Trace, trace: Trace) -> tuple[int | None, set[str]]:
         ({"caption_id": "5", "caption_count": 1}, "caption"),
         ({"caption_count": 77}, "caption_count"),
         ({"screen": "an empty\nscreen"}, "screen line 1"),
+        ({"colors": "7\n0123"}, "colours line 1"),
     ],
 )
 def test_a_planted_value_is_found_at_its_step(keyroom: Trace, fields: dict[str, Any], key: str) -> None:

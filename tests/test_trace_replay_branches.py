@@ -22,7 +22,7 @@ from orchestration.traces.replay.fork import fork
 from orchestration.traces.replay.policies import CheckpointPolicy, build_fork_policy
 from orchestration.traces.replay.rewards import rescore
 from orchestration.traces.replay.worlds import open_world, reset_of
-from orchestration.traces.schema import RAW, EnvStep, Reward
+from orchestration.traces.schema import RAW, EnvReset, EnvStep, Reward
 from orchestration.traces.validate import validate_file
 from reward_server.models.base import build_reward_model
 from tests import trace_replay_support as support
@@ -72,6 +72,10 @@ def trace(run: Path) -> Trace:
     return max((read_trace(path) for path in trace_files(run)), key=lambda trace: len(trace.steps))
 
 
+def screens(trace: Trace) -> list[EnvReset | EnvStep]:
+    return [event for event in trace.events if isinstance(event, EnvReset | EnvStep)]
+
+
 def actions(trace: Trace) -> list[str]:
     return [step.action_name for step in trace.steps]
 
@@ -90,6 +94,9 @@ def test_a_fork_begins_as_its_parent_and_can_be_replayed(trace: Trace, tmp_path:
     kept = [step.observation_hash for step in trace.steps[:at]]
     assert [step.observation_hash for step in branch.steps[:at]] == kept
     assert branch.end is not None and branch.end.length == len(branch.steps) == forked.length > at
+    # In colours, as its parent: those of the reset and of the steps that they share are the same.
+    painted, parents = ([(event.screen, event.colors) for event in screens(each)] for each in (branch, trace))
+    assert painted[: at + 1] == parents[: at + 1] and all(set(colors) - set("07\n") for _, colors in painted)
     assert validate_file(forked.path) == []
     assert replay_trace(branch).outcome is Outcome.MATCH
 

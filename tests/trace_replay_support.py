@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from orchestration.traces.files import TraceFile
 from orchestration.traces.reader import Trace, read_trace, trace_files
 from orchestration.traces.recorder import TraceRecorder
 from orchestration.traces.replay import replay_trace
+from orchestration.traces.replay.play import stepped
 from orchestration.traces.replay.policies import Choice
-from orchestration.traces.replay.worlds import WordWorld
+from orchestration.traces.replay.worlds import Seen, WordWorld, World
 from orchestration.traces.replay.writer import EpisodeWriter
 from orchestration.traces.schema import SCHEMA, Caption, Header
 from orchestration.traces.versions import clock_text, native_versions, package_versions
@@ -76,8 +77,23 @@ def record_words(
     folder: Path, env_id: str, options: dict[str, Any], seed: int, commands: random.Random, name: str
 ) -> Path:
     """One episode of a text world, of random commands, some of which the world does not understand."""
-    env = make_text(env_id, **options)
-    world = WordWorld(env)
+
+    def choose(seen: Seen) -> Choice:
+        return Choice(-1, commands.choice((*seen.admissible, "look", "xyzzy", "Go NORTH. ")), None, None)
+
+    return record_world(folder, WordWorld(make_text(env_id, **options)), env_id, options, seed, choose, name)
+
+
+def record_world(
+    folder: Path,
+    world: World,
+    env_id: str,
+    options: dict[str, Any],
+    seed: int,
+    choose: Callable[[Seen], Choice],
+    name: str,
+) -> Path:
+    """One episode, of what `choose` makes of what was seen last."""
     seen = world.reset(seed)
     header = Header(
         schema=SCHEMA,
@@ -85,7 +101,7 @@ def record_words(
         run="test",
         env_id=env_id,
         env_options=options,
-        action_names=(),
+        action_names=world.action_names,
         seeds=dict(world.seeds),
         policy_version=0,
         versions=package_versions(),
@@ -95,14 +111,11 @@ def record_words(
         count_exponent=None,
         natives=native_versions(),
     )
-    writer = EpisodeWriter(folder, header, seen, agent="words")
+    writer = EpisodeWriter(folder, header, seen, agent="test")
     while not seen.ended:
-        command = commands.choice((*seen.admissible, "look", "xyzzy", "Go NORTH. "))
-        try:
-            seen = world.step(-1, command)
-        except Exception as error:
-            seen = type(seen)(seen.observation, seen.screen, "", False, error=f"{type(error).__name__}: {error}")
-        writer.step(Choice(-1, command, None, None), seen, 0)
+        choice = choose(seen)
+        seen = stepped(world, choice.action, choice.name, seen)
+        writer.step(choice, seen, 0)
     world.close()
     return writer.finish()
 

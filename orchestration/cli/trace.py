@@ -62,10 +62,10 @@ def ls(
 
 
 def _folder(run: str, root: Path) -> Path:
-    from orchestration.rundir import find_run
-
     folder = Path(run)
     if not folder.is_dir():
+        from orchestration.rundir import find_run
+
         folder = find_run(run, root).traces
     return folder / "traces" if (folder / "traces").is_dir() else folder
 

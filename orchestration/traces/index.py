@@ -9,19 +9,23 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import TraceError
 from orchestration.files import write_atomically
-from orchestration.traces.complete import Late
-from orchestration.traces.late import SCORES
-from orchestration.traces.reader import RUN_PREFIX, Outline, read_outline
-from orchestration.traces.schema import SUFFIX
+from orchestration.traces.names import RUN_PREFIX, SCORES, SUFFIX
 from orchestration.traces.where import column_named, parse_where
 
+if TYPE_CHECKING:
+    from orchestration.traces.reader import Outline
+
 FILE = "index.parquet"
+_PART = ".part"
 _REWARDED = "component_environment"
 """Every episode has it whose rewards are known."""
+
+_FEW = 500
+"""So many rows are made Python values one by one."""
 
 COLUMNS: Mapping[str, str] = {
     "episode_id": "string",
@@ -51,7 +55,7 @@ ALIASES: Mapping[str, str] = {"return": "episode_return", "policy": "policy_vers
 """What a question may call a column besides."""
 
 
-def row_of(outline: Outline) -> dict[str, Any]:
+def row_of(outline: "Outline") -> dict[str, Any]:
     """The row of one episode."""
     header, end = outline.header, outline.end
     row: dict[str, Any] = {
@@ -130,7 +134,11 @@ class Index:
 
     def rows(self, chosen: Sequence[int]) -> list[dict[str, Any]]:
         """These rows, as they are."""
-        return [] if not chosen else self.table.take(list(chosen)).to_pylist()
+        if len(chosen) > _FEW:
+            return self.table.take(list(chosen)).to_pylist()
+        # Of a page of a table not: `take` loads all of Arrow's functions first.
+        columns = [self.table.column(name) for name in self.names]
+        return [{name: column[at].as_py() for name, column in zip(self.names, columns, strict=True)} for at in chosen]
 
 
 def load_index(folder: Path, *, write: bool = True) -> Index:
@@ -143,8 +151,10 @@ def load_index(folder: Path, *, write: bool = True) -> Index:
         folder = folder / "traces"
     known = _read(folder / FILE)
     where = {name: at for at, name in enumerate(known.column("file"))}
-    present = set(_names(folder))
-    again = {name for name in present if name.endswith(".part")} | _unrewarded(folder, known)
+    present = _names(folder, where)
+    again = {name for name in present if name.endswith(_PART)} | _unrewarded(folder, known)
+    if not again and present == where.keys():
+        return known
     kept = [at for name, at in where.items() if name in present and name not in again]
     paths = [folder / name for name in sorted(present - where.keys() | again & present)]
     fresh = [row for row in map(_row, paths) if row is not None]
@@ -156,14 +166,16 @@ def load_index(folder: Path, *, write: bool = True) -> Index:
     return index
 
 
-def _names(folder: Path) -> list[str]:
-    """Names of the traces of episodes in `folder`."""
+def _names(folder: Path, known: Mapping[str, int]) -> set[str]:
+    """Names of the traces of episodes in `folder`; those that are `known` are names of such."""
     try:
         entries = os.listdir(folder)  # noqa: PTH208 - a hundred thousand paths would take a second to make
     except OSError as error:
         raise TraceError(f"{folder}: cannot be read: {error.strerror}") from error
-    endings = (SUFFIX, f"{SUFFIX}.part")
-    return [name for name in entries if name.endswith(endings) and not name.startswith(RUN_PREFIX)]
+    present = set(entries)
+    endings = (SUFFIX, SUFFIX + _PART)
+    others = {name for name in present - known.keys() if not name.endswith(endings) or name.startswith(RUN_PREFIX)}
+    return present - others if others else present
 
 
 def _unrewarded(folder: Path, known: Index) -> set[str]:
@@ -179,6 +191,10 @@ def _unrewarded(folder: Path, known: Index) -> set[str]:
 
 def _row(path: Path) -> dict[str, Any] | None:
     """None for a file that has nothing in it yet, or that was finished (renamed) meanwhile."""
+    # What reads a trace takes longer to load than an index that is complete takes to be asked.
+    from orchestration.traces.complete import Late
+    from orchestration.traces.reader import read_outline
+
     try:
         outline = read_outline(path)
         if outline.end is not None and not outline.end.components:
@@ -215,7 +231,9 @@ def _read(path: Path) -> Index:
     pa, pq = _arrow()
     if path.is_file():
         try:
-            table = pq.read_table(path)
+            # Not by `read_table`, for which it is a dataset, and not by threads: both take longer to begin than this to end.
+            with pq.ParquetFile(path, memory_map=True) as file:
+                table = file.read(use_threads=False)
         except (pa.ArrowException, OSError):
             return Index(table_of([]))
         if COLUMNS.keys() <= set(table.column_names):

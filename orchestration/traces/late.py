@@ -18,12 +18,11 @@ import zstandard
 
 from orchestration.errors import TraceError
 from orchestration.files import write_all
+from orchestration.traces.names import LABELS, SCORES
 from orchestration.traces.reader import read_lines
 from orchestration.traces.schema import clean
 from reward_server.store import AnnotationStoreError, GivenAnswer, answers_after
 
-LABELS = "labels.late.zst"
-SCORES = "scores.late.zst"
 STORE = "annotations.sqlite"
 """The store of a run, beside the folder of its traces."""
 

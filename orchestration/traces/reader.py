@@ -10,11 +10,9 @@ import zstandard
 from orchestration.errors import TraceError
 from orchestration.traces.codec import build, parse
 from orchestration.traces.migrations import migration
+from orchestration.traces.names import RUN_PREFIX, SUFFIX
 from orchestration.traces.packing import Unpacker
-from orchestration.traces.schema import SUFFIX, AnyEvent, Caption, End, EnvStep, Event, Header, Record, Text
-
-RUN_PREFIX = "run-"
-"""The run's own trace is called `run-….jsonl.zst`."""
+from orchestration.traces.schema import AnyEvent, Caption, End, EnvStep, Event, Header, Record, Text
 
 TraceEvent = AnyEvent
 

@@ -13,11 +13,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, get_args
 
+from orchestration.traces.names import SUFFIX as SUFFIX
+
 SCHEMA = "yendor-trace/4"
 """Name and version: a reader knows the number, whatever the version of the package. See `migrations` for older ones."""
-
-SUFFIX = ".jsonl.zst"
-"""Of a finished trace; one that is written now, or whose writer died, has `.part` after it."""
 
 EPISODE, RUN = "episode", "run"
 """What a trace is of (`Header.scope`)."""

@@ -106,6 +106,9 @@ class _Parser:
         parts = [self._negation(depth)]
         while self._takes("and"):
             parts.append(self._negation(depth))
+        if len(parts) == 2:  # the usual question; a hundred thousand rows are asked
+            one, other = parts
+            return lambda row: one(row) and other(row)
         return parts[0] if len(parts) == 1 else lambda row: all(part(row) for part in parts)
 
     def _negation(self, depth: int) -> Question:

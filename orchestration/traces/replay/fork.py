@@ -66,7 +66,7 @@ def _branch(
         first = divergence.differences[0]
         raise UnreplayableError(f"the {first.key} differs at step {divergence.step} when it is played once more")
     opening, *prefix = seen
-    header = _header(trace.header, at, policy, world, episode_id)
+    header = _header(trace.header, at, policy, world, episode_id, opening)
     writer = EpisodeWriter(folder, header, opening, agent=f"fork/{policy.name}")
     try:
         policy.read(opening)
@@ -85,7 +85,7 @@ def _branch(
     return writer, last
 
 
-def _header(parent: Header, at: int, policy: ForkPolicy, world: World, episode_id: str) -> Header:
+def _header(parent: Header, at: int, policy: ForkPolicy, world: World, episode_id: str, opening: Seen) -> Header:
     return dataclasses.replace(
         parent,
         schema=SCHEMA,
@@ -98,6 +98,8 @@ def _header(parent: Header, at: int, policy: ForkPolicy, world: World, episode_i
         clock=clock_text(world.seeds),
         recorded_at=time.time(),
         reward_model_version=None,
+        view=parent.view if policy.view is None else dataclasses.asdict(policy.view),
+        observation_keys=tuple(sorted(opening.observation)) if world.action_names else (),
         forked_from=parent.episode_id,
         forked_at=at,
     )

@@ -228,6 +228,7 @@ class _Comparison:
             yield from self._of_observation(reset, seen)
         if reset.screen:
             yield from _screens(reset.screen, seen.screen)
+            yield from _colors(reset, seen)
         if reset.caption_id not in _NOT_KEPT:
             yield from self._captions(reset.caption_id, seen.caption)
         if self._expected.last is None and self._expected.end is not None:
@@ -243,6 +244,7 @@ class _Comparison:
             yield from self._of_observation(step, seen)
         if step.screen:
             yield from _screens(step.screen, seen.screen)
+            yield from _colors(step, seen)
         yield from self._rewards(step, seen)
         if not is_last:
             yield from _unequal("terminated", False, seen.terminated)
@@ -310,14 +312,23 @@ def _told(value: object) -> str:
 
 def _screens(recorded: str, replayed: str) -> Iterator[Difference]:
     """The first line of the screen that differs."""
-    replayed = clean(replayed)
+    yield from _lines("screen", recorded, clean(replayed))
+
+
+def _colors(recorded: EnvReset | EnvStep, seen: Seen) -> Iterator[Difference]:
+    """The first line whose colours differ, where they were recorded and the screens are the same."""
+    if recorded.colors and recorded.screen == clean(seen.screen):
+        yield from _lines("colours", recorded.colors, seen.colors)
+
+
+def _lines(key: str, recorded: str, replayed: str) -> Iterator[Difference]:
     if recorded == replayed:
         return
     before, after = recorded.split("\n"), replayed.split("\n")
     rows = max(len(before), len(after))
     padded = zip(before + [""] * (rows - len(before)), after + [""] * (rows - len(after)), strict=True)
     row, (old, new) = next((row, pair) for row, pair in enumerate(padded) if pair[0] != pair[1] or row == rows - 1)
-    yield Difference(f"screen line {row + 1}", repr(old), repr(new))
+    yield Difference(f"{key} line {row + 1}", repr(old), repr(new))
 
 
 def unreadable(path: str, error: TraceError) -> Verdict:

@@ -1,5 +1,6 @@
 """The two kinds of world that an episode can have been played in, behind one interface: arrays and text."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from envs.clock import PINNED
 from envs.registry import make, make_text
 from envs.text import TextEnv
 from orchestration.errors import first_line
+from orchestration.traces.cells import colors_of
 from orchestration.traces.hashes import observation_hash
 from orchestration.traces.reader import Trace
 from orchestration.traces.replay.verdict import UnreplayableError
@@ -42,6 +44,8 @@ class Seen:
     """Of a text world: the commands that it would execute now."""
     error: str | None = None
     """What the world raised instead of anything else here."""
+    planes: NDArray[np.uint8] | None = None
+    """Characters and colours of the terminal, [2, rows, columns], where the world has one."""
 
     @property
     def ended(self) -> bool:
@@ -50,6 +54,11 @@ class Seen:
     @property
     def observation_hash(self) -> str:
         return observation_hash(self.observation)
+
+    @property
+    def colors(self) -> str:
+        """As `EnvStep.colors`."""
+        return "" if self.planes is None else colors_of(self.planes)
 
 
 def hash_like(recorded: str, observation: Mapping[str, NDArray[Any]]) -> str:
@@ -102,12 +111,17 @@ class ArrayWorld:
 
     def reset(self, seed: int) -> Seen:
         observation, info = self._env.reset(seed=seed)
-        return Seen(observation, self._env.screen(), info.get("caption", ""))
+        return Seen(observation, self._env.screen(), info.get("caption", ""), planes=self._planes())
 
     def step(self, action: int, name: str) -> Seen:
         del name
         observation, reward, terminated, truncated, info = self._env.step(action)
-        return _seen(observation, self._env.screen(), float(reward), bool(terminated), bool(truncated), info)
+        seen = _seen(observation, self._env.screen(), float(reward), bool(terminated), bool(truncated), info)
+        return dataclasses.replace(seen, planes=self._planes())
+
+    def _planes(self) -> NDArray[np.uint8] | None:
+        terminal = self._env.terminal()
+        return None if terminal is None else terminal.planes()
 
     def close(self) -> None:
         self._env.close()

@@ -7,6 +7,7 @@ from typing import Any
 
 from envs.captions import EMPTY_CAPTION_ID, caption_id
 from orchestration.traces.files import TraceFile
+from orchestration.traces.hashes import key_hashes
 from orchestration.traces.replay.policies import Choice
 from orchestration.traces.replay.worlds import Seen
 from orchestration.traces.schema import Caption, End, EnvReset, EnvStep, Header, Reward, WeightsUpdate, clean
@@ -40,7 +41,9 @@ class EpisodeWriter:
         reset = EnvReset(
             **self._event(()),
             observation_hash=opening.observation_hash,
+            key_hashes=key_hashes(opening.observation) if header.observation_keys else "",
             screen=clean(opening.screen),
+            colors=opening.colors,
             caption_id=opened,
         )
         self._last = reset.id
@@ -69,7 +72,9 @@ class EpisodeWriter:
             grounded=seen.grounded,
             policy_version=policy_version,
             observation_hash=seen.observation_hash,
+            key_hashes=key_hashes(seen.observation) if self._header.observation_keys else "",
             screen=clean(seen.screen),
+            colors=seen.colors,
         )
         self._last, self._seen = step.id, seen
         self.steps += 1

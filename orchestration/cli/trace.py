@@ -146,7 +146,12 @@ def show(
     if trace.end is None:
         out.print(f"\nno end: {trace.cut or 'its writer was stopped'}")
     else:
-        end = [(name, str(value)) for name, value in fields(trace.end)]
+        from orchestration.traces.complete import Late
+
+        done = Late.beside(file.parent).complete(trace)
+        components = done.why and f"not known: {done.why}"
+        end = [(name, str(value)) for name, value in fields(trace.end) if name != "components"]
+        end.append(("components", components or str((done.trace.end or trace.end).components)))
         out.print()
         out.print(table(("", ""), end), markup=False)
 

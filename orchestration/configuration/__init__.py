@@ -5,6 +5,7 @@ from orchestration.configuration.checks import (
     compares_pairs,
     is_traced,
     learns_intrinsic,
+    learns_progress,
     uses_judge,
 )
 from orchestration.configuration.loader import load_config, read_config, resume_config, to_yaml
@@ -15,6 +16,7 @@ __all__ = [
     "compares_pairs",
     "is_traced",
     "learns_intrinsic",
+    "learns_progress",
     "load_config",
     "preset_names",
     "read_config",

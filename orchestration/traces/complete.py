@@ -2,8 +2,9 @@
 
 The events that are added come after all others, and have the steps that they are about as parents and targets:
 `annotation` for every answer of the judge about one of its captions, and `reward` for what the reward that is learned from
-is made of: R = w_ext · clip(s · r) + w_int · r_int / N^β, and the fine for an answer that could not be read, under the settings
-of the run, with r_int as the learner looked it up. See `late`.
+is made of: R = w_ext · clip(s · r) + w_int · r_int / N^β, what `credit.method` makes of that, and the fine for an answer that could
+not be read, under the settings of the run, with r_int as the learner looked it up. See `late`. Where a progress estimator pays,
+what it paid is not in the run: it is another one after every few updates. Then `Completed.why` says so.
 """
 
 import dataclasses
@@ -33,7 +34,9 @@ from orchestration.traces.schema import (
 )
 
 if TYPE_CHECKING:
+    from learner.credit.attribution import CreditMethod
     from learner.settings import RewardSettings
+    from orchestration.config import Config
 
 _JUDGE, _LEARNER = "judge", "learner"
 _CONFIG = "config.yaml"
@@ -48,9 +51,10 @@ class Late:
     scores: Scores
     settings: "RewardSettings | None"
     """None for traces that lie in no run."""
-    credited: bool = False
-    """Whether the learner attributed credit: what a step is paid then depends on its estimator, and is not made out here
-    (`yendor trace show --credit` does), only what the reward model gave."""
+    credit: "CreditMethod | None" = None
+    """What makes of them what each step is paid; None where that is just what it brought."""
+    untold: str | None = None
+    """Why what a step is paid cannot be made out, only what the reward model gave; None where it can."""
     learned: bool = False
     """Whether the run learns a reward model: a step without a version of it then has a reward that nobody knows."""
 
@@ -64,29 +68,38 @@ class Late:
             for label in read_labels(traces):
                 labels.setdefault(label.caption_id, []).append(label)
             _newest.clear()
-            settings, credited, learned = _settings(traces.parent)
-            _newest[traces] = known = (stamp, cls(labels, read_scores(traces), settings, credited, learned))
+            config = _config(traces.parent)
+            if config is None:
+                late = cls(
+                    labels, read_scores(traces), None, untold="its rewards lie in no run: there is no config.yaml"
+                )
+            else:
+                late = _of_run(config, labels, read_scores(traces))
+            _newest[traces] = known = (stamp, late)
         return known[1]
 
     def complete(self, trace: Trace) -> "Completed":
         """The episode with these events. A trace that has rewards of a reward model, or that was cut, gets no more."""
         if trace.header.scope != EPISODE:
-            return Completed(trace, known=False)
+            return Completed(trace, known=False, why="it is the trace of a run")
         added = _Added(trace)
         for caption in trace.captions:
             for label in self.labels.get(caption, ()):
                 added.annotation(label)
-        known = self.settings is not None and trace.end is not None and not _has_components(trace)
-        if known:
-            known = _reward(trace, added, self)
-        return Completed(added.trace(known), known)
+        if _has_components(trace):
+            return Completed(added.trace(False), known=False)
+        if trace.end is None:
+            return Completed(added.trace(False), known=False, why="it did not end")
+        why = self.untold if self.settings is None else _reward(trace, added, self, self.settings)
+        return Completed(added.trace(why is None), why is None, why)
 
-    def complete_path(self, path: Path) -> Trace | None:
-        """The same of a trace's file; None where nothing is known of the rewards of its run."""
-        if self.settings is None:
-            return None
+    def complete_path(self, path: Path) -> tuple[Trace | None, str | None]:
+        """The same of the file of a trace that has ended and has no components yet: the trace where the reward of every
+        step is known, otherwise why it is not. Where none of its run is known, it is not read."""
+        if self.untold is not None:
+            return None, self.untold
         done = self.complete(read_trace(path))
-        return done.trace if done.known else None
+        return (done.trace if done.known else None), done.why
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +108,9 @@ class Completed:
 
     trace: Trace
     known: bool
-    """Whether the reward of every step was made out: not, as long as the learner has not looked up all captions."""
+    """Whether the reward of every step was made out."""
+    why: str | None = None
+    """Why it was not; None too where the trace tells it itself."""
 
 
 _newest: dict[Path, tuple[tuple[Any, ...], Late]] = {}
@@ -115,60 +130,90 @@ def _stat(path: Path) -> Any:
         return None
 
 
-def _settings(run: Path) -> "tuple[RewardSettings | None, bool, bool]":
-    """Of the rewards of a run; whether it attributes credit; whether it learns a reward model."""
+def _config(run: Path) -> "Config | None":
     path = run / _CONFIG
     if not path.is_file():
-        return None, False, False
-    from orchestration.configuration import attributes_credit, learns_intrinsic
+        return None
     from orchestration.configuration.loader import read_config
 
     try:
-        config = read_config(path)
-        return config.reward, attributes_credit(config), learns_intrinsic(config)
+        return read_config(path)
     except ConfigError as error:
         raise TraceError(f"the rewards of its steps cannot be made out: {error}") from error
+
+
+def _of_run(config: "Config", labels: Mapping[str, Sequence[LateLabel]], scores: Scores) -> Late:
+    from learner.credit.attribution import CreditRule
+    from learner.credit.registry import build_credit
+    from orchestration.configuration import attributes_credit, learns_intrinsic, learns_progress
+
+    reward, method = config.reward, config.credit.method
+    credit, untold = None, None
+    if attributes_credit(config) and not learns_progress(config):
+        credit = build_credit(method, CreditRule(w_prog=0.0, w_ground=reward.w_ground))
+    elif learns_progress(config):
+        how = "" if config.agent.model else "; yendor trace show FILE --credit computes it under a checkpoint's"
+        untold = f"credit.method={method} paid by a progress estimator, as it was at that update{how}"
+    return Late(labels, scores, reward, credit, untold, learns_intrinsic(config))
 
 
 def _has_components(trace: Trace) -> bool:
     return any(isinstance(event, Reward) and event.part != RAW for event in trace.events)
 
 
-def _reward(trace: Trace, added: "_Added", late: Late) -> bool:
-    """Adds what each step's reward is made of; False, and nothing, where a caption was not looked up."""
-    from learner.fusion import fuse
-
-    assert late.settings is not None
+def _reward(trace: Trace, added: "_Added", late: Late, settings: "RewardSettings") -> str | None:
+    """Adds what each step's reward is made of. Where that cannot be made out, why; then what the reward model gave is
+    added, or nothing, where a caption was not looked up."""
     looked_up = [_looked_up(step, version, late) for step, version in _versions(trace)]
-    if any(found is None for found in looked_up):
-        return False
     found = [each for each in looked_up if each is not None]
-    steps = trace.steps
-    fused = fuse(
-        np.array([step.reward for step in steps], np.float32),
-        np.array([r_int for _, r_int in found], np.float32),
-        np.array([step.caption_count for step in steps], np.int32),
-        late.settings,
-    )
+    if len(found) < len(looked_up):
+        return "the learner has not looked up all of its captions"
     fines = _fines(trace)
-    columns = (fused.extrinsic.tolist(), fused.intrinsic.tolist(), fused.total.tolist())
-    for step, (version, r_int), extrinsic, intrinsic, total in zip(steps, found, *columns, strict=True):
+    paid = _paid(trace, [r_int for _, r_int in found], late, settings)
+    for step, (version, r_int), *values in zip(trace.steps, found, *paid, strict=True):
         if r_int:
             added.reward(step, r_int, REWARD_MODEL, "verifier", RAW, version)
-        if late.credited:
+        if late.untold is not None:
             continue
-        fine = fines.get(step.id, 0.0)
+        extrinsic, intrinsic, grounding = values
         parts = (
             (extrinsic, "environment", "outcome", None),
             (intrinsic, REWARD_MODEL, "verifier", version),
-            (fine, FORMAT, "process", None),
+            (grounding, "grounding", "tool", None),
+            (fines.get(step.id, 0.0), FORMAT, "process", None),
         )
         for value, source, family, of in parts:
             if value:
                 added.reward(step, value, source, family, COMPONENT, of)
         if any(value for value, *_ in parts):
-            added.reward(step, total + fine, "fusion", "hybrid", TOTAL, None)
-    return not late.credited
+            added.reward(step, sum(value for value, *_ in parts), "fusion", "hybrid", TOTAL, None)
+    return late.untold
+
+
+def _paid(
+    trace: Trace, r_int: Sequence[float], late: Late, settings: "RewardSettings"
+) -> tuple[list[float], list[float], list[float]]:
+    """What each step is paid as extrinsic, intrinsic and grounding reward, without an estimator's part."""
+    from learner.credit.attribution import whole
+    from learner.fusion import fuse
+
+    steps = trace.steps
+    fused = fuse(
+        np.array([step.reward for step in steps], np.float32),
+        np.array(r_int, np.float32),
+        np.array([step.caption_count for step in steps], np.int32),
+        settings,
+    )
+    if late.credit is None or not steps:
+        return fused.extrinsic.tolist(), fused.intrinsic.tolist(), [0.0] * len(steps)
+    turns = whole(
+        lengths=[len(steps)],
+        extrinsic=fused.extrinsic.astype(np.float64),
+        intrinsic=fused.intrinsic.astype(np.float64),
+        grounded=np.array([step.grounded for step in steps]),
+    )
+    credited = late.credit.attribute(turns)
+    return credited.extrinsic.tolist(), credited.intrinsic.tolist(), credited.grounding.tolist()
 
 
 def _fines(trace: Trace) -> Mapping[str, float]:

@@ -47,9 +47,10 @@ COLUMNS: Mapping[str, str] = {
     "forked_from": "string",
     "bytes": "int64",
     "file": "string",
+    "unrewarded": "string",
 }
 """Name and Arrow type of the columns that every index has; `component_NAME`, `metric_NAME` and `cost_NAME` (double) are
-there as far as episodes have them."""
+there as far as episodes have them. `unrewarded`: why the components of a finished episode are not known."""
 
 ALIASES: Mapping[str, str] = {"return": "episode_return", "policy": "policy_version", "steps": "length"}
 """What a question may call a column besides."""
@@ -197,10 +198,10 @@ def _row(path: Path) -> dict[str, Any] | None:
 
     try:
         outline = read_outline(path)
-        if outline.end is not None and not outline.end.components:
-            done = Late.beside(path.parent).complete_path(path)
-            outline = outline if done is None else replace(outline, end=done.end)
-        return row_of(outline)
+        if outline.end is None or outline.end.components:
+            return row_of(outline)
+        done, why = Late.beside(path.parent).complete_path(path)
+        return row_of(outline if done is None else replace(outline, end=done.end)) | {"unrewarded": why}
     except TraceError:
         if path.suffix == ".part" or not path.exists():
             return None

@@ -209,8 +209,8 @@ class _Document:
         return sorted(marks, key=lambda mark: mark["frame"])
 
 
-def episode_document(trace: Trace, divergences: Sequence[Divergence] = ()) -> dict[str, Any]:
-    """The tree of an episode."""
+def episode_document(trace: Trace, divergences: Sequence[Divergence] = (), untold: str | None = None) -> dict[str, Any]:
+    """The tree of an episode. `untold` says why the components of its rewards are not known."""
     document = _Document(trace)
     events = [document.event(at) for at in range(len(document.records))]
     for record in document.records:
@@ -222,7 +222,7 @@ def episode_document(trace: Trace, divergences: Sequence[Divergence] = ()) -> di
     found = document.divergences(divergences)
     return {
         "header": plain(trace.header),
-        "end": plain(trace.end),
+        "end": plain(trace.end) if trace.end is None or untold is None else {**plain(trace.end), "components": untold},
         "cut": trace.cut,
         "file": trace.path.name,
         "events": events,

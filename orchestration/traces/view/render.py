@@ -166,13 +166,14 @@ def _load(path: Path, divergences: Sequence[Divergence]) -> _Entry:
         from orchestration.traces.export.importing import read_survey
 
         return _entry(read_survey(path), divergences)
-    trace, complaint = read_trace(path), None
+    trace, complaint, untold = read_trace(path), None, None
     try:
-        trace = Late.beside(path.parent).complete(trace).trace
+        done = Late.beside(path.parent).complete(trace)
+        trace, untold = done.trace, done.why
     except TraceError as error:
         # An episode is worth seeing without what came late.
         complaint = str(error)
-    return _entry(trace, divergences, complaint)
+    return _entry(trace, divergences, complaint, untold)
 
 
 def _newest(paths: Sequence[Path], limit: int) -> tuple[list[Path], int]:
@@ -197,8 +198,11 @@ def _read(entries: _Entries, paths: Iterable[Path]) -> tuple[list[_Entry], tuple
     return found, tuple(dict.fromkeys(unreadable))
 
 
-def _entry(trace: Trace, divergences: Sequence[Divergence], complaint: str | None = None) -> _Entry:
-    tree = episode_document(trace, divergences)
+def _entry(
+    trace: Trace, divergences: Sequence[Divergence], complaint: str | None = None, untold: str | None = None
+) -> _Entry:
+    """`complaint`: why it is not complete; `untold`: why its rewards' components are not."""
+    tree = episode_document(trace, divergences, untold)
     header, end = trace.header, trace.end
     row = {
         "episode": header.episode_id,

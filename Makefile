@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 setup: $(READY)
 
 # Anew only when a requirement changed. --no-deps: requirements/cpu.txt is the whole, exact set.
-$(READY): requirements/cpu.txt requirements/torch.txt requirements/dev.txt requirements/planner.txt pyproject.toml
+$(READY): requirements/cpu.txt requirements/torch.txt requirements/dev.txt requirements/datasets.txt requirements/planner.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "Yendor's CPU set-up needs Python 3.11 (found: $(PYTHON)); give PYTHON=/path/to/python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,7 @@ $(READY): requirements/cpu.txt requirements/torch.txt requirements/dev.txt requi
 	$(PIP) install --quiet --no-deps -r requirements/torch.txt || \
 	  $(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) -r requirements/torch.txt
 	$(PIP) install --quiet --no-deps -r requirements/cpu.txt -r requirements/dev.txt
+	$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/datasets -r requirements/datasets.txt
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --no-deps --no-build-isolation -r requirements/planner.txt || \
 	  echo "ALFWorld will not play: its planner could not be compiled (is g++ there?). All else works; to try again: rm $(READY); make setup"
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .

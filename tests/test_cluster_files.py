@@ -426,7 +426,8 @@ def test_the_image_installs_what_make_installs() -> None:
 
     make = installed((ROOT / "Makefile").read_text().replace("\n\t", "\n;"), r"\$\(PIP\)")
     image = installed((ROOT / "Dockerfile").read_text().replace("\nRUN", "\n;").replace("\n\n", ";"), "python -m pip")
-    make = {line.partition(" touch")[0] for line in make}
+    # What tests alone need is not in the image.
+    make = {line.partition(" touch")[0] for line in make if "requirements/datasets.txt" not in line}
     assert len(make) == 6 and make <= image, make - image
     assert (ROOT / "Makefile").read_text().count(INDEX) == (ROOT / "Dockerfile").read_text().count(INDEX) == 1
 

@@ -1,5 +1,7 @@
 """Parquet and datasets: what is exported is read with pyarrow, and with `datasets`."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,16 +113,28 @@ def test_the_folder_holds_both_tables_and_says_so(tmp_path: Path) -> None:
     assert episodes[0]["metrics"] == [{"name": "depth", "value": 2.0}]
 
 
-def test_datasets_opens_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    import datasets
+READ = """
+import sys
+import datasets
+where, cache = sys.argv[1:]
+transitions = datasets.load_dataset(where, split="train", cache_dir=cache)
+assert transitions["action_name"][:] == ["north", "kick"]
+assert transitions[0]["rewards"][0]["value"] == 0.25
+assert transitions.features["reward"].dtype == "float64"
+episodes = datasets.load_dataset(where, "episodes", split="train", cache_dir=cache)
+assert episodes[0]["success"] is True
+"""
 
+
+def test_datasets_opens_the_folder(tmp_path: Path) -> None:
+    """In a process that finds the library where `make setup` puts it, apart from what runs need."""
     export([rich_trace(tmp_path)], "datasets", tmp_path / "folder")
-    where, cache = str(tmp_path / "folder"), str(tmp_path / "cache")
-    transitions = datasets.load_dataset(where, split="train", cache_dir=cache)
-    assert transitions["action_name"][:] == ["north", "kick"]
-    assert transitions[0]["rewards"][0]["value"] == 0.25
-    assert transitions.features["reward"].dtype == "float64"
-    episodes = datasets.load_dataset(where, "episodes", split="train", cache_dir=cache)
-    assert episodes[0]["success"] is True
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(sys.prefix) / "datasets"),
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-c", READ, str(tmp_path / "folder"), str(tmp_path / "cache")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

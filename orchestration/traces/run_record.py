@@ -8,7 +8,7 @@ from orchestration.errors import TraceError
 from orchestration.results import FeedResult
 from orchestration.rundir import RunDir, code_revision
 from orchestration.traces.late import LabelCopier, ScoreLog
-from orchestration.traces.run_trace import REWARD_SERVER, RunTrace
+from orchestration.traces.run_trace import LEARNER, REWARD_SERVER, RunTrace
 from reward_server.status import RewardServerStatus
 from reward_server.types import JudgeStatus
 
@@ -41,6 +41,17 @@ class RunRecord:
         """A rollout actor died."""
         if self._trace is not None:
             self._trace.lost(actor, reason)
+
+    def learner_lost(self, reason: str) -> None:
+        """The learner died."""
+        if self._trace is not None:
+            self._trace.lost(LEARNER, reason)
+
+    def learner_replaced(self, policy_version: int) -> None:
+        """Another learner took its place, and published this version."""
+        if self._trace is not None:
+            self._trace.spawned(LEARNER, "learner")
+            self._trace.weights(policy_version)
 
     def retired(self, actor: str) -> None:
         """A rollout actor was let go: the run was scaled down."""

@@ -74,8 +74,8 @@ def test_a_learner_that_takes_over_counts_on_above_and_knows_what_it_has(tmp_pat
     config = load_config("demo", SETTINGS)
     other = LearnerPart(config, action_count(config))
     captions = [(caption, "told") for caption in range(1, 4)]
-    taken = other.take_over(tmp_path, Floor(policy_version=90, reward_model_version=7, samples_dropped=5), captions)
-    assert (taken.policy_version, taken.samples) == (91, 500 - 40 - waiting)
+    taken = other.take_over(tmp_path, Floor(policy_version=9, reward_model_version=7, samples_dropped=5), captions)
+    assert (taken.policy_version, taken.samples) == (10, 500 - 40 - waiting)
     assert taken.checkpoint == str(tmp_path / f"{500:012d}")
     state = other.learner.state_dict()
     assert state["dropped_samples"] == 5 and state["queue"] == [] and state["credit"]["slots"]["slots"] == {}
@@ -84,7 +84,7 @@ def test_a_learner_that_takes_over_counts_on_above_and_knows_what_it_has(tmp_pat
     assert other.scorer is not None and other.scorer.texts([1, 2, 3]) == ["told"] * 3
     for collected in more:
         feed(other, collected)
-    assert other.learner.version > 91
+    assert other.learner.version > 10
     # Without any checkpoint: the beginning.
     fresh = LearnerPart(config, action_count(config))
     assert fresh.take_over(tmp_path / "none", Floor(4, 0, 0), ()).samples == 0 and fresh.learner.version == 5

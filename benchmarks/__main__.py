@@ -24,8 +24,8 @@ ROUTINE = (
     "demo",
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
-LONG = ("memory", "growth", "pairs", "evidence_minihack", "evidence_textworld")
-"""Half an hour of training; a thousand processes; a minute; hours of training, of networks and of language models. Only by
+LONG = ("memory", "growth", "checkpoints", "pairs", "evidence_minihack", "evidence_textworld")
+"""Half an hour of training; a thousand processes; minutes; a minute; hours of training, of networks and of language models. Only by
 name."""
 
 if __name__ == "__main__":

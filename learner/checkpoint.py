@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +19,8 @@ from torch import Tensor
 
 FORMAT = 1
 LATEST = "latest"
+_PART = ".part"
+DAMAGED = ".damaged"
 
 
 class CheckpointError(Exception):
@@ -47,8 +49,9 @@ def write_checkpoint(
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"{env_steps:012d}"
-    part = root / f".{final.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    for torn in root.glob(f".*{_PART}"):  # writes that were killed, and one of this step that failed
+        shutil.rmtree(torn)
+    part = root / f".{final.name}{_PART}"
     part.mkdir()
     write_policy(part)
     torch.save(dict(state), part / "state.pt")
@@ -56,16 +59,28 @@ def write_checkpoint(
     files = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
     manifest = {"format": FORMAT, "env_steps": env_steps, "files": {name: _digest(part / name) for name in files}}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    for path in part.rglob("*"):
+    for path in (part, *part.rglob("*")):
         _fsync(path)
     if final.exists():  # the same step again, after a resume that took no step
-        shutil.rmtree(final)
+        final.rename(root / f".{final.name}.old{_PART}")
     part.rename(final)
     _point_latest(root, final)
     _fsync(root)
-    for old in checkpoints(root)[:-keep]:
+    for old in (*checkpoints(root)[:-keep], *root.glob(f".*{_PART}")):
         shutil.rmtree(old)
     return final
+
+
+def on_cpu(state: Any) -> Any:
+    """`state`, nested dicts, lists and tuples, with a copy on the CPU of each tensor."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: on_cpu(value) for key, value in cast(Mapping[Any, Any], state).items()}
+    if isinstance(state, list | tuple):
+        copies = [on_cpu(value) for value in cast(Sequence[Any], state)]
+        return copies if isinstance(state, list) else tuple(copies)
+    return state
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -95,6 +110,22 @@ def latest_checkpoint(root: Path) -> Path | None:
         return None
     verify_checkpoint(found[-1])
     return found[-1]
+
+
+def newest_sound_checkpoint(root: Path, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; None where there is none. `tell` hears of each that is newer and damaged.
+
+    Those are put aside (`NAME.damaged`), so that nothing takes them for the newest; for whoever trains in the run alone.
+    """
+    for path in reversed(checkpoints(root)):
+        reason = _damage(path)
+        if reason is None:
+            return path
+        aside = path.with_name(path.name + DAMAGED)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        tell(f"checkpoint {path} is damaged ({reason}): it is kept as {aside.name}, and the one before it is taken")
+    return None
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -277,6 +277,21 @@ class Learner:
             "credit": None if self.credit is None else self.credit.state_dict(),
         }
 
+    def take_over(self, version: int, dropped_samples: int) -> int:
+        """Goes on in place of a learner that died after it had published `version`, and had dropped so many samples.
+
+        What this one knows is older, or the beginning. It counts on above `version`, so that a version is never that of
+        two policies. Trajectories that waited, and parts of episodes whose next parts died, are forgotten; the samples
+        of the former are returned.
+        """
+        waited = sum(each.trajectory.steps * each.trajectory.batch for each in self._queue)
+        self._queue.clear()
+        if self.credit is not None:
+            self.credit.forget_running()
+        self.version = max(self.version, version) + 1
+        self.dropped_samples = max(self.dropped_samples, dropped_samples)
+        return waited
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
         self.policy.load_state_dict(state["policy"])

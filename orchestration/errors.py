@@ -41,6 +41,10 @@ class WorkerDiedError(YendorError):
     """A process that the run cannot do without is gone; the message names it and what to do."""
 
 
+class CheckpointWriteError(YendorError):
+    """The last checkpoint of a run cannot be written; the message says which is the newest."""
+
+
 class ResourceError(YendorError):
     """The machine lacks what was asked for: processors, a GPU, a package."""
 

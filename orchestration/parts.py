@@ -1,13 +1,14 @@
 """The plain parts of a run, built from its configuration. Both runtimes use them: one calls them, one hosts them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents.networks import NETWORKS, build_policy
 from agents.observer import EpisodeObserver
@@ -27,7 +28,8 @@ from learner.returns import EpisodeSums, sums_by_id
 from orchestration.config import Config
 from orchestration.configuration import attributes_credit, is_traced
 from orchestration.heap import HeapTrimmer
-from orchestration.results import FeedResult, actor_name
+from orchestration.restoring import learned_samples, newest_state
+from orchestration.results import FeedResult, Floor, TakenOver, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed, training_seed
@@ -215,16 +217,32 @@ class LearnerPart:
 
     def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
         """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""
+        return self.snapshot(root, env_steps, rest, config_yaml, keep)()
+
+    def snapshot(
+        self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int
+    ) -> Callable[[], Path]:
+        """What writes that checkpoint, also while the learner goes on: it has copies of all that changes."""
         state = {**rest, "learner": self.state_dict()}
-        policy = self.learner.policy.state_dict()
-        return save_checkpoint(
-            root,
-            env_steps,
-            policy={k: v.detach().cpu() for k, v in policy.items()},
-            state=state,
-            config=config_yaml,
-            keep=keep,
-        )
+        policy: dict[str, Tensor] = state["learner"]["learner"]["policy"]
+        return lambda: save_checkpoint(root, env_steps, policy=policy, state=state, config=config_yaml, keep=keep)
+
+    def take_over(self, root: Path, floor: Floor, captions: Sequence[tuple[int, str]]) -> TakenOver:
+        """Takes the place of a learner that died, from the newest sound checkpoint below `root`, or from the beginning.
+
+        `captions`: all that the run has met. Parts of episodes are forgotten, as what followed them died.
+        """
+        newest, state = newest_state(root)
+        samples = 0
+        if state is not None:
+            self.load_state_dict(state["learner"])
+            samples = learned_samples(state)
+        samples -= self.learner.take_over(floor.policy_version, floor.samples_dropped)
+        self._sums = EpisodeSums()
+        if self.scorer is not None:
+            self.scorer.observe(captions)
+            self.scorer.take_over(floor.reward_model_version)
+        return TakenOver(self.learner.version, newest, samples)
 
     def state_dict(self) -> dict[str, Any]:
         return {

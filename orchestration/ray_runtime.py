@@ -7,10 +7,9 @@ more trajectories are on their way than there are tokens) and the death of an ac
 
 import contextlib
 import itertools
-import os
 import queue
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -20,20 +19,22 @@ from ray.exceptions import RayActorError, RayError
 
 from agents.report import RolloutReport
 from orchestration import placement
+from orchestration.checkpointing import Checkpoints
 from orchestration.config import Config
-from orchestration.configuration import attributes_credit, compares_pairs, uses_judge
-from orchestration.errors import WorkerDiedError, death
-from orchestration.ray_workers import LearnerWorker, RewardServerWorker, RolloutWorker
-from orchestration.results import FeedResult, actor_name
+from orchestration.configuration import attributes_credit, uses_judge
+from orchestration.errors import death, first_line
+from orchestration.ray_workers import LearnerWorker, RolloutWorker
+from orchestration.recovery import LearnerDeaths, lost_object
+from orchestration.results import FeedResult, TakenOver, actor_name
+from orchestration.reward_host import RewardHost
 from orchestration.scaling import ScaleWish
 from orchestration.session import Session
 
 _WAIT_S = 0.25
 _REPORT_S = 0.1
-_POLL_S = 1.0
+_BEAT_S = 1.0
 _CLOSE_S = 10.0
 _FAILURES_IN_A_ROW = 3
-_JUDGE_APP = "judge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class _CloseCall:
 class _FeedCall:
     actor: Actor
     report: RolloutReport
+    trajectory: Any
+    """Object reference, kept for another learner where this one dies."""
     env_steps: int
     weights: Any
     """Object reference to the weights after this call, or to None."""
@@ -82,13 +85,15 @@ class _FeedCall:
 class RayRuntime:
     """Hosts the parts of a run as Ray actors and keeps them busy."""
 
+    _feed_call: type[Any] = _FeedCall
+    """Of a call that has the learner read a trajectory."""
+
     def __init__(
         self, config: Config, session: Session, *, resumed: Mapping[str, Any] | None, hosts: Hosts | None = None
     ) -> None:
         self.config = config
         self.session = session
         self._hosts = hosts or Hosts()
-        self._reward_server_state: Any = None if resumed is None else resumed["reward_server"]
         self._actors: dict[int, Actor] = {}
         self._used: set[int] = set()
         """Indices that actors of this incarnation have had."""
@@ -96,21 +101,26 @@ class RayRuntime:
         """Actors that were let go and finish the calls that they have."""
         self._wish = ScaleWish(session.rundir)
         self._calls: dict[Future[Any], Any] = {}
-        """What each answer that is awaited answers: a `_RolloutCall` or `_FeedCall`."""
+        """What each answer that is awaited answers: a `_RolloutCall`, a `_FeedCall`, or a function that takes the answer."""
         # Answers that came, put there by Ray's thread: `ray.wait` over the references of hundreds of calls costs a millisecond.
         self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._report_at = 0.0
-        self._reward_server: Any = None
-        """Handle of the RewardServerWorker; None before the first rollout came back, and where there is no judge."""
-        self._poll: tuple[Any, Any] | None = None
-        self._poll_at = 0.0
-        self._judge_started = False
-        self._known_reward_model = 0
+        saved = None if resumed is None else resumed["reward_server"]
+        self._reward = RewardHost(session, saved, lambda reward_model: self._learner.adopt.remote(reward_model))
+        self._checkpoints = Checkpoints(
+            config, session, then=self._then, own_state=self._own_state, reward_server_state=saved
+        )  # fmt: skip
         self._attributes_credit = attributes_credit(config)
         self._failures_in_a_row = 0
-        self._checkpoint_at = time.monotonic() + config.checkpoint.interval_s
-        self._version = 0
+        self._version: int = 0
         self._learner: Any = None
+        self._learner_deaths = LearnerDeaths(session, self._learner_class().__name__)
+        self._taking_over = False
+        """Whether a learner that is to take another's place has not begun yet. What is lost is not known until then, so no
+        checkpoint is made."""
+        self._beat_at = 0.0
+        self._captions: dict[int, str] = {}
+        """All that actors brought: a learner that takes another's place has to know them, and each text comes once."""
         self._begin(resumed)
 
     def _begin(self, resumed: Mapping[str, Any] | None) -> None:
@@ -119,38 +129,53 @@ class RayRuntime:
         if resumed is not None:
             self._new_incarnation()
         state = None if resumed is None else resumed["learner"]
-        self._learner = self._host_learner(self._hosts.learner, config, self.session.rundir.path, state)
-        self._feed: Any = self._learner.feed.options(num_returns=2)
+        self._host_learner(config, self.session.rundir.path, state)
         # Made once: Ray pickles and publishes every one that is made.
         self._rollout_worker: Any = ray.remote(self._hosts.rollout).options(**placement.actor(config))
         for index in range(config.actors.count):
             self._spawn(index)
-        version, self._weights = self._learner.begin.options(num_returns=2).remote()
-        self._version = ray.get(version)
+        while True:
+            version, self._weights = self._learner.begin.options(num_returns=2).remote()
+            try:
+                self._version = int(ray.get(version))
+                return
+            except RayActorError as error:
+                self._learner_deaths.died_at_start(error)
+                self._host_learner(config, self.session.rundir.path, state)
 
-    def _host_learner(self, worker: type[Any], *arguments: Any, gpus: float = 1.0) -> Any:
-        """A handle of the learner; `gpus`: how many it takes, if it is to run on one."""
-        return ray.remote(worker).options(**placement.learner(self.config, gpus=gpus)).remote(*arguments)
+    def _learner_class(self) -> type[Any]:
+        return self._hosts.learner
+
+    def _host_learner(self, *arguments: Any, gpus: float = 1.0) -> None:
+        """Makes the learner's actor; `gpus`: how many it takes, if it is to run on one."""
+        options = placement.learner(self.config, gpus=gpus)
+        self._learner = ray.remote(self._learner_class()).options(**options).remote(*arguments)
+        self._feed: Any = self._learner.feed.options(num_returns=2)
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop. Raises what ends the run."""
         self._grant_first()
         while not self.session.finished and not self.session.stop_requested:
-            for answer in self._wait():
-                # A failed call takes the other calls of its actor with it, so it may be gone by now.
-                call = self._calls.pop(answer, None)
-                if call is not None:
-                    self._answered(answer, call)
+            self._hear()
             if time.monotonic() >= self._report_at:
                 self._report_at = time.monotonic() + _REPORT_S
-                self._look_at_reward_server()
+                self._reward.look()
+                if not self._taking_over:
+                    self._checkpoints.tick(self._learner, self._reward.worker)
+                self._look_at_learner()
                 self.session.report(due=self.session.metrics.due())
                 wanted = self._wish.take()
                 if wanted is not None:
                     self._scale(wanted)
-            if time.monotonic() >= self._checkpoint_at:
-                self.checkpoint()
-        self._hear_reward_server()
+        self._reward.hear()
+
+    def _hear(self) -> None:
+        """Does what follows the answers that came."""
+        for answer in self._wait():
+            # A failed call takes the other calls of its actor with it, so it may be gone by now.
+            call = self._calls.pop(answer, None)
+            if call is not None:
+                self._answered(answer, call)
 
     # Calls.
 
@@ -166,8 +191,14 @@ class RayRuntime:
         elif isinstance(call, _CloseCall):
             self._leaving.remove(call.actor)
             ray.kill(call.actor.handle)
-        else:
+        elif isinstance(call, _FeedCall):
             self._learned(answer, call)
+        else:
+            call(answer)
+
+    def _then(self, reference: Any, do: Callable[[Future[Any]], None]) -> None:
+        """Has `do` called with the answer when it is there."""
+        self._expect(reference, do)
 
     def _expect(self, reference: Any, call: Any) -> None:
         """Notes a call by its answer, which `_wait` gives when it is there."""
@@ -225,26 +256,128 @@ class RayRuntime:
             self._close_if_done(call.actor)
         self.session.rolled_out(report)
         self.session.waited("actor", "wait", waited)
+        self._judge(report)
+        self._have_learned(call.actor, report, call.trajectory, self.session.env_steps)
+
+    def _judge(self, report: RolloutReport) -> None:
+        """Keeps the captions that are new, and has them judged."""
+        self._captions.update(report.new_captions)
         if uses_judge(self.config):
-            reward_server = self._reward_server or self._start_reward_server()
-            if report.new_captions:
-                reward_server.submit.remote(report.new_captions)
+            self._reward.submit(report.new_captions)
+
+    def _have_learned(self, actor: Actor, report: RolloutReport, trajectory: Any, env_steps: int) -> None:
+        """Hands a trajectory to the learner."""
         episodes = (report.episodes,) if self._attributes_credit else ()
-        result, weights = self._feed.remote(report.source, call.trajectory, report.new_captions, *episodes)
-        self._expect(result, _FeedCall(call.actor, report, self.session.env_steps, weights))
+        result, weights = self._feed.remote(report.source, trajectory, report.new_captions, *episodes)
+        self._expect(result, _FeedCall(actor, report, trajectory, env_steps, weights))
 
     def _learned(self, answer: Future[Any], call: _FeedCall) -> None:
         try:
             result: FeedResult = answer.result()
         except RayActorError as error:
-            raise WorkerDiedError(
-                f"the learner (LearnerWorker) died: {death(error)}; --resume goes on from the newest checkpoint"
-            ) from error
+            self._learner_died(error, [call])
+            return
+        except RayError as error:
+            self._unread(call, error)
+            return
         if result.updates:
             self._version, self._weights = result.policy_version, call.weights
+            self._learner_deaths.updated()
         self.session.learned(call.report, result, call.env_steps)
+        self._renew(call)
+
+    def _renew(self, call: Any) -> None:
+        """Gives the actor its token back."""
         if self._actors.get(call.actor.index) is call.actor:
             self._grant(call.actor)
+
+    def _unread(self, call: Any, error: RayError) -> None:
+        """A trajectory that the learner did not read. Raises `error` where that is not for want of the trajectory."""
+        if not lost_object(error):
+            raise error
+        self.session.faults.samples_lost += call.report.steps
+        self.session.record.unread(call.report.source)
+        self.session.view.event(
+            f"a trajectory of {call.report.source} was lost with its machine: {first_line(error)}", warning=True
+        )
+        self._renew(call)
+
+    # The learner's death.
+
+    def _look_at_learner(self) -> None:
+        """Asks for a sign of life every second: there may be nothing else that it has to answer."""
+        if time.monotonic() < self._beat_at:
+            return
+        self._beat_at = float("inf")
+        learner = self._learner
+
+        def answered(answer: Future[Any]) -> None:
+            if learner is self._learner:
+                self._beat_at = time.monotonic() + _BEAT_S
+                error = answer.exception()
+                if isinstance(error, RayActorError):
+                    self._learner_died(error, [])
+
+        self._then(learner.beat.remote(), answered)
+
+    def _learner_died(self, error: RayActorError, unanswered: list[Any]) -> None:
+        """Puts another in its place, which goes on from the newest checkpoint. Raises where they die again and again.
+
+        `unanswered`: calls to read a trajectory that failed and are no longer awaited.
+        """
+        feeds = {answer: call for answer, call in self._calls.items() if isinstance(call, self._feed_call)}
+        for answer, call in feeds.items():
+            self._calls.pop(answer, None)
+            if answer.done() and answer.exception() is None:  # heard of later than of the death
+                self._answered(answer, call)
+            else:
+                unanswered.append(call)
+        self._learner_deaths.died(error)
+        ray.kill(self._learner)  # it may only be out of reach
+        self._checkpoints.forget()
+        self._beat_at, self._taking_over = 0.0, True
+        self._host_learner_again()
+        again = sorted(unanswered, key=lambda call: call.env_steps) if self._learner_deaths.reads_again else []
+        read = self.session.env_steps - sum(call.report.steps for call in again)
+        floor = self._learner_deaths.floor(self._version)
+        learner = self._learner
+        taken, weights = learner.take_over.options(num_returns=2).remote(
+            floor, list(self._captions.items()), self._reward.reward_model, *self._needs()
+        )
+
+        def answered(answer: Future[Any]) -> None:
+            if learner is not self._learner:
+                return
+            if isinstance(death := answer.exception(), RayActorError):
+                self._learner_died(death, [])
+                return
+            self._taking_over = False
+            told: TakenOver = answer.result()
+            self._learner_deaths.taken_over(told, read)
+            self._version = told.policy_version
+            self._begin_again(weights)
+
+        self._then(taken, answered)
+        for call in again:
+            self._read_again(call)
+        if not again:
+            for call in unanswered:
+                self.session.record.unread(call.report.source)
+                self._renew(call)
+
+    def _host_learner_again(self) -> None:
+        self._host_learner(self.config, self.session.rundir.path, None)
+
+    def _needs(self) -> tuple[Any, ...]:
+        """What else a learner has to be told that takes another's place."""
+        return ()
+
+    def _begin_again(self, weights: Any) -> None:
+        """Takes the first weights of a learner that took another's place."""
+        self._weights = weights
+
+    def _read_again(self, call: Any) -> None:
+        self._have_learned(call.actor, call.report, call.trajectory, call.env_steps)
 
     def _lost(self, actor: Actor, error: RayError) -> None:
         """Replaces an actor that died or raised, and forgets its calls. Raises where replacements fail again and again."""
@@ -302,88 +435,19 @@ class RayRuntime:
         """Drops the calls of an actor, whose answers will never come or are not wanted."""
         self._calls = {r: c for r, c in self._calls.items() if not (isinstance(c, _RolloutCall) and c.actor is actor)}
 
-    # The reward server.
-
-    def _start_reward_server(self) -> Any:
-        """Starts reward server and judge. The first steps come before that: together they take two cores for a while."""
-        self._judge_started = True
-        if self.config.judge.engine != "openai":
-            from reward_server.embedded import is_built
-            from reward_server.judge import deployment
-            from reward_server.judge.pairs import asks_pairwise
-
-            if self.config.judge.model == "embedded" and not is_built(self.config.judge.cache_dir):
-                self.session.view.event(
-                    "the embedded judge is made first, once, which takes minutes beside the training"
-                )
-            pairwise = compares_pairs(self.config) and asks_pairwise(self.config.judge)
-            resources = placement.judge(self.config)
-            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0, resources=resources, pairwise=pairwise)
-        self._reward_server = (
-            ray.remote(RewardServerWorker)
-            .options(max_restarts=-1, **placement.reward_server(self.config))
-            .remote(self.config, self.session.rundir.path, self._reward_server_state)
-        )
-        return self._reward_server
-
-    def _look_at_reward_server(self) -> None:
-        if self._reward_server is None:
-            return
-        if self._poll is None:
-            if time.monotonic() >= self._poll_at:
-                self._poll = self._ask_reward_server()
-                self._poll_at = time.monotonic() + _POLL_S
-            return
-        ready, _ = ray.wait([self._poll[0]], timeout=0)
-        if ready:
-            self._take_poll(self._poll)
-
-    def _ask_reward_server(self) -> tuple[Any, Any]:
-        """References to how it stands, and to its reward model, which never passes the coordinator."""
-        return self._reward_server.poll.options(num_returns=2).remote(self._known_reward_model)
-
-    def _hear_reward_server(self) -> None:
-        """The last word of the reward server, which in a short run may be its first."""
-        if self._reward_server is not None:
-            poll = self._poll or self._ask_reward_server()
-            if ray.wait([poll[0]], timeout=_CLOSE_S)[0]:
-                self._take_poll(poll)
-
-    def _take_poll(self, poll: tuple[Any, Any]) -> None:
-        reference, reward_model = poll
-        self._poll = None
-        try:
-            status, version = ray.get(reference)
-        except RayActorError as error:
-            # Ray makes it again (max_restarts); its labels are in the store.
-            self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
-            return
-        self.session.judged(status)
-        if version:
-            self._known_reward_model = version
-            self._learner.adopt.remote(reward_model)
-
     # Checkpoints and the end.
 
     def checkpoint(self) -> None:
-        """Writes the state of learner, reward server and counters. Games cannot be frozen: actors begin new episodes."""
-        if self._reward_server is not None:
-            # While it is being restarted the state before stands: labels given since are in the store, and come again.
-            with contextlib.suppress(RayActorError):
-                taken, state = self._reward_server.state_dict.options(num_returns=2).remote()
-                ray.get(taken)
-                self._reward_server_state = state
-        self.session.checkpoint = ray.get(
-            self._learner.checkpoint.remote(
-                self.session.rundir.checkpoints,
-                self.session.env_steps,
-                {"runtime": "ray", "session": self.session.state_dict(), **self._own_state()},
-                self._reward_server_state,
-                self.session.config_yaml(),
-                self.config.checkpoint.keep,
-            )
-        )
-        self._checkpoint_at = time.monotonic() + self.config.checkpoint.interval_s
+        """Writes the last checkpoint: state of learner, reward server and counters. Games cannot be frozen: actors begin
+        new episodes."""
+        while True:
+            while self._taking_over:
+                self._hear()
+            try:
+                self._checkpoints.finish(self._learner, self._reward.worker)
+                return
+            except RayActorError as error:
+                self._learner_died(error, [])
 
     def _own_state(self) -> dict[str, Any]:
         """What else a checkpoint keeps of this loop."""
@@ -392,14 +456,10 @@ class RayRuntime:
     def close(self) -> None:
         """Ends everything that the run started; a part that does not answer in time is killed."""
         parts: list[Any] = [actor.handle for actor in (*self._actors.values(), *self._leaving)]
-        if self._reward_server is not None:
-            parts.append(self._reward_server)
+        if self._reward.worker is not None:
+            parts.append(self._reward.worker)
         closing = [part.close.remote() for part in parts]
         ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
         for part in [*parts, self._learner]:
             ray.kill(part)
-        if self._judge_started and self.config.judge.engine != "openai":
-            from reward_server.judge import deployment
-
-            with contextlib.suppress(RayError):
-                deployment.stop(_JUDGE_APP, keep_serve="RAY_ADDRESS" not in os.environ)
+        self._reward.stop_judge()

@@ -11,8 +11,9 @@ from agents.report import FinishedEpisode, RolloutReport
 from orchestration.config import Config
 from orchestration.configuration import compares_pairs
 from orchestration.heap import HeapTrimmer
+from orchestration.learner_worker import LearnerHost
 from orchestration.part_log import log_to
-from orchestration.results import FeedResult, actor_name
+from orchestration.results import FeedResult, Floor, TakenOver, actor_name
 from orchestration.rundir import RunDir
 from reward_server.status import RewardServerStatus
 from reward_server.types import Judge, PairJudge
@@ -63,23 +64,35 @@ class RolloutWorker:
         self._rollout.close()
 
 
-class LearnerWorker:
+class LearnerWorker(LearnerHost):
     """Hosts the learner."""
 
     def __init__(self, config: Config, rundir: Path, state: Mapping[str, Any] | None) -> None:
         log_to(RunDir(rundir).logs, "learner")
+        super().__init__()
         import torch
 
         from orchestration.parts import LearnerPart, action_count
 
         torch.set_num_threads(config.learner.threads)
         self._part = LearnerPart(config, action_count(config))
+        self._root = RunDir(rundir).checkpoints
         if state is not None:
             self._part.load_state_dict(state)
 
     def begin(self) -> tuple[int, "Weights"]:
         """Version and weights to begin with; two objects."""
         return self._part.learner.version, self._part.weights()
+
+    def take_over(
+        self, floor: Floor, captions: Sequence[tuple[int, str]], reward_model: "RewardModelVersion | None"
+    ) -> tuple[TakenOver, "Weights"]:
+        """Goes on in place of a learner that died; how, and the weights to begin with; two objects. `captions` are all
+        that the run has met, `reward_model` is the one in force where a reward server gave it."""
+        taken = self._part.take_over(self._root, floor, captions)
+        if reward_model is not None:
+            self._part.adopt(reward_model)
+        return taken, self._part.weights()
 
     def feed(
         self,
@@ -89,15 +102,6 @@ class LearnerWorker:
         episodes: Sequence[FinishedEpisode] = (),
     ) -> tuple[FeedResult, "Weights | None"]:
         return self._part.feed(source, trajectory, captions, episodes)
-
-    def adopt(self, version: "RewardModelVersion") -> None:
-        self._part.adopt(version)
-
-    def checkpoint(
-        self, root: Path, env_steps: int, rest: Mapping[str, Any], reward_server: Any, config_yaml: str, keep: int
-    ) -> Path:
-        """Writes a checkpoint; `reward_server` is the state of that, which comes here without passing the coordinator."""
-        return self._part.checkpoint(root, env_steps, {**rest, "reward_server": reward_server}, config_yaml, keep)
 
 
 class RewardServerWorker:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from learner.update import Update
 from orchestration.summary import CaptionScore
@@ -34,3 +35,36 @@ class FeedResult:
     """How the progress estimator stands, as metrics; empty without one."""
     earned: tuple[tuple[str, float], ...] = ()
     """Captions that were rewarded in the trajectory, with the sum of r_int / N^β of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What was known of a learner that died. Versions and counters of the one in its place go on above it."""
+
+    policy_version: int
+    """The highest that was published."""
+    reward_model_version: int
+    samples_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """How a learner began that took another's place."""
+
+    policy_version: int
+    checkpoint: str | None
+    """Folder of what it went on from; None: the beginning."""
+    samples: int
+    """Environment steps that its policy has learned from, of those that the run has counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of a checkpoint."""
+
+    path: Path | None
+    """None where it could not be written."""
+    error: str | None
+    seconds: float
+    """That writing took, beside the training."""
+    warnings: tuple[str, ...] = ()

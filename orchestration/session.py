@@ -13,6 +13,7 @@ from agents.report import RolloutReport
 from learner.update import Update
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
+from orchestration.faults import Faults
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.observability.memory import MemoryMeter
@@ -63,6 +64,7 @@ class Session:
         self.incarnation = 0
         """Of the actors that are made now: a higher one plays episodes that no actor of the run has played."""
         self.env_errors = 0
+        self.faults = Faults()
         self.actors = 0
         self.episodes = EpisodeStatistics()
         self.reward_watch = RewardWatch()
@@ -292,6 +294,10 @@ class Session:
             samples_dropped=self.samples_dropped,
             actors=self.actors,
             actor_restarts=self.actor_restarts,
+            learner_restarts=self.faults.learner_restarts,
+            samples_lost=self.faults.samples_lost,
+            checkpoint_errors=self.faults.checkpoint_errors,
+            standing_still=dict(self.faults.still),
             env_errors=self.env_errors,
             trace_errors=self.trace_errors,
             sink_errors=self._sinks.errors,
@@ -370,6 +376,10 @@ class Session:
             "steps_per_second": self._steps_per_second(),
             "actors": self.actors,
             "actor_restarts": self.actor_restarts,
+            "learner_restarts": self.faults.learner_restarts,
+            "samples_lost": self.faults.samples_lost,
+            "checkpoint_errors": self.faults.checkpoint_errors,
+            "standing_still": len(self.faults.still),
             "trace_errors": self.trace_errors,
             "sink_errors": self._sinks.errors,
             "memory_bytes": self._memory.read(),
@@ -395,6 +405,7 @@ class Session:
             "actor_restarts": self.actor_restarts,
             "incarnation": self.incarnation,
             "env_errors": self.env_errors,
+            "faults": self.faults.state_dict(),
             "episodes": state,
             "captions": sorted(self._captions),
             "labels": self._label_counts(),
@@ -410,6 +421,8 @@ class Session:
         self.actor_restarts = state["actor_restarts"]
         self.incarnation = state["incarnation"]
         self.env_errors = state["env_errors"]
+        if "faults" in state:  # none in checkpoints of before they were counted
+            self.faults.load_state_dict(state["faults"])
         self.episodes.load_state_dict(state["episodes"])
         self._captions = set(state["captions"])
         self._labelled_before = dict(state["labels"])

@@ -133,6 +133,13 @@ class Summary:
     """Too old to learn from (`learner.max_lag`)."""
     actors: int = 0
     actor_restarts: int = 0
+    learner_restarts: int = 0
+    samples_lost: int = 0
+    """Steps that were played and that no policy will have learned from: a learner died with them, or a machine."""
+    checkpoint_errors: int = 0
+    """Checkpoints that could not be written; training goes on, and the next is tried when it is due."""
+    standing_still: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    """Parts that make no progress, with the time since when (seconds since the epoch)."""
     env_errors: int = 0
     """Environments that raised and were replaced."""
     trace_errors: int = 0

@@ -136,6 +136,11 @@ class CaptionScorer:
         self._model.learn(source, np.where(np.isin(ids, np.unique(ids)[known]), ids, EMPTY_CAPTION_ID), self._texts_of)
         self._version += 1
 
+    def take_over(self, version: int) -> None:
+        """Goes on in place of a scorer that was at `version`: a model that learns from what is met is another from then on."""
+        if isinstance(self._model, ExperiencedModel) and self._version:
+            self._version = max(self._version, version) + 1
+
     def _texts_of(self, ids: Sequence[int]) -> list[str]:
         return [self._texts[self._rows[i]] for i in ids]
 

@@ -1,4 +1,5 @@
-"""Language models on real Ray: generation and learning overlap, lag is bounded, an engine that is killed is replaced."""
+"""Language models on real Ray: generation and learning overlap, lag is bounded; an engine or the learner that is killed is
+replaced."""
 
 import json
 import signal
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.checkpoint import latest_checkpoint
+from learner.checkpoint import latest_checkpoint, load_state
 from tests.language_agents_support import tiny_model
 from tests.processes import Command, summary
 from tests.text_worlds_support import GAMES, make_games
@@ -14,7 +15,7 @@ from tests.text_worlds_support import GAMES, make_games
 pytestmark = pytest.mark.slow
 
 
-def test_an_engine_that_is_killed_is_replaced_and_a_run_goes_on(tmp_path: Path) -> None:
+def test_an_engine_and_a_learner_that_are_killed_are_replaced_and_a_run_goes_on(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     make_games("w2-o3-q4", [0, 1], split="test")
@@ -33,14 +34,26 @@ def test_an_engine_that_is_killed_is_replaced_and_a_run_goes_on(tmp_path: Path) 
         command.until(lambda: summary(run)["actor_restarts"] == 1)
         version = summary(run)["policy_version"]
         command.until(lambda: summary(run)["policy_version"] >= version + 3)
+        before = summary(run)
+        (learner,) = command.named("ray::LanguageLearnerWorker")
+        learner.kill()
+        command.until(lambda: summary(run)["learner_restarts"] == 1)
+        command.until(lambda: summary(run)["policy_version"] > before["policy_version"] + 3)
         command.process.send_signal(signal.SIGINT)
         assert command.wait() == 130
         assert command.left_behind(10.0) == []
     told = summary(run)
     # Two batches are open at most: one that is trained on while the other is played.
     assert told["policy_lag_max"] <= 2 and told["actor_restarts"] == 1
+    # What the dead learner had learned from, and what waited for a full batch with it, is counted as lost.
+    assert 0 < told["samples_lost"] <= told["env_steps"] and "goes on from the beginning" in command.text()
+    versions = [json.loads(line)["metrics"]["policy/version"] for line in (run / "metrics.jsonl").open()]
+    assert versions == sorted(versions)
     checkpoint = latest_checkpoint(run / "checkpoints")
     assert checkpoint is not None and not (run / "weights").exists()
+    learner = load_state(checkpoint)["learner"]
+    learned = learner["trained_samples"] + learner["dropped_samples"] + learner["waiting_samples"]
+    assert told["env_steps"] == learned + told["samples_lost"] and learner["version"] >= told["policy_version"]
     AutoModelForCausalLM.from_pretrained(checkpoint / "model")
     assert AutoTokenizer.from_pretrained(checkpoint / "model").chat_template
     lines = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]

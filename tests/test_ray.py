@@ -1,6 +1,5 @@
 """The distributed runtime with real Ray and real NLE; the judge is an HTTP server that answers by rules and can misbehave."""
 
-import re
 import signal
 import time
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_a_judge_that_misbehaves_never_stops_training(tmp_path):
 
 
 def test_processes_that_are_killed_are_replaced_or_named(tmp_path):
-    """A crash of the actor, kill -9 of the reward server, and at last of the learner, in one run."""
+    """A crash of the actor and kill -9 of the reward server, in one run."""
     run = tmp_path / "run"
     with RuleServer() as server, Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
         command.until(lambda: summary(run).get("reward_model_version", 0) >= 1)
@@ -78,10 +77,8 @@ def test_processes_that_are_killed_are_replaced_or_named(tmp_path):
         # What was labelled is on disk and not asked again.
         assert not set(server.asked[asked:]) & set(server.asked[:asked])
 
-        command.named("ray::LearnerWorker")[0].kill()
-        assert command.wait(60) == 1
-        assert re.search(r"^yendor: error: the learner \(LearnerWorker\) died", command.text(), re.MULTILINE)
-        assert summary(run)["status"] == "failed" and "LearnerWorker" in summary(run)["error"]
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait() == 130
         assert command.left_behind(10.0) == []
 
 

@@ -80,6 +80,11 @@ class Slots:
                 self.lost += slots[b].known
                 slots[b] = Slot()
 
+    def clear(self) -> None:
+        """A part of every running episode was lost."""
+        self.lost += sum(slot.known for slots in self._slots.values() for slot in slots.values())
+        self._slots.clear()
+
     def add(
         self,
         slot: Slot,

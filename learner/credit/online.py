@@ -155,6 +155,10 @@ class OnlineCredit:
         """A trajectory was dropped unread."""
         self._slots.miss(origin.source, origin.first, origin.width)
 
+    def forget_running(self) -> None:
+        """Parts of all running episodes were lost."""
+        self._slots.clear()
+
     def learn(self) -> None:
         """The estimator's part of an optimisation step of the policy."""
         self._stage.learn()

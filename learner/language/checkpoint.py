@@ -4,6 +4,8 @@
 it); the optimiser, the critic, adapters and counters are in `state.pt` beside it.
 """
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from learner.language.learner import LanguageLearner
 from reward_server.judge.models import model_identity
 
 MODEL = "model"
+_PIN = ".pin"
 
 
 def save_language_checkpoint(
@@ -21,10 +24,40 @@ def save_language_checkpoint(
 ) -> Path:  # fmt: skip
     """Writes `root/<env_steps>`: the learner, and `rest`, the state of the other parts. `origin`: what the run's model was
     loaded from, so that a resumed run has the same reference policy."""
-    state = {**rest, "learner": learner.state_dict(), "origin": model_identity(origin)}
+    state = language_state(learner, rest, origin)
     return write_checkpoint(
         root, env_steps, lambda part: learner.save(part / MODEL), state=state, config=config, keep=keep
     )  # fmt: skip
+
+
+def language_state(learner: LanguageLearner, rest: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """What a checkpoint has beside the model; copies of all that changes."""
+    return {**rest, "learner": learner.state_dict(), "origin": model_identity(origin)}
+
+
+def pin_model(published: Path, root: Path, env_steps: int) -> Path:
+    """A folder below `root` with the files of a published model, which stay there when it is removed; links where the file
+    system has them, otherwise copies."""
+    pin = root / f".{env_steps}{_PIN}"
+    shutil.rmtree(pin, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(published, pin, copy_function=os.link)
+    except (shutil.Error, OSError):
+        shutil.rmtree(pin, ignore_errors=True)
+        shutil.copytree(published, pin)
+    return pin
+
+
+def move_model(pin: Path, part: Path) -> None:
+    """Makes a pinned model that of a checkpoint."""
+    pin.rename(part / MODEL)
+
+
+def remove_pins(root: Path) -> None:
+    """Removes what a learner that died had pinned."""
+    for pin in root.glob(f".*{_PIN}"):
+        shutil.rmtree(pin)
 
 
 def restore_language_checkpoint(path: Path, learner: LanguageLearner, state: Mapping[str, Any], origin: str) -> None:

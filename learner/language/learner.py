@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from agents.language.episode import LanguageEpisode
+from learner.checkpoint import on_cpu
 from learner.credit.language import LanguageCredit, component_advantage
 from learner.language.batch import TokenBatch, pack
 from learner.language.episodes import TurnRewards, episode_tokens, outcomes, temperature_of, turn_rewards
@@ -318,17 +319,23 @@ class LanguageLearner:
         self.model.save(folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides how learning goes on besides the weights that `save` writes."""
+        """What decides how learning goes on besides the weights that `save` writes: copies, on the CPU."""
         return {
             "trained": self.model.trained_state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": on_cpu(self.optimizer.state_dict()),
             "version": self.version,
             "steps": self._steps,
             "dropped_samples": self.dropped_samples,
+            "waiting_samples": sum(episode.length for group in self._queue for episode in group),
             "trained_samples": self.trained_samples,
             "random": self._random.get_state(),
             "credit": None if self.credit is None else self.credit.state_dict(),
         }
+
+    def take_over(self, version: int, dropped_samples: int) -> None:
+        """Goes on in place of a learner that died, as `learner.Learner.take_over`."""
+        self.version = max(self.version, version) + 1
+        self.dropped_samples = max(self.dropped_samples, dropped_samples)
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Goes on where `save(folder)` and `state_dict` were taken. Episodes that waited for a full batch are gone: they

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ from agents.language.episode import LanguageEpisode
 from agents.language.observer import LanguageObserver
 from agents.language.rollout import LanguageRollout
 from agents.language.template import ChatTemplate, load_tokenizer
+from learner.checkpoint import write_checkpoint
 from learner.credit.language import LanguageCredit
+from learner.language.checkpoint import language_state, move_model, pin_model, remove_pins
 from learner.language.episodes import turn_rewards
 from learner.language.learner import LanguageLearner
 from learner.language.model import Lora, load_model, width_of
@@ -28,7 +30,8 @@ from orchestration.configuration import attributes_credit, is_traced
 from orchestration.configuration.objectives import objective_settings
 from orchestration.language.recorder import LanguageRecorder
 from orchestration.language.tasks import Tasks
-from orchestration.results import FeedResult, actor_name
+from orchestration.restoring import learned_samples, newest_state
+from orchestration.results import FeedResult, Floor, TakenOver, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed
@@ -114,13 +117,16 @@ def build_language_observer(
 class LanguageLearnerPart:
     """The learner, the scorer of captions that gives it intrinsic rewards, the weights that it publishes, checkpoints."""
 
-    def __init__(self, config: Config, rundir: Path, model: str) -> None:
-        """`model`: the folder or Hugging Face id that the run begins with, and its reference policy."""
+    def __init__(self, config: Config, rundir: Path, model: str, *, takes_over: bool = False) -> None:
+        """`model`: the folder or Hugging Face id that the run begins with, and its reference policy. Where another learner
+        of the run died, and this one `takes_over`, engines still read what that one published."""
         torch.manual_seed(derive_seed(config.run.seed, "policy"))
         self.config = config
         self._folder = RunDir(rundir).weights
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir()
+        for old in self._folder.glob(".*" if takes_over else "*"):
+            shutil.rmtree(old)
+        self._folder.mkdir(exist_ok=True)
+        remove_pins(RunDir(rundir).checkpoints)
         self._origin = model
         self.scorer = scorer_of(config)
         self.learner = _build_learner(config, model, NoIntrinsicReward() if self.scorer is None else self.scorer)
@@ -196,18 +202,36 @@ class LanguageLearnerPart:
 
     def checkpoint(self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int) -> Path:
         """Writes a checkpoint of the learner and of `rest`, the state of the other parts."""
-        from learner.language.checkpoint import save_language_checkpoint
+        return self.snapshot(root, env_steps, rest, config_yaml, keep)()
 
+    def snapshot(
+        self, root: Path, env_steps: int, rest: Mapping[str, Any], config_yaml: str, keep: int
+    ) -> Callable[[], Path]:
+        """What writes that checkpoint, also while the learner goes on: it has copies of all that changes. The model is on
+        disk already, as engines read it; its files are linked."""
         scorer = None if self.scorer is None else self.scorer.state_dict()
-        return save_language_checkpoint(
-            root,
-            env_steps,
-            self.learner,
-            rest={**rest, "scorer": scorer},
-            origin=self._origin,
-            config=config_yaml,
-            keep=keep,
+        state = language_state(self.learner, {**rest, "scorer": scorer}, self._origin)
+        _, published = self.publish(needed=0)
+        pin = pin_model(published, root, env_steps)
+        return lambda: write_checkpoint(
+            root, env_steps, lambda part: move_model(pin, part), state=state, config=config_yaml, keep=keep
         )
+
+    def take_over(self, root: Path, floor: Floor, captions: Sequence[tuple[int, str]]) -> TakenOver:
+        """Takes the place of a learner that died, from the newest sound checkpoint below `root`, or from the beginning.
+
+        `captions`: all that the run has met. Episodes that waited for a full batch are gone.
+        """
+        newest, state = newest_state(root)
+        samples = 0
+        if newest is not None and state is not None:
+            self.restore(Path(newest), state)
+            samples = learned_samples(state) - int(state["learner"].get("waiting_samples", 0))
+        self.learner.take_over(floor.policy_version, floor.samples_dropped)
+        if self.scorer is not None:
+            self.scorer.observe(captions)
+            self.scorer.take_over(floor.reward_model_version)
+        return TakenOver(self.learner.version, newest, samples)
 
     def restore(self, checkpoint: Path, state: Mapping[str, Any]) -> None:
         """Goes on where `checkpoint` was written; `state` is its `load_state`."""

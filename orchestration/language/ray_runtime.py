@@ -22,8 +22,7 @@ from agents.language.errors import EngineDiedError, LanguageModelError
 from agents.report import RolloutReport
 from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
 from orchestration import placement
-from orchestration.configuration import uses_judge
-from orchestration.errors import WorkerDiedError, death, root_cause
+from orchestration.errors import death, root_cause
 from orchestration.language.models import acting_model, told_by
 from orchestration.language.ray_workers import LanguageFeed, LanguageLearnerWorker, LanguageRolloutWorker
 from orchestration.ray_runtime import Actor, RayRuntime
@@ -62,6 +61,8 @@ class _Play:
 class _Feed:
     group: int
     report: RolloutReport
+    result: Any
+    """Object reference, kept for another learner where this one dies."""
     env_steps: int
 
 
@@ -74,6 +75,8 @@ class _Take:
 class LanguageRayRuntime(RayRuntime):
     """Hosts engines and learner as Ray actors and keeps them busy."""
 
+    _feed_call = _Feed
+
     def _begin(self, resumed: Mapping[str, Any] | None) -> None:
         config = self.config
         self._model = acting_model(config, told_by(self.session.view))
@@ -84,11 +87,10 @@ class LanguageRayRuntime(RayRuntime):
         self._feeding: set[int] = set()
         self._again: list[int] = [] if resumed is None else sorted(resumed.get("open", ()))
         self._next = 0 if resumed is None else int(resumed["group"])
-        state = None if resumed is None else {k: v for k, v in resumed.items() if k not in ("session", "reward_server")}
-        share = 1.0 - config.actors.gpus if 0 < config.actors.gpus < 1 else 1.0
-        self._learner = self._host_learner(
-            LanguageLearnerWorker, config, self.session.rundir.path, self._model, state, gpus=share
+        self._state = (
+            None if resumed is None else {k: v for k, v in resumed.items() if k not in ("session", "reward_server")}
         )
+        self._host_language_learner(self._state)
         self._rollout_worker = ray.remote(LanguageRolloutWorker).options(
             max_concurrency=4096, **placement.actor(config)
         )
@@ -109,10 +111,21 @@ class LanguageRayRuntime(RayRuntime):
 
     def _first_weights(self) -> None:
         """Waits until the learner is there, with the weights that it begins with."""
-        try:
-            self._version, self._weights = ray.get(self._learner.begin.remote())
-        except RayActorError as error:
-            raise WorkerDiedError(f"the learner (LanguageLearnerWorker) died: {death(error)}") from error
+        while True:
+            try:
+                self._version, self._weights = ray.get(self._learner.begin.remote())
+                return
+            except RayActorError as error:
+                self._learner_deaths.died_at_start(error)
+                self._host_language_learner(self._state, takes_over=True)
+
+    def _learner_class(self) -> type[Any]:
+        return LanguageLearnerWorker
+
+    def _host_language_learner(self, state: Mapping[str, Any] | None, *, takes_over: bool = False) -> None:
+        config = self.config
+        share = 1.0 - config.actors.gpus if 0 < config.actors.gpus < 1 else 1.0
+        self._host_learner(config, self.session.rundir.path, self._model, state, takes_over, gpus=share)
 
     def _spawn(self, index: int) -> Actor:
         if index in self._used:
@@ -155,7 +168,10 @@ class LanguageRayRuntime(RayRuntime):
         if isinstance(call, _Feed):
             self._fed(answer, call)
             return
-        actor: Actor = call.actor
+        if not isinstance(call, _Play | _Start | _Take):
+            call(answer)
+            return
+        actor = call.actor
         if self._actors.get(actor.index) is not actor:
             return
         try:
@@ -171,30 +187,62 @@ class LanguageRayRuntime(RayRuntime):
     def _played(self, call: _Play, report: RolloutReport) -> None:
         self._failures_in_a_row = 0
         self._engines[call.actor.index].playing.discard(call.group)
-        self.session.rolled_out(report, call.group)
-        if uses_judge(self.config):
-            reward_server = self._reward_server or self._start_reward_server()
-            if report.new_captions:
-                reward_server.submit.remote(report.new_captions)
-        self._feeding.add(call.group)
-        needed = min(engine.version for engine in self._engines.values())
-        fed = self._learner.feed.remote(call.result, needed)
-        self._expect(fed, _Feed(call.group, report, self.session.env_steps))
+        self.session.rolled_out(report, group=call.group)
+        self._judge(report)
+        self._feed_group(call.group, report, call.result, self.session.env_steps)
+
+    def _feed_group(self, group: int, report: RolloutReport, result: Any, env_steps: int) -> None:
+        """Hands a group's episodes to the learner."""
+        self._feeding.add(group)
+        fed = self._learner.feed.remote(result, *self._needs())
+        self._expect(fed, _Feed(group, report, result, env_steps))
+
+    def _needs(self) -> tuple[Any, ...]:
+        """The oldest version that an engine may still read."""
+        return (min(engine.version for engine in self._engines.values()),)
 
     def _fed(self, answer: Future[Any], call: _Feed) -> None:
         try:
             fed: LanguageFeed = answer.result()
         except RayActorError as error:
-            raise WorkerDiedError(
-                f"the learner (LanguageLearnerWorker) died: {death(error)}; --resume goes on from the newest checkpoint"
-            ) from error
+            self._learner_died(error, [call])
+            return
+        except RayError as error:
+            self._unread(call, error)
+            return
         self._feeding.discard(call.group)
+        if fed.result.updates:
+            self._learner_deaths.updated()
         self.session.learned(call.report, fed.result, call.env_steps)
         self._open = self._playing() | self._feeding | set(fed.waiting)
         if fed.weights is not None:
-            self._version, self._weights = fed.result.policy_version, fed.weights
-            for actor in self._actors.values():
-                self._send_weights(actor)
+            self._publish(fed.result.policy_version, fed.weights)
+        self._grant_groups()
+
+    def _publish(self, version: int, weights: Any) -> None:
+        """Sends new weights to all engines."""
+        self._version, self._weights = version, weights
+        for actor in self._actors.values():
+            self._send_weights(actor)
+
+    # The learner's death.
+
+    def _host_learner_again(self) -> None:
+        self._host_language_learner(None, takes_over=True)
+
+    def _begin_again(self, weights: Any) -> None:
+        self._publish(self._version, ray.get(weights))
+        # Groups that waited for a full batch died with the learner.
+        self._open = self._playing() | self._feeding
+        self._grant_groups()
+
+    def _read_again(self, call: Any) -> None:
+        self._feed_group(call.group, call.report, call.result, call.env_steps)
+
+    def _renew(self, call: Any) -> None:
+        """Makes room for another group in place of one that will not be read."""
+        self._feeding.discard(call.group)
+        self._open.discard(call.group)
         self._grant_groups()
 
     # Weights.

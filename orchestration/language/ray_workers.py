@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.report import RolloutReport
 from orchestration.config import Config
+from orchestration.learner_worker import LearnerHost
 from orchestration.part_log import log_to
-from orchestration.results import FeedResult, actor_name
+from orchestration.results import FeedResult, Floor, TakenOver, actor_name
 from orchestration.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -99,17 +100,22 @@ class LanguageRolloutWorker:
         await self._rollout.generator.close()
 
 
-class LanguageLearnerWorker:
+class LanguageLearnerWorker(LearnerHost):
     """Hosts the learner."""
 
-    def __init__(self, config: Config, rundir: Path, model: str, state: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, config: Config, rundir: Path, model: str, state: Mapping[str, Any] | None, takes_over: bool = False
+    ) -> None:
+        """`takes_over`: another learner of the run died, and engines still read what that one published."""
         log_to(RunDir(rundir).logs, "learner")
+        super().__init__()
         import torch
 
         from orchestration.language.parts import LanguageLearnerPart
 
         torch.set_num_threads(config.learner.threads)
-        self._part = LanguageLearnerPart(config, rundir, model)
+        self._part = LanguageLearnerPart(config, rundir, model, takes_over=takes_over)
+        self._root = RunDir(rundir).checkpoints
         if state is not None:
             self._part.restore(Path(state["checkpoint"]), state)
 
@@ -117,17 +123,21 @@ class LanguageLearnerWorker:
         """Version and folder of the weights to begin with."""
         return self._part.publish()
 
+    def take_over(
+        self,
+        floor: Floor,
+        captions: Sequence[tuple[int, str]],
+        reward_model: "RewardModelVersion | None",
+        needed: int,
+    ) -> tuple[TakenOver, Path]:
+        """As `LearnerWorker.take_over`, with the folder of the weights; those from version `needed` on stay on disk."""
+        taken = self._part.take_over(self._root, floor, captions)
+        if reward_model is not None:
+            self._part.adopt(reward_model)
+        return taken, self._part.publish(needed)[1]
+
     def feed(self, result: "GroupResult", needed: int) -> LanguageFeed:
         """Learns from a group; weights from version `needed` on stay on disk, for an engine still reads them."""
         fed = self._part.feed(result.episodes, result.new_captions)
         weights = self._part.publish(needed)[1] if fed.updates else None
         return LanguageFeed(fed, weights, self._part.learner.waiting_groups)
-
-    def adopt(self, version: "RewardModelVersion") -> None:
-        self._part.adopt(version)
-
-    def checkpoint(
-        self, root: Path, env_steps: int, rest: Mapping[str, Any], reward_server: Any, config_yaml: str, keep: int
-    ) -> Path:
-        """As `LearnerWorker.checkpoint`."""
-        return self._part.checkpoint(root, env_steps, {**rest, "reward_server": reward_server}, config_yaml, keep)

@@ -11,7 +11,7 @@ from orchestration.errors import TraceError
 from orchestration.results import FeedResult
 from orchestration.rundir import RunDir, code_revision
 from orchestration.traces.late import LabelCopier, ScoreLog
-from orchestration.traces.run_trace import REWARD_SERVER, JudgeUse, RunTrace
+from orchestration.traces.run_trace import LEARNER, REWARD_SERVER, JudgeUse, RunTrace
 from reward_server.status import RewardServerStatus
 from reward_server.types import JudgeStatus
 
@@ -53,6 +53,18 @@ class RunRecord:
             self._calls = {key: calls for key, calls in self._calls.items() if key[0] != actor}
             self._trace.lost(actor, reason)
 
+    def learner_lost(self, reason: str) -> None:
+        """The learner died, and what it had read since its last update went with it."""
+        self._read.clear()
+        if self._trace is not None:
+            self._trace.lost(LEARNER, reason)
+
+    def learner_replaced(self, policy_version: int) -> None:
+        """Another learner took its place, and published this version."""
+        if self._trace is not None:
+            self._trace.spawned(LEARNER, "learner")
+            self._trace.weights(policy_version)
+
     def retired(self, actor: str) -> None:
         """A rollout actor was let go: the run was scaled down."""
         if self._trace is not None:
@@ -89,10 +101,9 @@ class RunRecord:
             self._write(lambda: self._scores.add(result.reward_model_version, result.scores))
         if self._trace is None:
             return
-        rollout = next((one for one in self._unread if one[0] == source), None)
+        rollout = self.unread(source)
         if rollout is not None:
-            self._unread.remove(rollout)
-            self._read.append(rollout[1])
+            self._read.append(rollout)
         if result.updates:
             samples = sum(update.samples for update in result.updates)
             seconds = sum(update.train_s + update.reward_s for update in result.updates)
@@ -113,6 +124,14 @@ class RunRecord:
             self._trace.judge_changed(str(now.judge_status), now.last_error, away=away)
         use = JudgeUse(now.requests, now.prompt_tokens, now.output_tokens)
         self._trace.judged(use, self._model, now.latency_mean_s, now.labelled_this_run)
+
+    def unread(self, source: str) -> str | None:
+        """The oldest rollout of `source` that the learner has not read is none that it will: the id of its event."""
+        found = next((one for one in self._unread if one[0] == source), None)
+        if found is None:
+            return None
+        self._unread.remove(found)
+        return found[1]
 
     def checkpoint(self, name: str, env_steps: int) -> None:
         """A checkpoint was written."""

@@ -1,0 +1,33 @@
+"""What went wrong in a run and did not end it: counted here, told in summary, metrics and live view."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Faults:
+    """Counters of the whole run, resumes included; they never fall."""
+
+    learner_restarts: int = 0
+    samples_lost: int = 0
+    """Steps that were played and that no policy will ever have learned from: a learner died with what it had made of them
+    since the checkpoint that another went on from, or their trajectory was on a machine that went away."""
+    checkpoint_errors: int = 0
+    """Checkpoints that could not be written."""
+    checkpoint_failing: bool = False
+    """Whether the newest one was such."""
+    still: dict[str, float] = field(default_factory=dict[str, float])
+    """Parts that stand still now, by name, with the time since when (seconds since the epoch)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "learner_restarts": self.learner_restarts,
+            "samples_lost": self.samples_lost,
+            "checkpoint_errors": self.checkpoint_errors,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner_restarts = state["learner_restarts"]
+        self.samples_lost = state["samples_lost"]
+        self.checkpoint_errors = state["checkpoint_errors"]

@@ -1,0 +1,78 @@
+"""The learner's death, as a distributed run survives it.
+
+Invariants, whatever dies when:
+
+- A version of the policy is never that of two policies: the learner in the place of one that died counts on above the
+  highest version that was published, though what it knows is older. Actors never get an older version than they have.
+- An environment step is counted when it was played, once. What the dead learner had made of steps since the checkpoint is
+  counted as lost: `samples_lost` = steps played − steps that a policy has learned from or will read.
+- Trajectories that the dead learner had not answered are read by the next one. Where that dies too they are not read
+  again, as one of them may be what kills it.
+"""
+
+from ray.exceptions import ObjectLostError, RayActorError, RayError
+
+from orchestration.errors import WorkerDiedError, death, root_cause
+from orchestration.results import Floor, TakenOver
+from orchestration.session import Session
+
+_DEATHS_IN_A_ROW = 3
+
+
+class LearnerDeaths:
+    """Counts and tells them; says when there were too many."""
+
+    def __init__(self, session: Session, learner: str) -> None:
+        """`learner`: the class of its process."""
+        self._session = session
+        self._learner = learner
+        self._in_a_row = 0
+
+    def died(self, error: RayActorError) -> None:
+        """Raises WorkerDiedError where it died again and again with no update in between."""
+        reason = death(error)
+        self._in_a_row += 1
+        if self._in_a_row >= _DEATHS_IN_A_ROW:
+            raise WorkerDiedError(
+                f"the learner ({self._learner}) died {self._in_a_row} times without an update in between: {reason}; "
+                "--resume goes on from the newest checkpoint"
+            ) from error
+        self._session.faults.learner_restarts += 1
+        self._session.record.learner_lost(reason)
+        self._session.view.event(f"the learner ({self._learner}) died and is replaced: {reason}", warning=True)
+
+    def died_at_start(self, error: RayActorError) -> None:
+        """The same before it had begun. Raises `error` where it raised, as another would."""
+        if error.actor_init_failed:
+            raise error
+        self.died(error)
+
+    def updated(self) -> None:
+        """The learner made progress."""
+        self._in_a_row = 0
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether what the dead learner had not answered goes to the next one."""
+        return self._in_a_row <= 1
+
+    def floor(self, policy_version: int) -> Floor:
+        """What the next learner counts on above; `policy_version` is the highest that was published."""
+        return Floor(policy_version, self._session.reward_model_version, self._session.samples_dropped)
+
+    def taken_over(self, taken: TakenOver, read: int) -> None:
+        """The next learner has begun; `read`: steps that had been played then, without those that it reads again."""
+        faults = self._session.faults
+        before, faults.samples_lost = faults.samples_lost, max(faults.samples_lost, read - taken.samples)
+        self._session.policy_version = taken.policy_version
+        self._session.record.learner_replaced(taken.policy_version)
+        begin = "the beginning" if taken.checkpoint is None else taken.checkpoint
+        self._session.view.event(
+            f"the learner goes on from {begin} as policy v{taken.policy_version}; what it had learned from "
+            f"{faults.samples_lost - before:,} steps is lost"
+        )
+
+
+def lost_object(error: RayError) -> bool:
+    """Whether a call failed because what it was to read is gone, with the machine that it was on."""
+    return isinstance(error, ObjectLostError) or isinstance(root_cause(error), ObjectLostError)

@@ -1,0 +1,115 @@
+"""The reward server and its judge, as the coordinator of a distributed run has them: started late, asked now and then."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from orchestration import placement
+from orchestration.configuration import compares_pairs
+from orchestration.errors import death
+from orchestration.ray_workers import RewardServerWorker
+from orchestration.session import Session
+
+_POLL_S = 1.0
+_HEAR_S = 10.0
+_JUDGE_APP = "judge"
+
+
+class RewardHost:
+    """Never holds the loop up: what it asks it looks for later."""
+
+    def __init__(self, session: Session, state: Any, adopt: Callable[[Any], None]) -> None:
+        """`state`: of the checkpoint that the run goes on from; `adopt` is called with a reference to each new reward model."""
+        self.config = session.config
+        self.session = session
+        self._state = state
+        self._adopt = adopt
+        self.worker: Any = None
+        """Handle of the RewardServerWorker; None before the first rollout came back, and where there is no judge."""
+        self.reward_model: Any = None
+        """Reference to the newest reward model; None before there is one."""
+        self.asked_since: float | None = None
+        """When it was asked what it has not answered, by the monotonic clock."""
+        self._poll: tuple[Any, Any] | None = None
+        self._poll_at = 0.0
+        self._judge_started = False
+        self._known = 0
+
+    def submit(self, captions: Sequence[tuple[int, str]]) -> None:
+        """Hands on new captions. Starts reward server and judge first: the first steps come before that, as together they
+        take two cores for a while."""
+        worker = self.worker or self._start()
+        if captions:
+            worker.submit.remote(captions)
+
+    def _start(self) -> Any:
+        self._judge_started = True
+        if self.config.judge.engine != "openai":
+            from reward_server.embedded import is_built
+            from reward_server.judge import deployment
+            from reward_server.judge.pairs import asks_pairwise
+
+            if self.config.judge.model == "embedded" and not is_built(self.config.judge.cache_dir):
+                self.session.view.event(
+                    "the embedded judge is made first, once, which takes minutes beside the training"
+                )
+            pairwise = compares_pairs(self.config) and asks_pairwise(self.config.judge)
+            resources = placement.judge(self.config)
+            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0, resources=resources, pairwise=pairwise)
+        self.worker = (
+            ray.remote(RewardServerWorker)
+            .options(max_restarts=-1, **placement.reward_server(self.config))
+            .remote(self.config, self.session.rundir.path, self._state)
+        )
+        return self.worker
+
+    def look(self) -> None:
+        """Asks it how it stands, or looks whether it has answered."""
+        if self.worker is None:
+            return
+        if self._poll is None:
+            if time.monotonic() >= self._poll_at:
+                self._poll, self.asked_since = self._ask(), time.monotonic()
+                self._poll_at = time.monotonic() + _POLL_S
+            return
+        ready, _ = ray.wait([self._poll[0]], timeout=0)
+        if ready:
+            self._take(self._poll)
+
+    def _ask(self) -> tuple[Any, Any]:
+        """References to how it stands, and to its reward model, which never passes the coordinator."""
+        return self.worker.poll.options(num_returns=2).remote(self._known)
+
+    def hear(self) -> None:
+        """Its last word, which in a short run may be its first."""
+        if self.worker is not None:
+            poll = self._poll or self._ask()
+            if ray.wait([poll[0]], timeout=_HEAR_S)[0]:
+                self._take(poll)
+
+    def _take(self, poll: tuple[Any, Any]) -> None:
+        reference, reward_model = poll
+        self._poll = self.asked_since = None
+        try:
+            status, version = ray.get(reference)
+        except RayActorError as error:
+            # Ray makes it again (max_restarts); its labels are in the store.
+            self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
+            return
+        self.session.judged(status)
+        if version:
+            self._known, self.reward_model = version, reward_model
+            self._adopt(reward_model)
+
+    def stop_judge(self) -> None:
+        """Ends the judge, where this run started it."""
+        if self._judge_started and self.config.judge.engine != "openai":
+            from reward_server.judge import deployment
+
+            with contextlib.suppress(RayError):
+                deployment.stop(_JUDGE_APP, keep_serve="RAY_ADDRESS" not in os.environ)

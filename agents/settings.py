@@ -42,6 +42,11 @@ class ActorSettings:
 
     count: int = 1
     """Rollout actors, each a process."""
+    auto: bool = False
+    """Their number follows the cluster: `count` to begin with, more while the learner waits for them and there is room, fewer
+    when machines leave."""
+    max: int | None = None
+    """Of `auto`: no more than so many; null: as many as there is room for."""
     cpus: float = 1.0
     """CPU cores that one actor reserves; 0.5 lets two of them share the core that one would keep busy, and the rest of the
     learner's."""

@@ -202,7 +202,7 @@ def measure(case: Case, folder: Path) -> Cost:
     view = LiveView(Console(file=io.StringIO()), plain=True)
     with contextlib.ExitStack() as stack:
         stack.callback(rundir.close)
-        stack.enter_context(_cluster(case))
+        stack.enter_context(ray_cluster(case))
         stack.enter_context(view)
         session = MeasuredSession(config, rundir, view, case)
         stack.callback(session.metrics.close)
@@ -228,8 +228,9 @@ def _config(case: Case, folder: Path) -> Config:
 
 
 @contextlib.contextmanager
-def _cluster(case: Case) -> Generator[None]:
-    """A Ray cluster with a processor declared for each actor, in a folder and with ports of its own."""
+def ray_cluster(case: Case) -> Generator[Any]:
+    """A Ray cluster (`ray.cluster_utils.Cluster`) with a processor declared for each actor, in a folder and with ports of its
+    own."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -254,7 +255,7 @@ def _cluster(case: Case) -> Generator[None]:
         for _ in range(case.nodes - 1):
             cluster.add_node(num_cpus=share, **common)
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield
+        yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()

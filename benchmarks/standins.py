@@ -78,11 +78,17 @@ class IdleRolloutWorker:
 class IdleLearnerWorker:
     """Has the interface of `LearnerWorker` but for checkpoints; every trajectory brings a new version of the weights."""
 
+    UPDATE_S = 0.0
+    """Seconds, asleep, that it takes over each."""
+
     def __init__(self, config: Config, rundir: Path, state: Mapping[str, Any] | None) -> None:
         self._weights = {"weights": np.zeros(Load(**config.env.options).weights_bytes, np.uint8)}
         self._samples = config.learner.batch_size
         self._version = 0
         self._idle_since = time.perf_counter()
+
+    def beat(self) -> None:
+        """A sign of life."""
 
     def begin(self) -> tuple[int, Mapping[str, Blob]]:
         """Version and weights to begin with."""
@@ -93,9 +99,16 @@ class IdleLearnerWorker:
     ) -> tuple[_Answer, Mapping[str, Blob]]:
         """One update that changes nothing, and its weights."""
         waited = time.perf_counter() - self._idle_since
+        time.sleep(self.UPDATE_S)
         self._version += 1
         self._idle_since = time.perf_counter()
         return _Answer(_feed_result, (self._version, self._samples, waited)), self._weights
+
+
+class BusyLearnerWorker(IdleLearnerWorker):
+    """Takes longer over a trajectory than an actor."""
+
+    UPDATE_S = 0.4
 
 
 def _report(source: str, version: int, steps: int, call: int, trajectory_bytes: int) -> "RolloutReport":

@@ -22,6 +22,7 @@ from orchestration import placement
 from orchestration.checkpointing import Checkpoints
 from orchestration.config import Config
 from orchestration.configuration import attributes_credit, uses_judge
+from orchestration.elastic import Elastic, room
 from orchestration.errors import death, first_line
 from orchestration.ray_workers import LearnerWorker, RolloutWorker
 from orchestration.recovery import LearnerDeaths, lost_object
@@ -100,6 +101,7 @@ class RayRuntime:
         self._leaving: list[Actor] = []
         """Actors that were let go and finish the calls that they have."""
         self._wish = ScaleWish(session.rundir)
+        self._elastic = Elastic(config, session)
         self._calls: dict[Future[Any], Any] = {}
         """What each answer that is awaited answers: a `_RolloutCall`, a `_FeedCall`, or a function that takes the answer."""
         # Answers that came, put there by Ray's thread: `ray.wait` over the references of hundreds of calls costs a millisecond.
@@ -164,9 +166,7 @@ class RayRuntime:
                     self._checkpoints.tick(self._learner, self._reward.worker)
                 self._look_at_learner()
                 self.session.report(due=self.session.metrics.due())
-                wanted = self._wish.take()
-                if wanted is not None:
-                    self._scale(wanted)
+                self._look_at_scale()
         self._reward.hear()
 
     def _hear(self) -> None:
@@ -401,21 +401,31 @@ class RayRuntime:
 
     # Scaling.
 
+    def _look_at_scale(self) -> None:
+        """Does what a user wishes, and otherwise what the cluster gives (`actors.auto`)."""
+        wanted = self._wish.take()
+        if wanted is None:
+            settled = all(actor.answered for actor in self._actors.values())
+            wanted = self._elastic.look(len(self._actors), settled=settled)
+        if wanted is not None:
+            self._scale(wanted)
+
     def _scale(self, wanted: int) -> None:
-        """Adds actors, or lets the newest go. Those finish the calls that they have, and what they bring is learned from."""
+        """Adds actors, or lets some go: those that never began, then the newest. They finish the calls that they have, and
+        what they bring is learned from."""
         before = len(self._actors)
         free = (index for index in itertools.count() if index not in self._actors)
         while len(self._actors) < wanted:
             self._grant_all(self._spawn(next(free)))
-        for index in sorted(self._actors, reverse=True)[: len(self._actors) - wanted]:
+        order = sorted(self._actors, key=lambda index: (self._actors[index].answered, -index))
+        for index in order[: len(self._actors) - wanted]:
             self._retire(self._actors.pop(index))
         self.session.actors = len(self._actors)
         self.session.view.event(f"scaled from {before} to {wanted} actors{self._room(wanted)}")
 
     def _room(self, wanted: int) -> str:
         """Says so where the cluster has no room for all of them yet."""
-        cpus = self.config.actors.cpus
-        fits = int((ray.cluster_resources().get("CPU", 0.0) - self.config.learner.threads) / cpus) if cpus else wanted
+        fits = room(self.config, ray.nodes())
         return "" if fits >= wanted else f"; the cluster has room for {fits} now, the others start when it grows"
 
     def _retire(self, actor: Actor) -> None:
@@ -455,6 +465,7 @@ class RayRuntime:
 
     def close(self) -> None:
         """Ends everything that the run started; a part that does not answer in time is killed."""
+        self._elastic.close()
         parts: list[Any] = [actor.handle for actor in (*self._actors.values(), *self._leaving)]
         if self._reward.worker is not None:
             parts.append(self._reward.worker)

@@ -66,6 +66,8 @@ class Session:
         self.env_errors = 0
         self.faults = Faults()
         self.actors = 0
+        self.learner_waited_s = 0.0
+        """What the learner has waited for trajectories, since this process began."""
         self.episodes = EpisodeStatistics()
         self.reward_watch = RewardWatch()
         self.reward_status: RewardServerStatus | None = None
@@ -160,6 +162,7 @@ class Session:
             self._clock.add("learner", "rewards", update.reward_s)
         self._clock.add("learner", "rewards", result.reward_s)
         self._clock.add("learner", "wait", result.waited_s)
+        self.learner_waited_s += result.waited_s
 
     def _watch_answers(self, result: FeedResult) -> None:
         """Warns, once, of a language model that hardly says anything that can be read."""

@@ -85,6 +85,7 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "train.env_steps": COUNT,
     "train.max_wall_s": POSITIVE,
     "actors.count": COUNT,
+    "actors.max": COUNT,
     "actors.cpus": POSITIVE,
     "actors.gpus": NOT_NEGATIVE,
     "actors.envs": COUNT,

@@ -1,0 +1,188 @@
+"""The number of actors follows the cluster: by itself, and with Ray nodes that join and leave."""
+
+import contextlib
+import io
+from collections.abc import Generator, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from agents.report import RolloutReport
+from agents.settings import ActorSettings
+from benchmarks.growth import Case, ray_cluster
+from benchmarks.standins import BusyLearnerWorker, IdleLearnerWorker, IdleRolloutWorker, Load
+from learner.settings import LearnerSettings, RewardSettings
+from orchestration import elastic
+from orchestration.cli.main import run as yendor
+from orchestration.config import (
+    CheckpointSettings,
+    ClusterSettings,
+    Config,
+    EnvSettings,
+    RunSettings,
+    TraceSettings,
+    TrainSettings,
+)
+from orchestration.elastic import room, wanted
+from orchestration.live import LiveView
+from orchestration.rundir import RunDir
+from orchestration.session import Session
+
+
+def node(cpus: float, *, alive: bool = True, **others: float) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": cpus, **others}}
+
+
+@pytest.mark.parametrize(
+    ("actors", "nodes", "fits"),
+    [
+        ({}, [], 0),
+        ({}, [node(1)], 0),
+        ({}, [node(4)], 3),
+        ({"cpus": 0.1}, [node(1.3)], 3),
+        # What is left over on two machines is no place for an actor.
+        ({"cpus": 2.0}, [node(4), node(3), node(1)], 1 + 1),
+        ({}, [node(4), node(8, alive=False)], 3),
+    ],
+)
+def test_actors_fit_on_single_machines(actors: dict[str, float], nodes: list[dict[str, Any]], fits: int) -> None:
+    assert room(Config(actors=ActorSettings(**actors)), nodes) == fits  # type: ignore[arg-type]
+
+
+def test_groups_keep_actors_to_their_machines() -> None:
+    config = Config(actors=ActorSettings(cpus=0.5), cluster=ClusterSettings(groups=True))
+    assert room(config, [node(64, learner=1), node(4, actor=4), node(4, actor=1)]) == 8 + 2
+
+
+@pytest.mark.parametrize(
+    ("actors", "there", "waited", "most", "number"),
+    [
+        (1, 8, 0.9, None, 2),
+        (4, 8, 0.9, None, 6),
+        (6, 8, 0.9, None, 8),
+        (6, 8, 0.9, 7, 7),
+        (8, 8, 0.9, None, 8),
+        # The learner is what holds things up.
+        (4, 8, 0.05, None, 4),
+        # Machines left.
+        (8, 3, 0.05, None, 3),
+        (8, 0, 0.9, None, 1),
+    ],
+)
+def test_more_while_the_learner_waits_and_fewer_where_there_is_no_room(
+    actors: int, there: int, waited: float, most: int | None, number: int
+) -> None:
+    assert wanted(actors, there, waited, most) == number
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        (["actors.max=3"], "actors.auto=false"),
+        (["actors.auto=true", "runtime=serial"], "runtime=serial has one process"),
+        (["actors.auto=true", "actors.max=0"], "actors.max=0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    keys: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert yendor(["config", "show", "demo", *keys]) == 2
+    assert word in capsys.readouterr().err
+
+
+STEPS = 64 * 32
+"""Of one call."""
+
+
+class Steered(Session):
+    """A session whose run is led by a script, which goes on at each report."""
+
+    script: Iterator[None]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.sources: set[str] = set()
+
+    def rolled_out(self, report: RolloutReport, group: int | None = None) -> None:
+        super().rolled_out(report, group)
+        self.sources.add(report.source)
+
+    def report(self, *, due: bool) -> None:
+        if next(self.script, "over") == "over":
+            self.stop_requested = True
+        super().report(due=due)
+
+
+@contextlib.contextmanager
+def running(folder: Path, learner: type[Any], cpus: int) -> Generator[tuple[Steered, Any, Any]]:
+    """Session, runtime and cluster, whose first node has so many processors, of which the learner takes one."""
+    from orchestration.ray_runtime import Hosts, RayRuntime
+
+    load = Load(rollout_s=0.2, trajectory_bytes=200_000, weights_bytes=1000)
+    config = Config(
+        run=RunSettings(name="x", dir=str(folder)),
+        env=EnvSettings(id="stand-in", options=asdict(load)),
+        train=TrainSettings(env_steps=10**15),
+        actors=ActorSettings(count=1, auto=True),
+        learner=LearnerSettings(device="cpu"),
+        reward=RewardSettings(model="none", w_int=0.0),
+        trace=TraceSettings(rate=0.0),
+        checkpoint=CheckpointSettings(interval_s=1e9),
+    )
+    rundir = RunDir(folder / "x").open_for_training(config, overwrite=True)
+    view = LiveView(Console(file=io.StringIO()), plain=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(rundir.close)
+        cluster = stack.enter_context(ray_cluster(Case(actors=cpus - 1, nodes=1, load=load)))
+        stack.enter_context(view)
+        session = Steered(config, rundir, view, resumed=None)
+        stack.callback(session.metrics.close)
+        runtime = RayRuntime(config, session, resumed=None, hosts=Hosts(IdleRolloutWorker, learner))
+        stack.callback(runtime.close)
+        yield session, runtime, cluster
+
+
+@pytest.mark.slow
+def test_actors_come_and_go_with_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "_LOOK_S", 1.0)
+    with running(tmp_path, IdleLearnerWorker, 2) as (session, runtime, cluster):
+
+        def script() -> Iterator[None]:
+            while session.env_steps < 4 * STEPS:
+                assert session.actors == 1
+                yield
+            joined = cluster.add_node(num_cpus=2, object_store_memory=2**27)
+            while len(session.sources) < 3:
+                yield
+            assert session.actors == 3
+            cluster.remove_node(joined)
+            while session.actors > 1:
+                yield
+            before = session.env_steps
+            while session.env_steps < before + 4 * STEPS:
+                yield
+
+        session.script = script()
+        runtime.run()
+    # Each sample was learned from, was lost with the machine that it lay on, or was on its way; none was learned from twice.
+    unread = session.env_steps - session.policy_version * STEPS - session.faults.samples_lost
+    assert 0 <= unread <= 2 * 3 * STEPS
+    assert session.actor_restarts >= 2
+
+
+@pytest.mark.slow
+def test_no_actors_are_added_to_a_learner_that_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "_LOOK_S", 1.0)
+    with running(tmp_path, BusyLearnerWorker, 8) as (session, runtime, _):
+
+        def script() -> Iterator[None]:
+            while session.policy_version < 25:
+                yield
+
+        session.script = script()
+        runtime.run()
+    assert session.actors == 1
+    assert session.learner_waited_s < 0.5 * 25 * BusyLearnerWorker.UPDATE_S

@@ -51,17 +51,19 @@ class Elastic:
         self._config = config
         self._session = session
         self._began, self._waited = time.monotonic(), 0.0
+        self._settled = False
         self._asked = 0
 
     def look(self, actors: int, *, settled: bool) -> int | None:
-        """How many actors there should be now, where that is another number. `settled`: all that there are have answered,
-        so what they bring is known."""
+        """How many actors there should be now, where that is another number. `settled`: the learner has read from all that
+        there are, so it is known what they bring."""
         now = time.monotonic()
         if not self._config.actors.auto or now - self._began < _LOOK_S:
             return None
         total = self._session.learner_waited_s
-        waited = (total - self._waited) / (now - self._began) if settled else 0.0
-        self._began, self._waited = now, total
+        # What the learner waited while actors began says nothing of how it will be.
+        waited = (total - self._waited) / (now - self._began) if settled and self._settled else 0.0
+        self._began, self._waited, self._settled = now, total, settled
         there = room(self._config, ray.nodes())
         number = wanted(actors, there, waited, self._config.actors.max)
         if self._config.cluster.autoscaling:

@@ -56,6 +56,8 @@ class Actor:
     """Its method that rolls out, which answers with two objects. Kept, because to make it costs as much as a tenth of a call."""
     answered: bool = False
     """Whether it has answered a call: before that it may be waiting for a processor."""
+    read: bool = False
+    """Whether the learner has read something of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +286,7 @@ class RayRuntime:
             self._version, self._weights = result.policy_version, call.weights
             self._learner_deaths.updated()
         self.session.learned(call.report, result, call.env_steps)
+        call.actor.read = True
         self._renew(call)
 
     def _renew(self, call: Any) -> None:
@@ -405,7 +408,7 @@ class RayRuntime:
         """Does what a user wishes, and otherwise what the cluster gives (`actors.auto`)."""
         wanted = self._wish.take()
         if wanted is None:
-            settled = all(actor.answered for actor in self._actors.values())
+            settled = all(actor.read for actor in self._actors.values())
             wanted = self._elastic.look(len(self._actors), settled=settled)
         if wanted is not None:
             self._scale(wanted)

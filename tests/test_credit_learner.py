@@ -46,7 +46,10 @@ def make_credit(method="spa", w_prog=1.0, w_ground=0.0, **settings) -> OnlineCre
 
 def make_learner(credit: OnlineCredit | None, **settings) -> Learner:
     torch.manual_seed(1)
-    policy, learner = build_policy("fast", 2), LearnerSettings(device="cpu", **{"batch_size": 40, **settings})
+    policy, learner = (
+        build_policy("fast", 2),
+        LearnerSettings(device="cpu", precision="fp32", **{"batch_size": 40, **settings}),
+    )
     return Learner(policy, learner, RewardSettings(), NoIntrinsicReward(), credit)
 
 

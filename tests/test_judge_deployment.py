@@ -41,7 +41,7 @@ def cluster() -> Iterator[None]:
 def test_a_judge_is_deployed_killed_restarted_and_stopped(cluster: None, folder: Path) -> None:
     from reward_server.judge import deployment
 
-    settings = JudgeSettings(model=str(folder), max_model_len=1024)
+    settings = JudgeSettings(model=str(folder), dtype="float32", max_model_len=1024)
     client = deployment.ServeJudge(settings)
     with pytest.raises(JudgeUnavailableError, match="absent"):
         asyncio.run(client.ask(["The door opens."]))
@@ -149,5 +149,6 @@ def _settled() -> None:
 def _until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + START_S
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        running = [p for p in psutil.process_iter(["pid", "ppid", "name", "status"]) if p.info["status"] != "zombie"]
+        assert time.monotonic() < end, f"it did not happen in time, with {[p.info for p in running]}"
         time.sleep(0.3)

@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[VllmEngine]:
-    started = VllmEngine(str(folder), max_model_len=1024)
+    started = VllmEngine(str(folder), dtype="float32", max_model_len=1024)
     asyncio.run(started.start())
     yield started
     asyncio.run(started.close())

@@ -20,7 +20,10 @@ from tests.test_rollout import make_rollout
 def make_learner(**settings) -> Learner:
     torch.manual_seed(1)
     return Learner(
-        build_policy("fast", 2), LearnerSettings(device="cpu", **settings), RewardSettings(), NoIntrinsicReward()
+        build_policy("fast", 2),
+        LearnerSettings(device="cpu", precision="fp32", **settings),
+        RewardSettings(),
+        NoIntrinsicReward(),
     )
 
 

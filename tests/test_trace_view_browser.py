@@ -284,22 +284,22 @@ def test_agents_have_lanes_with_edges_and_events_can_be_chosen(browser: Browser,
     browser.open(tmp_path / "page.html")
     gutter = browser.run("Array.from(document.querySelectorAll('#gutter > div'), one => one.textContent)")
     assert gutter[1:] == ["lead", "worker-1", "worker-2"]
-    box = browser.run(
-        "(({x, y, width, height}) => [x, y, width, height])(document.querySelector('#field').getBoundingClientRect())"
-    )
-    top, eighth = box[1] + 24, box[2] / 8
 
     def near(x: float, y: float, colour: tuple[int, int, int]) -> bool:
         patch = picture[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4]
         return bool((np.abs(patch - np.array(colour)).max(axis=2) < 12).any())
 
     deadline = time.monotonic() + 20
-    # The canvas is drawn with the next frames of the display, which on a busy machine come late.
+    # Lanes take their place, and the canvas is drawn, with the next frames of the display, which on a busy machine come late.
     while True:
+        browser.settle()
+        box = browser.run(
+            "(({x, y, width, height}) => [x, y, width, height])(document.querySelector('#field').getBoundingClientRect())"
+        )
+        top, eighth = box[1] + 24, box[2] / 8
         picture = np.asarray(Image.open(browser.screenshot(tmp_path / "agents.png")).convert("RGB")).astype(int)
         if near(box[0] + 3.5 * eighth, top + 36, (0xFF, 0x9D, 0xB1)) or time.monotonic() > deadline:
             break
-        browser.settle()
     assert near(box[0] + 0.5 * eighth, top + 12, (0x5B, 0xE3, 0xC0)), "the first spawn, in the lane of the lead"
     assert near(box[0] + 3.5 * eighth, top + 36, (0xFF, 0x9D, 0xB1)), "the tool call, in that of the first worker"
     # Between the lanes, only edges are drawn.

@@ -485,8 +485,7 @@ class Where:
 
 
 @pytest.mark.slow
-def test_the_reward_server_stays_with_the_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def test_the_reward_server_stays_with_the_coordinator() -> None:
     cluster = Cluster()
     try:
         cluster.add_node(num_cpus=0, object_store_memory=10**8, include_dashboard=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 _SMALL_KV_BYTES = 128 * 2**20
 _LARGE_KV_BYTES = 4 * 2**30
+_BATCH_TOKENS = 8192
 
 
 def prepare_environment(threads: int | None = None) -> None:
@@ -43,7 +44,21 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
-def cpu_kv_bytes(model: str, max_model_len: int, prompts: int = 32) -> int:
+def cpu_arguments(model: str, max_model_len: int, prompts: int = 32) -> dict[str, Any]:
+    """Arguments of an engine on a CPU with room for `prompts` full ones.
+
+    Prompts are read whole: of an answer whose prompt it had read in part, vLLM (0.30) draws a token too many and turns
+    the generator of the request's seed back, which a CPU's cannot do, and the engine dies.
+    """
+    return {
+        "kv_cache_memory_bytes": _cpu_kv_bytes(model, max_model_len, prompts),
+        "block_size": 32,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_model_len, _BATCH_TOKENS),
+    }
+
+
+def _cpu_kv_bytes(model: str, max_model_len: int, prompts: int) -> int:
     """Bytes for keys and values on a CPU: `prompts` full ones, between 128 MiB and 4 GiB (vLLM would take half of all)."""
     from transformers import AutoConfig
 

@@ -72,3 +72,19 @@ def test_after_an_update_tokens_and_log_probabilities_are_the_new_weights(tmp_pa
         await engine.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_more_prompts_than_one_batch_reads_are_answered_with_seeds(tmp_path: Path) -> None:
+    """An engine that reads a prompt in parts would turn its seed's generator back, which a CPU's cannot do."""
+    folder = tiny_model(tmp_path / "one", 1)
+    prompts = [np.arange(n, n + 600, dtype=np.int32) % 250 for n in range(24)]
+
+    async def run() -> None:
+        engine = VllmGenerator(str(folder), stop_ids=(), context=700, sequences=24)
+        answers = [engine.generate(prompt, Sampling(4, 1.0, n)) for n, prompt in enumerate(prompts)]
+        for prompt, generation in zip(prompts, await asyncio.gather(*answers), strict=True):
+            check(folder, prompt, generation, 1.0)
+        await engine.close()
+
+    asyncio.run(run())

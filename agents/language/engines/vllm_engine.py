@@ -17,7 +17,7 @@ from agents.language.engines.base import Generation, Sampling
 from agents.language.engines.vllm_worker import WeightsExtension
 from agents.language.episode import Ids
 from agents.language.errors import EngineDiedError, LanguageModelError
-from inference.vllm_options import cpu_kv_bytes, has_gpu, prepare_environment
+from inference.vllm_options import cpu_arguments, has_gpu, prepare_environment
 
 _SHUTDOWN_S = 5.0
 
@@ -134,10 +134,7 @@ class VllmGenerator:
             machine: dict[str, Any] = (
                 {"gpu_memory_utilization": self._gpu_memory}
                 if gpu
-                else {
-                    "kv_cache_memory_bytes": cpu_kv_bytes(self._model, self._context, self._sequences),
-                    "block_size": 32,
-                }
+                else cpu_arguments(self._model, self._context, self._sequences)
             )
             arguments = AsyncEngineArgs(
                 model=self._model,

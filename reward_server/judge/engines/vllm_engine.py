@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from inference.vllm_options import cpu_kv_bytes, has_gpu, prepare_environment
+from inference.vllm_options import cpu_arguments, has_gpu, prepare_environment
 from reward_server.judge.engines.base import ChatRenderer, Completion, Request, renormalise
 from reward_server.judge.engines.loop_thread import LoopThread
 from reward_server.judge.models import check_vllm, resolve_dtype
@@ -128,9 +128,7 @@ def _new_engine(model: str, dtype: str, max_model_len: int, seed: int) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     gpu = has_gpu()
-    cpu_arguments: dict[str, Any] = (
-        {} if gpu else {"kv_cache_memory_bytes": cpu_kv_bytes(model, max_model_len), "block_size": 32}
-    )
+    machine: dict[str, Any] = {} if gpu else cpu_arguments(model, max_model_len)
     arguments = AsyncEngineArgs(
         model=model,
         dtype=resolve_dtype(dtype, "cuda" if gpu else "cpu"),  # pyright: ignore[reportArgumentType]
@@ -141,7 +139,7 @@ def _new_engine(model: str, dtype: str, max_model_len: int, seed: int) -> Any:
         disable_log_stats=True,
         max_num_seqs=64,
         use_tqdm_on_load=False,
-        **cpu_arguments,
+        **machine,
     )
     try:
         return AsyncLLM.from_engine_args(arguments)

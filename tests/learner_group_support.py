@@ -1,4 +1,4 @@
-"""A learner of several workers: the leader in this process, each follower in one of its own, which serves one group after the other."""
+"""A learner of several workers: the leader in this process, each follower in one of its own, which serves group after group."""
 
 import multiprocessing
 import os

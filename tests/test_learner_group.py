@@ -59,7 +59,7 @@ def make_follower(network: str, separate: bool, changed: dict[str, Any]) -> Poli
     torch.manual_seed(77)
     policy = build_policy(network, 2)
     critics = ComponentCritics(policy.state_size, 4, learning_rate=1e-3, device=CPU) if separate else None
-    weights = torch.tensor([1.0, 0.1, 0.7, 0.0]) if separate else None
+    weights = torch.tensor([1.0, 0.1, 0.7, 0.1]) if separate else None
     return PolicyStep(policy, settings(**changed), CPU, critics=critics, weights=weights)
 
 
@@ -87,6 +87,13 @@ def processes():
     yield found
     for each in found:
         each.close()
+
+
+@pytest.fixture(autouse=True)
+def no_group_is_left():
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def close(found: Any, expected: Any, what: str = "", **tolerance: float) -> None:
@@ -157,7 +164,9 @@ def test_workers_learn_what_one_learner_does(case, size, processes):
         estimators = (each["credit"]["estimator"] for each in (state, alone.state_dict()))
         one, other = ({k: e[k] for k in ("training", "used", "version", "steps")} for e in estimators)
         assert one["version"] > 0
-        close(one, other, "estimator", rtol=1e-3, atol=1e-5)
+        # It reads features in float16, and Adam makes much of gradients that are nearly 0: a few of its weights differ.
+        close(one, other, "estimator", rtol=1e-2, atol=3e-4)
+        assert max(float((one["training"][k] - v).abs().mean()) for k, v in other["training"].items()) < 1e-6
     for process in processes[: size - 1]:
         word, there = process.answer()
         assert word == "done", there
@@ -240,7 +249,6 @@ def test_a_worker_that_dies_is_noticed_by_the_leader():
             learner.feed(trajectory, origin)
     assert time.monotonic() - began < 5.0
     assert all(np.array_equal(before[k], v) for k, v in learner.weights().items())
-    torch.distributed.destroy_process_group()
 
 
 def test_a_loss_that_is_not_finite_ends_all_of_them():
@@ -249,9 +257,8 @@ def test_a_loss_that_is_not_finite_ends_all_of_them():
     learner.lead(lead([process], make_follower, "fast", False, {"batch_size": 3 * STEPS}))
     (trajectory, origin) = trajectories("fast", 1)[0]
     trajectory.log_prob[:, 2] = -np.inf  # in the follower's share
-    with pytest.raises(FloatingPointError, match="learner.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"learner\.learning_rate"):
         learner.feed(trajectory, origin)
     word, text = process.answer()
     assert word == "FloatingPointError" and "learner.learning_rate" in text
     process.close()
-    torch.distributed.destroy_process_group()

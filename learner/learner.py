@@ -55,14 +55,7 @@ class Learner:
         self.credit = credit
         """None: every step keeps what it was paid (`credit.method=turn`)."""
         self.policy = policy
-        critics = None if credit is None else credit.critics
-        self.step = PolicyStep(
-            policy,
-            settings,
-            resolve_device(settings.device),
-            critics=critics,
-            weights=None if credit is None else credit.weights,
-        )
+        self.step = policy_step(policy, settings, credit)
         self.version = 0
         self.dropped_samples = 0
         """Samples of policies older than `max_lag` versions, never trained on."""
@@ -218,6 +211,14 @@ class Learner:
             self.credit.load_state_dict(state["credit"])
         if self._leader is not None:
             self._leader.forget()
+
+
+def policy_step(policy: RecurrentPolicy, settings: LearnerSettings, credit: OnlineCredit | None) -> PolicyStep:
+    """What a learner, or a worker that follows one, takes its optimisation steps with."""
+    device = resolve_device(settings.device)
+    if credit is None:
+        return PolicyStep(policy, settings, device)
+    return PolicyStep(policy, settings, device, critics=credit.critics, weights=credit.weights)
 
 
 @dataclass(frozen=True, slots=True)

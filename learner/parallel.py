@@ -18,16 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner.errors import GroupError
+
 TCPStore = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]  documented, but not exported by name
 
 LOOPBACK = "127.0.0.1"
 _APART = timedelta(minutes=5)
 """Workers that begin the same exchange further apart than this have lost each other. Idle ones wait as long as it takes."""
 _LOOK = timedelta(minutes=1)
-
-
-class GroupError(Exception):
-    """Another worker of the group died, or does not answer any more; the message says which exchange failed."""
 
 
 class Workers:
@@ -74,6 +72,11 @@ class Meeting:
     def address(self) -> str:
         """HOST:PORT, for those who join."""
         return f"{self.host}:{self.store.port}"
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether all workers are on this machine."""
+        return self.host == LOOPBACK
 
 
 def open_meeting(host: str) -> Meeting:

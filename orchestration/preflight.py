@@ -83,8 +83,9 @@ def check_cluster(config: Config, there: Mapping[str, float]) -> None:
         for name, amount in asked["resources"].items():
             needed, found = amount * count, there.get(name, 0.0)
             if found < needed:
+                need = "need" if part == "actors" else "needs"
                 raise ResourceError(
-                    f"cluster.groups=true: {part} need{'' if part == 'actors' else 's'} {needed:g} of the resource {name!r}, the Ray "
+                    f"cluster.groups=true: {part} {need} {needed:g} of the resource {name!r}, the Ray "
                     f"cluster has {found:g}; start machines with ray start --resources='{{\"{name}\": {needed:g}}}'"
                 )
 

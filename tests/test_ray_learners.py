@@ -37,12 +37,16 @@ FOLLOWER = "ray::LearnerFollower"
             "learner.workers=4: learner.batch_size=96 is 3 trajectories of actors.rollout_length=32",
         ),
         ("textworld_ppo", [], "learner.workers=4: a language model has one learner"),
-        ("demo", ["learner.workers=0"], "learner.workers=0: must be at least 1"),
     ],
 )
 def test_what_several_workers_cannot_do_is_refused(preset: str, keys: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match="^" + re.escape(message)):
         load_config(preset, ["learner.workers=4", *keys])
+
+
+def test_there_is_a_learner_at_least() -> None:
+    with pytest.raises(ConfigError, match=r"^learner.workers=0: must be at least 1"):
+        load_config("demo", ["learner.workers=0"])
 
 
 def three(*more: str) -> Config:

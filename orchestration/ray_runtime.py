@@ -111,7 +111,12 @@ class RayRuntime:
         self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._report_at = 0.0
         saved = None if resumed is None else resumed["reward_server"]
-        self._reward = RewardHost(session, saved, lambda reward_model: self._learner.adopt.remote(reward_model))
+        self._reward = RewardHost(
+            session,
+            saved,
+            lambda reward_model: self._learner.adopt.remote(reward_model),
+            captions=lambda: list(self._captions.items()),
+        )
         self._checkpoints = Checkpoints(
             config, session, then=self._then, own_state=self._own_state, reward_server_state=saved
         )  # fmt: skip

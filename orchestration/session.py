@@ -13,6 +13,7 @@ from agents.report import RolloutReport
 from learner.update import Update
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
+from orchestration.errors import MetricsError
 from orchestration.faults import Faults
 from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
@@ -85,6 +86,8 @@ class Session:
         self._bytes_per_step = 0.0
         self._output_tokens = 0
         self._warned_of_answers = False
+        self._unwritten: str | None = None
+        """Why numbers cannot be written now."""
         self._first_step_s: float | None = None
         self._clock = Clock()
         self._waits: dict[str, dict[str, float]] = {}
@@ -186,7 +189,22 @@ class Session:
             self.view.event(
                 f"judge is {status.annotator.judge_status}{reason}", warning=status.annotator.judge_status == "down"
             )
+        self._watch_store(before, status)
         self.reward_model_accuracy = status.accuracy
+
+    def _watch_store(self, before: RewardServerStatus | None, status: RewardServerStatus) -> None:
+        """Says where labels cannot be written, or can again, and where the file had to be replaced."""
+        failed = None if before is None else before.store_error
+        if status.store_error is not None and failed is None:
+            self.view.event(f"labels are kept and written later: {status.store_error}", warning=True)
+        elif status.store_error is None and failed is not None:
+            self.view.event("labels are written again")
+        if status.store_restored is not None and (before is None or before.store_restored != status.store_restored):
+            self.view.event(
+                f"the label store was damaged: it was made anew from its copy, and what was there lies in "
+                f"{status.store_restored}",
+                warning=True,
+            )
 
     @property
     def checkpoint(self) -> Path | None:
@@ -224,8 +242,21 @@ class Session:
         self._measure_rate()
         if due:
             self._log()
-            write_summary(self.rundir.summary, self.summary(Status.RUNNING))
+            self._write_summary()
         self.view.update(self.summary(Status.RUNNING))
+
+    def _write_summary(self) -> None:
+        """And says where numbers cannot be written (a full disk), or can again: no reason to end a run."""
+        trouble = self.metrics.trouble
+        try:
+            write_summary(self.rundir.summary, self.summary(Status.RUNNING))
+        except MetricsError as error:
+            trouble = str(error)
+        if trouble is not None and self._unwritten is None:
+            self.view.event(f"numbers are kept and written later: {trouble}", warning=True)
+        elif trouble is None and self._unwritten is not None:
+            self.view.event("numbers are written again")
+        self._unwritten = trouble
 
     def end(self, status: Status, error: str | None = None) -> Summary:
         """The last snapshot of the run, also written."""

@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from learner.checkpoint import latest_checkpoint, load_state
 from orchestration.traces.reader import read_trace, run_traces
 from orchestration.traces.schema import Spawn, Stop, WeightsUpdate
 from orchestration.traces.validate import validate_file
 from tests.processes import Command, summary
-from tests.rule_judge import RuleServer
 from tests.test_ray import small
 
 pytestmark = pytest.mark.slow

@@ -28,12 +28,14 @@ def pair_of(messages: list[dict[str, str]]) -> tuple[str, str] | None:
 
 
 class RuleServer:
-    """`mode`: `ok`, `garbage` (nonsense answers), `error` (HTTP 500), `hang` (no answer for a minute)."""
+    """`mode`: `ok`, `garbage` (nonsense answers), `error` (HTTP 500), `hang` (no answer for a minute), `slow` (after 2 s)."""
 
     def __init__(self, latency_s: float = 0.0) -> None:
         self.mode = "ok"
         self.latency_s = latency_s
         self.asked: list[str] = []
+        self.answered: list[str] = []
+        """Captions that a label was sent for, each as often as it was."""
         self._rules = RuleBook.load()
         owner = self
 
@@ -76,7 +78,11 @@ class RuleServer:
             return 500, {"error": {"message": "out of order"}}
         if self.mode == "hang":
             time.sleep(60.0)
+        if self.mode == "slow":
+            time.sleep(2.0)
         text = "purple" if self.mode == "garbage" else str(right)
+        if text == str(right):
+            self.answered += asked
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return 200, {"id": "x", "object": "chat.completion", "model": "rules", "choices": [choice]}
 

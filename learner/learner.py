@@ -64,9 +64,10 @@ class Learner:
         self._leader: Leader | None = None
         """None: it learns alone."""
 
-    def lead(self, group: Group) -> None:
-        """From now on every optimisation step is taken together with the followers of a group."""
+    def lead(self, group: Group) -> Leader:
+        """From now on every optimisation step is taken together with the followers of a group, until the leader is closed."""
         self._leader = Leader(group, self.step)
+        return self._leader
 
     def feed(self, trajectory: Trajectory, origin: Origin | None = None) -> list[Update]:
         """Queues a trajectory and takes an optimisation step for each batch that is full then.
@@ -130,7 +131,7 @@ class Learner:
 
     def update(self, parts: list[Trajectory], origins: list[Origin] | None = None) -> Update:
         """One optimisation step on the segments of `parts`, side by side; `origins` are wanted where credit is attributed."""
-        began = time.perf_counter()
+        began, exchanged = time.perf_counter(), self.step.workers.exchange_s
         lag = np.concatenate([np.full(p.batch, self.version - p.policy_version) for p in parts])
         batch = concatenate(parts)
         estimates = self.credit is not None and self.credit.estimator is not None
@@ -156,6 +157,7 @@ class Learner:
         self.version += 1
         samples = batch.steps * batch.batch
         self.trained_samples += samples
+        exchange_s = self.step.workers.exchange_s - exchanged
         return Update(
             version=self.version,
             samples=samples,
@@ -163,7 +165,8 @@ class Learner:
             lag_mean=float(lag.mean()),
             lag_max=int(lag.max()),
             reward_s=reward_s,
-            train_s=time.perf_counter() - began - reward_s,
+            train_s=time.perf_counter() - began - reward_s - exchange_s,
+            exchange_s=exchange_s,
         )
 
     def weights(self) -> Weights:
@@ -214,8 +217,16 @@ class Learner:
 
 
 def policy_step(policy: RecurrentPolicy, settings: LearnerSettings, credit: OnlineCredit | None) -> PolicyStep:
-    """What a learner, or a worker that follows one, takes its optimisation steps with."""
+    """What a learner, or a worker that follows one, takes its optimisation steps with.
+
+    Raises ValueError where several workers would take the same GPU.
+    """
     device = resolve_device(settings.device)
+    if settings.workers > 1 and settings.device == "auto" and device.type == "cuda":
+        raise ValueError(
+            f"learner.workers={settings.workers}: learner.device=auto asks Ray for no GPU; take learner.device=cuda (a GPU "
+            "for each worker) or cpu"
+        )
     if credit is None:
         return PolicyStep(policy, settings, device)
     return PolicyStep(policy, settings, device, critics=credit.critics, weights=credit.weights)

@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import socket
+import time
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +34,8 @@ class Workers:
 
     rank: int = 0
     size: int = 1
+    exchange_s: float = 0.0
+    """Seconds so far that this worker spent on exchanges with others, and on waiting for them there."""
 
     def average(self, x: Tensor, samples: int) -> Tensor:
         """The mean of the workers' x, each weighted by its number of samples; the same on all."""
@@ -117,13 +120,13 @@ class Group(Workers):
 
     def average(self, x: Tensor, samples: int) -> Tensor:
         weighted = torch.cat([x.flatten() * samples, x.new_full((1,), samples)])
-        with _exchange("take the mean over the workers"):
+        with self._exchange("take the mean over the workers"):
             dist.all_reduce(weighted)
         return (weighted[:-1] / weighted[-1]).view_as(x)
 
     def call(self, rank: int, word: str) -> None:
         """Wakes a worker that waits in `heed`, with a word for it."""
-        with _exchange(f"call worker {rank}"):
+        with self._exchange(f"call worker {rank}"):
             self._store.set(f"{rank}/{self._told[rank]}", word)
         self._told[rank] += 1
 
@@ -152,18 +155,25 @@ class Group(Workers):
         buffer = io.BytesIO()
         torch.save(dict(message), buffer)
         content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-        with _exchange(f"send to worker {rank}"):
+        with self._exchange(f"send to worker {rank}"):
             dist.send(torch.tensor([len(content)]), rank)
             dist.send(content, rank)
 
     def receive(self, rank: int) -> dict[str, Any]:
         """What that worker sends next, on the CPU. Executes no code that came with it."""
         length = torch.zeros(1, dtype=torch.int64)
-        with _exchange(f"hear from worker {rank}"):
+        with self._exchange(f"hear from worker {rank}"):
             dist.recv(length, rank)
             content = torch.empty(int(length), dtype=torch.uint8)
             dist.recv(content, rank)
         return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+
+    @contextlib.contextmanager
+    def _exchange(self, what: str) -> Generator[None]:
+        began = time.perf_counter()
+        with _exchange(what):
+            yield
+        self.exchange_s += time.perf_counter() - began
 
     def close(self) -> None:
         """Leaves the group."""

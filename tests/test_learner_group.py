@@ -16,7 +16,7 @@ from learner.credit.fragments import Origin
 from learner.credit.online import OnlineCredit
 from learner.credit.outcomes import EpisodeOutcome
 from learner.credit.settings import CreditSettings
-from learner.learner import Learner, NoIntrinsicReward
+from learner.learner import Learner, NoIntrinsicReward, policy_step
 from learner.parallel import ALONE, GroupError
 from learner.settings import LearnerSettings, RewardSettings
 from learner.step import PolicyStep
@@ -204,6 +204,13 @@ def test_a_batch_that_has_too_few_segments_is_an_error(processes):
         learner.feed(*trajectories("fast", 1)[0])
     team.close()
     assert processes[0].answer()[0] == "done"
+
+
+def test_workers_do_not_take_the_same_gpu_by_chance(monkeypatch):
+    """`learner.device=auto` asks Ray for none, so each worker would find the machine's first."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"^learner.workers=2: learner.device=auto asks Ray for no GPU"):
+        policy_step(build_policy("fast", 2), LearnerSettings(workers=2), None)
 
 
 def test_the_mean_does_not_depend_on_who_has_what():

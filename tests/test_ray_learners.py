@@ -1,5 +1,6 @@
 """A learner of several workers on a real cluster: it trains, resumes with another number, and loses a worker to kill -9."""
 
+import json
 import os
 import re
 import signal
@@ -145,4 +146,6 @@ def test_credit_and_intrinsic_reward_with_two_learners(tmp_path: Path, address: 
     with Command(*given, address=address) as command:
         assert command.wait() == 0, command.text()
     assert summary(run)["policy_version"] > 20 and summary(run)["learner_restarts"] == 0
+    lines = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < max(line.get("learner/exchange", 0.0) for line in lines) <= 1.0
     accounts_for_all(run)

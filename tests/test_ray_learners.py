@@ -135,6 +135,18 @@ def test_two_learners_train_lose_one_and_go_on_as_one(tmp_path: Path, address: s
 
 
 @pytest.mark.slow
+def test_a_worker_that_dies_before_the_group_met(tmp_path: Path, address: str) -> None:
+    run = tmp_path / "run"
+    with Command(*arguments(tmp_path, "learner.workers=3", "train.env_steps=2000"), address=address) as command:
+        command.until(lambda: bool(found(FOLLOWER)))
+        found(FOLLOWER)[0].kill()
+        assert command.wait() == 0, command.text()
+    assert summary(run)["learner_restarts"] == 1
+    assert "the learner (LearnerFollower) died and is replaced" in command.text()
+    accounts_for_all(run)
+
+
+@pytest.mark.slow
 def test_credit_and_intrinsic_reward_with_two_learners(tmp_path: Path, address: str) -> None:
     """Recurrent states are gathered, components have critics of their own, and the reward model is the leader's."""
     run = tmp_path / "run"

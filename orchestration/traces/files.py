@@ -2,6 +2,7 @@
 `.part` ends in whole zstd frames, whatever ends the process.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -50,6 +51,10 @@ class TraceFile:
         self._clock = clock
         self._lines: list[bytes] = []
         self._count = 0
+        self._whole = 0
+        """Bytes of the frames in the file."""
+        self.failing = False
+        """Whether the last frame could not be written."""
         self._due = clock() + frame_s
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,17 +74,26 @@ class TraceFile:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what was collected as one frame. After `kill -9` it is there; the operating system holds it."""
+        """Writes what was collected as one frame. After `kill -9` it is there; the operating system holds it.
+
+        What cannot be written (a full disk) stays collected, for whoever tries again.
+        """
         if not self._lines:
             return
         frame = _compressor().compress(b"".join(self._lines))
+        self._count = 0
+        self._due = self._clock() + self._frame_s
+        self.failing = True
         try:
             write_all(self._file, frame)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.seek(self._whole)
+                self._file.truncate()
             raise TraceError(f"{self._part}: cannot be written: {error.strerror}") from error
+        self.failing = False
+        self._whole += len(frame)
         self._lines.clear()
-        self._count = 0
-        self._due = self._clock() + self._frame_s
 
     def complete(self) -> None:
         """Makes the file durable under its final name."""

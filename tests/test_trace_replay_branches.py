@@ -123,7 +123,7 @@ def test_a_fork_in_a_fresh_process_is_the_same(trace: Trace, tmp_path: Path, mon
 
 def test_a_checkpoint_goes_on_with_the_state_that_the_steps_before_gave_it(trace: Trace, run: Path) -> None:
     """The recorded log-probabilities are of the same weights, so they are what the policy must come to again."""
-    policy = build_fork_policy(str(run), trace.header, seed=0)
+    policy = build_fork_policy(str(run), trace, seed=0)
     assert isinstance(policy, CheckpointPolicy)
     world = open_world(trace.header, None, policy.view)
     policy.read(world.reset(int(trace.header.seeds["seed"])))

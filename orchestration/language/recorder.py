@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.language.engines.base import Generation
 from agents.language.episode import LanguageEpisode
 from agents.language.observer import LanguageStart, LanguageStep
 from envs.captions import EMPTY_CAPTION_ID, caption_id
@@ -168,7 +169,7 @@ class _Recording:
 
     def step(self, step: LanguageStep) -> None:
         """A turn: the call of the model, and the world's step."""
-        turn, spoken = step.turn, Spoken(step.prompt, step.turn, step.sampling)
+        turn, spoken = step.turn, _spoken(step)
         if step.reward_model_version != self._reward_model_version and step.reward_model_version is not None:
             self._update(self._reward_model_version or 0, step.reward_model_version, REWARD_MODEL)
             self._reward_model_version = step.reward_model_version
@@ -228,7 +229,7 @@ class _Recording:
         if text.ref not in self._texts:
             self._texts.add(text.ref)
             self._write(text)
-        version = spoken.turn.version
+        version = spoken.answer.version
         call = spoken.call(self._event((self._last,)), model=self._model, version=version, step=self._steps)
         self._tokens += call.prompt_tokens + call.output_tokens
         self._write(call)
@@ -303,6 +304,12 @@ class _Recording:
 
     def _elapsed(self) -> float:
         return round(self._clock() - self._began, 4)
+
+
+def _spoken(step: LanguageStep) -> Spoken:
+    turn = step.turn
+    answer = Generation(turn.output, turn.log_prob, turn.version, turn.last_version, turn.stop)
+    return Spoken(step.prompt, answer, turn.text, turn.failure, turn.generate_s, step.sampling)
 
 
 def _header(run: TraceRun, start: LanguageStart, recorded_at: float) -> Header:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agents.language.episode import Ids, LanguageTurn
+from agents.language.engines.base import Generation
+from agents.language.episode import Ids
 from orchestration.traces.schema import LlmCall, Text, clean, text_ref
 
-DIGITS = 4
-"""Of log-probabilities: the rest takes room and says nothing."""
+_DIGITS = 4
+"""Of log-probabilities and seconds: the rest takes room and says nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,42 +18,48 @@ class Spoken:
 
     prompt: Ids
     """[P] all that it read."""
-    turn: LanguageTurn
+    answer: Generation
+    words: str
+    """The answer, decoded."""
+    failure: str | None
+    """Why no command could be read in it."""
+    seconds: float
+    """From asking to having it."""
     sampling: Mapping[str, Any]
 
     @property
     def text(self) -> Text:
-        """The answer, under its name."""
-        said = clean(self.turn.text)
+        """The words, under their name."""
+        said = clean(self.words)
         return Text(ref=text_ref(said), text=said)
 
     @property
     def log_prob(self) -> float:
         """Of the whole answer."""
-        return round(float(self.turn.log_prob.sum()), DIGITS)
+        return round(float(self.answer.log_prob.sum()), _DIGITS)
 
     def call(self, event: Mapping[str, Any], *, model: str, version: int | None, step: int) -> LlmCall:
-        """The call, whose text stands before it; `event`: what all events have. `version` of the weights, where they are
-        trained. It chose the action of step number `step`."""
-        turn = self.turn
+        """The call, before which its `text` has to stand; `event`: what all events have. `version` of the weights, where
+        they are trained. It chose the action of step number `step`."""
+        answer, seconds = self.answer, round(self.seconds, _DIGITS)
         sampling = dict(self.sampling)
-        if turn.failure is not None:
-            sampling["failure"] = turn.failure
-        if turn.last_version != turn.version:
-            sampling["last_version"] = turn.last_version
+        if self.failure is not None:
+            sampling["failure"] = self.failure
+        if answer.last_version != answer.version:
+            sampling["last_version"] = answer.last_version
         return LlmCall(
             **event,
-            duration=round(turn.generate_s, 4),
+            duration=seconds,
             model=model,
             version=version,
             prompt=tuple(self.prompt.tolist()),
-            output=tuple(turn.output.tolist()),
+            output=tuple(answer.ids.tolist()),
             output_ref=self.text.ref,
             prompt_tokens=len(self.prompt),
-            output_tokens=len(turn.output),
-            log_probs=tuple(round(x, DIGITS) for x in turn.log_prob.tolist()),
+            output_tokens=len(answer.ids),
+            log_probs=tuple(round(x, _DIGITS) for x in answer.log_prob.tolist()),
             sampling=sampling,
-            latency_s=round(turn.generate_s, 4),
-            finish_reason=turn.stop,
+            latency_s=seconds,
+            finish_reason=answer.stop,
             step=step,
         )

@@ -42,6 +42,8 @@ class Seen:
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     admissible: tuple[str, ...] = ()
     """Of a text world: the commands that it would execute now."""
+    objective: str = ""
+    """Of a text world, at the reset: what is to be done."""
     error: str | None = None
     """What the world raised instead of anything else here."""
     planes: NDArray[np.uint8] | None = None
@@ -54,6 +56,11 @@ class Seen:
     @property
     def observation_hash(self) -> str:
         return observation_hash(self.observation)
+
+    @property
+    def text(self) -> str:
+        """The observation of a text world."""
+        return self.observation["text"].tobytes().decode("utf-8", "surrogatepass")
 
     @property
     def colors(self) -> str:
@@ -142,7 +149,11 @@ class WordWorld:
     def reset(self, seed: int) -> Seen:
         text, info = self._env.reset(seed=seed)
         return Seen(
-            text_observation(text), self._env.screen(), info.get("caption", ""), admissible=info.get("admissible", ())
+            text_observation(text),
+            self._env.screen(),
+            info.get("caption", ""),
+            admissible=tuple(info.get("admissible", ())),
+            objective=str(info.get("objective", "")),
         )
 
     def step(self, action: int, name: str) -> Seen:

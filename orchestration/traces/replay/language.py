@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from agents.language.conversation import Budget, Conversation, Prompt
 from agents.language.engines import Sampling
 from agents.language.engines.transformers_engine import TransformersGenerator
@@ -52,6 +54,7 @@ class LanguagePolicy:
         Raises `LanguageModelError` for a folder without a tokenizer or chat template.
         """
         self.name, self.label, self.version = str(folder), f"{label}-v{version}", version
+        logging.disable_progress_bar()
         self._settings, self._seed = settings, seed
         self._template = ChatTemplate(load_tokenizer(self.name), self.name)
         context = self._context = _context(folder, settings)

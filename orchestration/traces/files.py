@@ -4,6 +4,7 @@
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,16 @@ from orchestration.traces.schema import SUFFIX, Record
 
 LEVEL = 9
 """Of the compression."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,239}")
+
+
+def check_name(name: str) -> None:
+    """Raises `TraceError` for an episode's id that cannot be the name of a file: nothing is written outside its folder,
+    whatever an episode calls itself."""
+    if not _NAME.fullmatch(name):
+        shown = name if len(name) <= 100 else f"{name[:100]}…"
+        raise TraceError(f"episode id {shown!r} cannot be the name of a file")
 
 
 _own = threading.local()
@@ -44,6 +55,8 @@ class TraceFile:
         frame_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Raises `TraceError` for a name that is none of a file's, and where it cannot be written."""
+        check_name(name)
         self.final = folder / f"{name}{SUFFIX}"
         self._part = folder / f"{name}{SUFFIX}.part"
         self._frame_lines = frame_lines

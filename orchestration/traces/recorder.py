@@ -1,20 +1,17 @@
 """Decides which episodes of a rollout are recorded: an `EpisodeObserver` of the rollout loop. `writers` write them."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from agents.observer import EpisodeFinish, EpisodeStart, EpisodeSteps, Recalled
-from orchestration.errors import TraceError
+from orchestration.traces.files import check_name
 from orchestration.traces.schema import SUFFIX
 from orchestration.traces.selection import Selection
 from orchestration.traces.writers import TraceRun, Writers
 
 __all__ = ["Again", "Keeper", "TraceRecorder", "TraceRun"]
-
-_EPISODE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +69,7 @@ class TraceRecorder:
 
     def wants(self, episode_id: str) -> bool:
         """Whether the episode is to be recorded from its beginning."""
-        if not _EPISODE_ID.fullmatch(episode_id):
-            raise TraceError(f"episode id {episode_id!r} cannot be the name of a file")
+        check_name(episode_id)
         return self._selection.chosen(episode_id) is not None and not self._exists(episode_id)
 
     def _exists(self, episode_id: str) -> bool:

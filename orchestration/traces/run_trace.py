@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.errors import TraceError
+from orchestration.traces.clocks import WallClock
 from orchestration.traces.files import TraceFile
 from orchestration.traces.reader import RUN_PREFIX
 from orchestration.traces.schema import (
     RUN,
+    RUN_SEED,
     SCHEMA,
     SUFFIX,
     Aggregate,
@@ -73,7 +75,7 @@ class RunTrace:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._began = clock()
+        self._began, self._wall = clock(), WallClock()
         name = _free_name(folder)
         self._on_trouble = on_trouble
         self._file: TraceFile | None = None
@@ -101,12 +103,12 @@ class RunTrace:
             env_id=env_id,
             env_options=dict(env_options),
             action_names=(),
-            seeds={"run": str(seed)},
+            seeds={RUN_SEED: str(seed)},
             policy_version=policy_version,
             versions=package_versions(),
             code_revision=code_revision,
             clock="unpinned",
-            recorded_at=time.time(),
+            recorded_at=self._wall.recorded_at,
             count_exponent=count_exponent,
             scope=RUN,
             reward_model_version=reward_model_version,
@@ -254,7 +256,8 @@ class RunTrace:
         parents = tuple(dict.fromkeys(parent for parent in (before, *also) if parent))
         self._newest[agent] = identity
         self._root = self._root or identity
-        return {"id": identity, "seq": seq, "t": self._elapsed(), "agent": agent, "parents": parents}
+        where = {"id": identity, "seq": seq, "agent": agent, "parents": parents}
+        return {**where, "t": self._elapsed(), "skew": self._wall.skew()}
 
     def _write(self, record: Record) -> None:
         self._try(lambda file: file.write(record))

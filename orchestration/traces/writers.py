@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from agents.observer import Cells, EpisodeFinish, EpisodeStart, EpisodeSteps
 from orchestration.errors import TraceError
+from orchestration.traces.clocks import WallClock
 from orchestration.traces.episode import AT_ONCE, EpisodeFile
 from orchestration.traces.files import Finisher, TraceFile
 from orchestration.traces.pipe import receive, send
-from orchestration.traces.schema import SCHEMA, Header
+from orchestration.traces.schema import RUN_SEED, SCHEMA, Header
 from orchestration.traces.versions import clock_text, native_versions, package_versions
 
 _CLOSE_S = 5.0
@@ -98,9 +99,11 @@ class EpisodeWriters:
         file = TraceFile(
             self._folder, start.episode_id, frame_lines=self._frame_lines, frame_s=self._frame_s, clock=self._clock
         )
-        return EpisodeFile(file, self._header(start), start, agent, kept, at_once=min(AT_ONCE, self._frame_lines))
+        wall = WallClock(start.at)
+        header = self._header(start, wall.recorded_at)
+        return EpisodeFile(file, header, start, agent, kept, wall, at_once=min(AT_ONCE, self._frame_lines))
 
-    def _header(self, start: EpisodeStart) -> Header:
+    def _header(self, start: EpisodeStart, recorded_at: float) -> Header:
         return Header(
             schema=SCHEMA,
             episode_id=start.episode_id,
@@ -108,12 +111,12 @@ class EpisodeWriters:
             env_id=start.env_id,
             env_options=dict(start.env_options),
             action_names=start.action_names,
-            seeds=dict(start.seeds),
+            seeds={**start.seeds, RUN_SEED: str(self._run.seed)},
             policy_version=start.policy_version,
             versions=self._run.versions,
             code_revision=self._run.code_revision,
             clock=clock_text(start.seeds),
-            recorded_at=time.time(),
+            recorded_at=recorded_at,
             count_exponent=self._run.count_exponent,
             reward_model_version=start.reward_model_version,
             policy=self._run.policy,

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import torch
@@ -57,8 +57,18 @@ def write_checkpoint(
     torch.save(dict(state), part / "state.pt")
     (part / "config.yaml").write_text(config)
     files = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
-    manifest = {"format": FORMAT, "env_steps": env_steps, "files": {name: _digest(part / name) for name in files}}
+    manifest = {"format": FORMAT, "env_steps": env_steps, "files": {name: file_digest(part / name) for name in files}}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    place_checkpoint(part, final)
+    for old in (*checkpoints(root)[:-keep], *root.glob(f".*{_PART}")):
+        shutil.rmtree(old)
+    return final
+
+
+def place_checkpoint(part: Path, final: Path) -> None:
+    """Makes the folder `part`, in which all is written, the checkpoint `final`, and points `latest` at that; both lie on one
+    file system."""
+    root = final.parent
     for path in (part, *part.rglob("*")):
         _fsync(path)
     if final.exists():  # the same step again, after a resume that took no step
@@ -66,9 +76,6 @@ def write_checkpoint(
     part.rename(final)
     _point_latest(root, final)
     _fsync(root)
-    for old in (*checkpoints(root)[:-keep], *root.glob(f".*{_PART}")):
-        shutil.rmtree(old)
-    return final
 
 
 def on_cpu(state: Any) -> Any:
@@ -140,6 +147,12 @@ def load_policy(path: Path) -> dict[str, Tensor]:
     return load_file(path / "policy.safetensors")
 
 
+def stays_inside(name: str) -> bool:
+    """Whether `name`, out of a list of files that anybody may have written, is a path below the folder of the list."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and not set(name) & {"\\", "\0"}
+
+
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
@@ -150,17 +163,27 @@ def _damage(path: Path) -> str | None:
         return "its manifest.json is not JSON"
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return f"its format is not {FORMAT}"
+    if not isinstance(manifest.get("files"), dict):
+        return "its manifest.json lists no files"
     for name, digest in manifest["files"].items():
+        if not stays_inside(name):
+            return f"its manifest.json names {name!r}, which lies outside"
         if not (path / name).is_file():
             return f"{name} is missing"
-        if _digest(path / name) != digest:
+        if file_digest(path / name) != digest:
             return f"{name} differs from what was written"
     return None
 
 
-def _digest(path: Path) -> str:
+def new_digest() -> "hashlib.blake2b":
+    """What the files of checkpoints are checked with."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def file_digest(path: Path) -> str:
+    """Of a file, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, new_digest).hexdigest()
 
 
 def _fsync(path: Path) -> None:

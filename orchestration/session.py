@@ -18,6 +18,7 @@ from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.observability.memory import MemoryMeter
 from orchestration.observability.sinks import open_sinks
+from orchestration.offsite.uploads import open_uploads
 from orchestration.results import FeedResult
 from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir
@@ -110,6 +111,8 @@ class Session:
         )
         self._memory = MemoryMeter()
         self._sinks = open_sinks(config, rundir, view.event)
+        self._uploads = open_uploads(config, rundir)
+        self._uploads_before = (self.faults.uploads, self.faults.upload_errors)
 
     # What happened.
 
@@ -197,6 +200,8 @@ class Session:
     def checkpoint(self, path: Path) -> None:
         self._checkpoint = path
         self.record.checkpoint(path.name, self.env_steps)
+        if self._uploads is not None:
+            self._uploads.offer(path)
 
     def waited(self, part: str, what: str, seconds: float) -> None:
         """Counts time that a part of the system spent waiting."""
@@ -222,13 +227,33 @@ class Session:
     def report(self, *, due: bool) -> None:
         """Writes a line of metrics and the summary where `due`; shows the view its snapshot in any case."""
         self._measure_rate()
+        self._hear_uploads()
         if due:
             self._log()
             write_summary(self.rundir.summary, self.summary(Status.RUNNING))
         self.view.update(self.summary(Status.RUNNING))
 
+    def finish_uploads(self) -> None:
+        """Waits, for `checkpoint.upload_wait_s` at most, until the last checkpoint is at `checkpoint.url` too."""
+        if self._uploads is None:
+            return
+        if self._uploads.pending:
+            self.view.event(f"the last checkpoint is being uploaded to {self.config.checkpoint.url}")
+        self._uploads.finish(self.config.checkpoint.upload_wait_s)
+        self._hear_uploads()
+
+    def _hear_uploads(self) -> None:
+        if self._uploads is None:
+            return
+        before, errors_before = self._uploads_before
+        self.faults.uploads = before + self._uploads.done
+        self.faults.upload_errors = errors_before + self._uploads.errors
+        for news in self._uploads.news():
+            self.view.event(news.text, warning=news.warning)
+
     def end(self, status: Status, error: str | None = None) -> Summary:
         """The last snapshot of the run, also written."""
+        self._hear_uploads()
         if self._unlogged:
             self._log()
         self.record.end(str(status), self.env_steps, error)
@@ -300,6 +325,8 @@ class Session:
             learner_restarts=self.faults.learner_restarts,
             samples_lost=self.faults.samples_lost,
             checkpoint_errors=self.faults.checkpoint_errors,
+            uploads=self.faults.uploads,
+            upload_errors=self.faults.upload_errors,
             standing_still=dict(self.faults.still),
             env_errors=self.env_errors,
             trace_errors=self.trace_errors,
@@ -310,6 +337,7 @@ class Session:
             disliked=disliked,
             reward_watch=self.reward_watch.report(),
             checkpoint=None if self.checkpoint is None else str(self.checkpoint),
+            uploaded=None if self._uploads is None else self._uploads.newest,
             started=self._started,
             updated=time.time(),
         )
@@ -382,6 +410,8 @@ class Session:
             "learner_restarts": self.faults.learner_restarts,
             "samples_lost": self.faults.samples_lost,
             "checkpoint_errors": self.faults.checkpoint_errors,
+            "uploads": self.faults.uploads,
+            "upload_errors": self.faults.upload_errors,
             "standing_still": len(self.faults.still),
             "trace_errors": self.trace_errors,
             "sink_errors": self._sinks.errors,

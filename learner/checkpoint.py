@@ -11,11 +11,11 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+# torch is loaded where it is used: the coordinator looks after checkpoints too, and does without.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 LATEST = "latest"
@@ -28,9 +28,10 @@ class CheckpointError(Exception):
 
 
 def save_checkpoint(
-    root: Path, env_steps: int, *, policy: Mapping[str, Tensor], state: Mapping[str, Any], config: str, keep: int
+    root: Path, env_steps: int, *, policy: Mapping[str, "Tensor"], state: Mapping[str, Any], config: str, keep: int
 ) -> Path:
     """Writes `root/<env_steps>` with the policy's weights in it; the rest as `write_checkpoint`."""
+    from safetensors.torch import save_file
 
     def write_policy(part: Path) -> None:
         save_file({k: v.contiguous() for k, v in policy.items()}, part / "policy.safetensors")
@@ -47,6 +48,8 @@ def write_checkpoint(
     numbers, strings and None. A `kill -9` at any moment leaves the checkpoints before it whole. Raises OSError where the
     disk is full or not writable.
     """
+    import torch
+
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"{env_steps:012d}"
     for torn in root.glob(f".*{_PART}"):  # writes that were killed, and one of this step that failed
@@ -80,6 +83,8 @@ def place_checkpoint(part: Path, final: Path) -> None:
 
 def on_cpu(state: Any) -> Any:
     """`state`, nested dicts, lists and tuples, with a copy on the CPU of each tensor."""
+    from torch import Tensor
+
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):
@@ -137,12 +142,16 @@ def newest_sound_checkpoint(root: Path, tell: Callable[[str], None]) -> Path | N
 
 def load_state(path: Path) -> dict[str, Any]:
     """The state of a verified checkpoint, on the CPU."""
+    import torch
+
     verify_checkpoint(path)
     return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
 
 
-def load_policy(path: Path) -> dict[str, Tensor]:
+def load_policy(path: Path) -> "dict[str, Tensor]":
     """The policy of a verified checkpoint, on the CPU."""
+    from safetensors.torch import load_file
+
     verify_checkpoint(path)
     return load_file(path / "policy.safetensors")
 

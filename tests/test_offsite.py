@@ -26,6 +26,17 @@ from tests.offsite_support import FaultyFileSystem, Killed, checkpoint, label, l
 FAST = (0.01, 0.05)
 
 
+class Told(list):
+    """What a person was told."""
+
+    def __call__(self, message: str, *, warning: bool = False) -> None:
+        self.append(message)
+        assert warning == (" is damaged " in message)
+
+
+quiet = Told()
+
+
 @pytest.fixture(autouse=True)
 def sound(monkeypatch):
     FaultyFileSystem.mend()
@@ -58,19 +69,21 @@ def test_what_was_uploaded_comes_back_with_every_byte_and_label(tmp_path, where)
     run = offsite(url, f"run{os.getpid()}")
     uploads = upload(run, here, 100, 200)
     assert (uploads.done, uploads.errors, uploads.newest) == (2, 0, f"{run.shown}/000000000200")
-    assert list(uploads.news()) == [] and not any(here.uploading.iterdir())
+    assert list(uploads.news()) == [] and not here.uploading.exists()
 
-    there, told = RunDir(tmp_path / "there" / "run"), []
-    fetch_config(run, there.path, told.append)
+    there, told = RunDir(tmp_path / "there" / "run"), Told()
+    fetch_config(run, there.path, told)
     assert there.config.read_text() == "run:\n  name: run\n  seed: 200\n" and told == []
-    catch_up(run, there, told.append)
+    catch_up(run, there, told)
     (path,) = checkpoints(there.checkpoints)
     assert content(path) == content(here.checkpoints / path.name) and load_state(path)["n"] == 200
     assert (there.checkpoints / "latest").resolve() == path
     assert labels_in(there.annotations) == labels_in(here.annotations) == [0, 1, 2]
     assert told == [f"checkpoint 200 was fetched from {run.shown}"]
     # Nothing is newer there now.
-    catch_up(run, there, pytest.fail)
+    nothing = Told()
+    catch_up(run, there, nothing)
+    assert nothing == []
     make_vacant(run)
 
 
@@ -94,8 +107,8 @@ def test_an_upload_that_is_cut_off_at_any_moment_is_never_taken(tmp_path):
             killed = True
         FaultyFileSystem.left = None
         there = RunDir(tmp_path / f"there{operations}" / "run")
-        told: list[str] = []
-        catch_up(run, there, told.append)
+        told = Told()
+        catch_up(run, there, told)
         (found,) = checkpoints(there.checkpoints)
         verify_checkpoint(found)
         # A complete.json of which half is there is passed over and told of; what has none is not looked at.
@@ -204,8 +217,8 @@ def test_a_damaged_one_is_passed_over_and_told_and_the_one_before_it_is_taken(tm
         case _:
             rewrite(marker, named(damage))
     before = {path for path in tmp_path.rglob("*") if "there" not in path.parts}
-    there, told = RunDir(tmp_path / "there" / "run"), []
-    catch_up(run, there, told.append)
+    there, told = RunDir(tmp_path / "there" / "run"), Told()
+    catch_up(run, there, told)
     assert [int(path.name) for path in checkpoints(there.checkpoints)] == [100]
     assert len(told) == 2 and f"{run.shown}/000000000200 is damaged" in told[0] and said in told[0]
     assert labels_in(there.annotations) == [0, 1, 2]
@@ -222,14 +235,14 @@ def test_where_all_are_damaged_the_run_directory_stays_as_it_is(tmp_path):
     run = offsite()
     upload(run, here, 100)
     flip("/bucket/runs/run/checkpoints/000000000100/config.yaml")
-    told: list[str] = []
+    told = Told()
     with pytest.raises(Exception, match=r"no run to resume: neither .* nor a whole checkpoint in faulty://bucket/runs"):
-        fetch_config(run, tmp_path / "there" / "run", told.append)
+        fetch_config(run, tmp_path / "there" / "run", told)
     assert len(told) == 1 and not (tmp_path / "there").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
     with pytest.raises(RunDirError, match="exists and is no run"):
-        fetch_config(run, tmp_path / "mine", told.append)
+        fetch_config(run, tmp_path / "mine", told)
 
 
 def test_a_connection_that_is_cut_is_no_damage(tmp_path, monkeypatch):
@@ -246,11 +259,11 @@ def test_a_connection_that_is_cut_is_no_damage(tmp_path, monkeypatch):
 
     monkeypatch.setattr(FaultyFileSystem, "cat_file", cut)
     there = RunDir(tmp_path / "there" / "run")
-    catch_up(run, there, lambda _: None)
+    catch_up(run, there, quiet)
     assert len(checkpoints(there.checkpoints)) == 1
     failures = iter([OSError("reset")] * 9)
     with pytest.raises(OffsiteError, match=r"cannot be read: OSError: reset; checkpoint.url=null goes on"):
-        catch_up(run, RunDir(tmp_path / "other" / "run"), lambda _: None)
+        catch_up(run, RunDir(tmp_path / "other" / "run"), quiet)
     assert names(run) == ["000000000100"]
 
 
@@ -293,7 +306,7 @@ def test_what_was_sent_before_a_failure_is_not_sent_again(tmp_path):
     run.write(Entry(100, 0), files_below(path), done)
     assert FaultyFileSystem.operations - before == len(files_below(path)) - 3 + 1
     there = RunDir(tmp_path / "there" / "run")
-    catch_up(run, there, lambda _: None)
+    catch_up(run, there, quiet)
     assert load_state(checkpoints(there.checkpoints)[0])["n"] == 100
 
 
@@ -314,7 +327,7 @@ def test_a_place_that_hangs_holds_up_nothing_and_the_newest_goes_up_when_it_wake
     # The first was rotated away here before it could be sent; it was kept for that.
     assert names(offsite()) == ["000000000100", "000000000400"]
     there = RunDir(tmp_path / "there" / "run")
-    catch_up(offsite(), there, lambda _: None)
+    catch_up(offsite(), there, quiet)
     assert load_state(checkpoints(there.checkpoints)[0])["n"] == 400
 
 
@@ -362,14 +375,14 @@ def test_a_run_directory_that_is_behind_takes_what_is_newer_and_keeps_its_own_la
     here, run = run_dir(tmp_path / "here"), offsite()
     upload(run, here, 100)
     other = RunDir(tmp_path / "other" / "run")
-    catch_up(run, other, lambda _: None)
+    catch_up(run, other, quiet)
     with AnnotationStore(other.annotations) as store:
         label(store, range(3, 6))
     upload(run, other, 200)
     with AnnotationStore(here.annotations) as store:
         label(store, range(10, 12))
-    told: list[str] = []
-    catch_up(run, here, told.append)
+    told = Told()
+    catch_up(run, here, told)
     assert [int(path.name) for path in checkpoints(here.checkpoints)] == [100, 200]
     assert labels_in(here.annotations) == [0, 1, 2, 3, 4, 5]
     assert labels_in(here.path / "annotations.before-000000000200.sqlite") == [0, 1, 2, 10, 11]

@@ -14,8 +14,6 @@ import typer
 from orchestration.errors import ConfigError, UsageError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from orchestration.config import Config
     from orchestration.evaluate import Evaluation
     from orchestration.live import LiveView
@@ -68,12 +66,16 @@ def train(
     def warn(message: str) -> None:
         view.event(message, warning=True)
 
-    config = _config(preset, overrides, warn, resume=resume)
+    config = _config(preset, overrides, view, resume=resume)
     preflight(config, warn, fresh=not (resume or overwrite))
     path = Path(config.run.dir) / config.run.name
     with RunDir(path).open_for_training(config, resume=resume, overwrite=overwrite) as rundir:
         view.log_to(rundir.logs / "events.log")
-        _meet_offsite(config, rundir, warn, resume=resume, overwrite=overwrite)
+        if overwrite and config.checkpoint.url is not None:
+            from orchestration.offsite.resuming import make_vacant
+            from orchestration.offsite.runs import open_offsite
+
+            make_vacant(open_offsite(config.checkpoint.url, config.run.name))
         summary = _train(config, rundir, view, resume=resume)
     handle = config.run.name if config.run.dir == "runs" else str(path)
     again = _resume_command(preset, config)
@@ -82,7 +84,7 @@ def train(
         raise typer.Exit(130)
 
 
-def _config(preset: str | None, overrides: list[str], warn: "Callable[[str], None]", *, resume: bool) -> "Config":
+def _config(preset: str | None, overrides: list[str], view: "LiveView", *, resume: bool) -> "Config":
     from orchestration.configuration import load_config, resume_config
 
     config = load_config(preset, overrides)
@@ -96,25 +98,9 @@ def _config(preset: str | None, overrides: list[str], warn: "Callable[[str], Non
         from orchestration.offsite.resuming import fetch_config
         from orchestration.offsite.runs import open_offsite
 
-        fetch_config(open_offsite(url, config.run.name), path.parent, warn)
+        fetch_config(open_offsite(url, config.run.name), path.parent, view.event)
     # The run keeps what it was started with, whatever has become of the preset since.
     return resume_config(path, overrides)
-
-
-def _meet_offsite(
-    config: "Config", rundir: "RunDir", warn: "Callable[[str], None]", *, resume: bool, overwrite: bool
-) -> None:
-    """Brings what is newer at `checkpoint.url`, or puts away what is of the run that is overwritten."""
-    url = config.checkpoint.url
-    if url is None:
-        return
-    from orchestration.offsite.resuming import catch_up, make_vacant
-    from orchestration.offsite.runs import open_offsite
-
-    if resume:
-        catch_up(open_offsite(url, config.run.name), rundir, warn)
-    elif overwrite:
-        make_vacant(open_offsite(url, config.run.name))
 
 
 def _resume_command(preset: str | None, config: "Config") -> str:

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from learner.checkpoint import CheckpointError, newest_sound_checkpoint, place_checkpoint, verify_checkpoint
 from orchestration.errors import RunDirError, RunExistsError, first_line
@@ -18,8 +18,13 @@ from reward_server.snapshot import snapshot_store
 _ATTEMPTS = 3
 _PAUSE_S = 1.0
 
-Tell = Callable[[str], None]
 T = TypeVar("T")
+
+
+class Tell(Protocol):
+    """Tells a person of something (`LiveView.event`)."""
+
+    def __call__(self, message: str, *, warning: bool = False) -> None: ...
 
 
 def check_vacant(run: OffsiteRun) -> None:
@@ -49,7 +54,7 @@ def fetch_config(run: OffsiteRun, folder: Path, tell: Tell) -> None:
             try:
                 path = _again(run, lambda entry=entry: run.read_one(entry, "config.yaml", Path(temporary)))
             except DamagedError as error:
-                tell(f"checkpoint {run.shown}/{entry.name} is damaged ({error}): the one before it is taken")
+                _tell_damage(run, entry, error, tell)
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "config.yaml", path.read_bytes())
@@ -63,7 +68,7 @@ def catch_up(run: OffsiteRun, rundir: RunDir, tell: Tell) -> None:
     A damaged one is told of, is taken no more, and the one before it is tried. Raises `OffsiteError` where the URL cannot
     be read: to go on from something older is for the user to decide.
     """
-    local = newest_sound_checkpoint(rundir.checkpoints, tell)
+    local = newest_sound_checkpoint(rundir.checkpoints, lambda told: tell(told, warning=True))
     for entry in reversed(_asked(run, run.complete)):
         if local is not None and entry.env_steps <= int(local.name):
             return
@@ -77,12 +82,16 @@ def _bring(run: OffsiteRun, rundir: RunDir, entry: Entry, tell: Tell) -> bool:
     try:
         _again(run, lambda: _read(run, entry, fetched))
     except DamagedError as error:
-        tell(f"checkpoint {run.shown}/{entry.name} is damaged ({error}): the one before it is taken")
+        _tell_damage(run, entry, error, tell)
         _asked(run, lambda: run.set_aside(entry))
         return False
     _install(rundir, fetched, entry, tell)
     tell(f"checkpoint {entry.env_steps:,} was fetched from {run.shown}")
     return True
+
+
+def _tell_damage(run: OffsiteRun, entry: Entry, error: DamagedError, tell: Tell) -> None:
+    tell(f"checkpoint {run.shown}/{entry.name} is damaged ({error}): the one before it is taken", warning=True)
 
 
 def _read(run: OffsiteRun, entry: Entry, folder: Path) -> None:

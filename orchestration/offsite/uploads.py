@@ -5,6 +5,7 @@ wait only the newest is kept. A failed one is tried again, with longer and longe
 takes its place.
 """
 
+import contextlib
 import shutil
 import threading
 import time
@@ -153,6 +154,8 @@ class Uploads:
         finally:
             self.seconds += time.monotonic() - began
             shutil.rmtree(pinned, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._rundir.uploading.rmdir()
 
     def _newer_came(self, pause: float) -> bool:
         """Waits before the next attempt; whether a newer checkpoint waits then. Pauses are short when the run has ended."""

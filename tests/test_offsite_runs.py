@@ -69,8 +69,7 @@ def test_a_run_that_only_its_url_is_left_of_equals_one_that_nothing_happened_to(
         )  # fmt: skip
         assert resumed.returncode == 0, resumed.stdout[-2000:] + resumed.stderr[-2000:]
     found = tmp_path / "found" / "run"
-    said = " ".join(resumed.stdout.split())
-    assert f"checkpoint {far}/run/checkpoints/{before.name} is damaged (state.pt differs" in said.replace(" /", "/")
+    assert f"{far}/run/checkpoints/{before.name} is damaged (state.pt differs" in resumed.stdout
     assert (before / "damaged.json").is_file() or not before.exists()
     # From the step that it went on from it is the run that nothing happened to.
     rest = metrics(found)
@@ -102,7 +101,7 @@ def test_language_models_go_on_from_a_url(tmp_path, model):
     there = tmp_path / "there"
     fetch_config(open_offsite(url, "parts"), there / "parts", lambda message, warning=False: pytest.fail(message))
     done = train(there, "parts", 48, f"checkpoint.url={url}", resume=True)
-    assert done.uploads == 2
+    assert done.uploads == 1  # a checkpoint does not know of its own upload
     assert model_bytes(there / "parts") == model_bytes(tmp_path / "whole")
 
 

@@ -441,3 +441,10 @@ def test_a_place_is_tried_before_anything_starts(monkeypatch):
         check_writable(location)
     with pytest.raises(ConfigError, match=r"checkpoint.url=nowhere://x: .*not known: nowhere; such are file, s3, gs"):
         open_location("nowhere://x")
+
+
+def test_fine_tuning_has_no_copies_and_says_so(capsys):
+    from orchestration.cli.main import run as yendor
+
+    assert yendor(["sft", "textworld_ppo", "checkpoint.url=memory://x"]) == 2
+    assert "checkpoint.url: `yendor sft` keeps its checkpoint" in capsys.readouterr().err

@@ -150,7 +150,8 @@ def test_a_distributed_run_goes_on_without_its_url_and_from_its_url(tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["env_steps"] >= before["env_steps"]
     state = load_state(checkpoints(folder / "checkpoints")[-1])
-    assert state["session"]["faults"]["uploads"] >= before["uploads"]
+    # A checkpoint does not know of its own upload.
+    assert state["session"]["faults"]["uploads"] >= before["uploads"] - 1
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from orchestration.live import LiveView
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.observability.memory import MemoryMeter
 from orchestration.observability.sinks import open_sinks
+from orchestration.offsite.uploads import open_uploads
 from orchestration.results import FeedResult
 from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir
@@ -113,6 +114,8 @@ class Session:
         )
         self._memory = MemoryMeter()
         self._sinks = open_sinks(config, rundir, view.event)
+        self._uploads = open_uploads(config, rundir)
+        self._uploads_before = (self.faults.uploads, self.faults.upload_errors)
 
     # What happened.
 
@@ -215,6 +218,8 @@ class Session:
     def checkpoint(self, path: Path) -> None:
         self._checkpoint = path
         self.record.checkpoint(path.name, self.env_steps)
+        if self._uploads is not None:
+            self._uploads.offer(path)
 
     def waited(self, part: str, what: str, seconds: float) -> None:
         """Counts time that a part of the system spent waiting."""
@@ -240,6 +245,7 @@ class Session:
     def report(self, *, due: bool) -> None:
         """Writes a line of metrics and the summary where `due`; shows the view its snapshot in any case."""
         self._measure_rate()
+        self._hear_uploads()
         if due:
             self._log()
             self._write_summary()
@@ -258,8 +264,27 @@ class Session:
             self.view.event("numbers are written again")
         self._unwritten = trouble
 
+    def finish_uploads(self) -> None:
+        """Waits, for `checkpoint.upload_wait_s` at most, until the last checkpoint is at `checkpoint.url` too."""
+        if self._uploads is None:
+            return
+        if self._uploads.pending:
+            self.view.event(f"the last checkpoint is being uploaded to {self.config.checkpoint.url}")
+        self._uploads.finish(self.config.checkpoint.upload_wait_s)
+        self._hear_uploads()
+
+    def _hear_uploads(self) -> None:
+        if self._uploads is None:
+            return
+        before, errors_before = self._uploads_before
+        self.faults.uploads = before + self._uploads.done
+        self.faults.upload_errors = errors_before + self._uploads.errors
+        for news in self._uploads.news():
+            self.view.event(news.text, warning=news.warning)
+
     def end(self, status: Status, error: str | None = None) -> Summary:
         """The last snapshot of the run, also written."""
+        self._hear_uploads()
         if self._unlogged:
             self._log()
         self.record.end(str(status), self.env_steps, error)
@@ -331,6 +356,8 @@ class Session:
             learner_restarts=self.faults.learner_restarts,
             samples_lost=self.faults.samples_lost,
             checkpoint_errors=self.faults.checkpoint_errors,
+            uploads=self.faults.uploads,
+            upload_errors=self.faults.upload_errors,
             standing_still=dict(self.faults.still),
             env_errors=self.env_errors,
             trace_errors=self.trace_errors,
@@ -341,6 +368,7 @@ class Session:
             disliked=disliked,
             reward_watch=self.reward_watch.report(),
             checkpoint=None if self.checkpoint is None else str(self.checkpoint),
+            uploaded=None if self._uploads is None else self._uploads.newest,
             started=self._started,
             updated=time.time(),
         )
@@ -413,6 +441,8 @@ class Session:
             "learner_restarts": self.faults.learner_restarts,
             "samples_lost": self.faults.samples_lost,
             "checkpoint_errors": self.faults.checkpoint_errors,
+            "uploads": self.faults.uploads,
+            "upload_errors": self.faults.upload_errors,
             "standing_still": len(self.faults.still),
             "trace_errors": self.trace_errors,
             "sink_errors": self._sinks.errors,

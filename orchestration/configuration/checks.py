@@ -237,6 +237,11 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "trace.episodes": Text(r"[\w.*?,\[\]!-]*", "must be names of episodes or patterns of them, separated by commas"),
     "checkpoint.interval_s": POSITIVE,
     "checkpoint.keep": COUNT,
+    "checkpoint.url": Text(
+        r"(?![^:/]+://[^/@\s]*:[^/@\s]*@)(?!.*::)\S+",
+        "must be one address such as s3://BUCKET/PATH, without a password (the environment holds credentials) and without ::",
+    ),
+    "checkpoint.upload_wait_s": NOT_NEGATIVE,
     "log.interval_s": POSITIVE,
     "metrics.port": Range(1, 65535),
     "metrics.wandb": Text(r"([^/\\#?%:\s]+/)?[^/\\#?%:\s]{1,128}", "must be PROJECT or ENTITY/PROJECT"),

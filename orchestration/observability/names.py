@@ -69,6 +69,8 @@ METRICS = (
     _counter("learner_restarts", "Learners that died and were replaced", "time/learner_restarts"),
     _counter("samples_lost", "Steps that no policy will have learned from: a learner died with them", "time/samples_lost"),
     _counter("checkpoint_errors", "Checkpoints that could not be written", "time/checkpoint_errors"),
+    _counter("uploads", "Checkpoints that were copied to checkpoint.url", "time/uploads"),
+    _counter("upload_errors", "Attempts to copy a checkpoint to checkpoint.url that failed", "time/upload_errors"),
     _gauge("standing_still", "Parts that make no progress", "time/standing_still"),
     _counter("env_errors", "Environments that raised and were replaced", "env_errors"),
     _counter("trace_errors", "Records that could not be written", "time/trace_errors"),

@@ -163,6 +163,8 @@ def panel(summary: Summary, sparks: str = "", events: tuple[Text, ...] = ()) -> 
     if summary.reward_watch.flags:
         table.add_row("watch", Text(watch_line(summary.reward_watch), style="yellow"))
     table.add_row("policy", _policy(summary))
+    if summary.standing_still:
+        table.add_row("still", Text(still_line(summary), style="yellow"))
     for part, shares in summary.waits.items():
         table.add_row(part, _waits(part, shares))
     rows.append(table)
@@ -222,6 +224,14 @@ def watch_line(watch: RewardWatchReport) -> str:
     )
 
 
+def still_line(summary: Summary) -> str:
+    """The parts that stand still, and for how long."""
+    since = sorted(summary.standing_still.items(), key=lambda item: item[1])
+    shown = [f"{name} for {duration(summary.updated - at)}" for name, at in since[:3]]
+    more = f" and {len(since) - 3} more" if len(since) > 3 else ""
+    return ", ".join(shown) + more
+
+
 def _captions(summary: Summary) -> str:
     dropped = f" · {summary.captions_dropped:,} dropped" if summary.captions_dropped else ""
     return (
@@ -271,6 +281,7 @@ def plain_line(summary: Summary) -> str:
         f"judge {summary.judge_status}",
         *([] if summary.judge_status == "off" else [f"reward model {_reward_model(summary)}"]),
         f"policy {_policy(summary).replace(' · ', ', ')}",
+        *([] if not summary.standing_still else [f"stands still: {still_line(summary)}"]),
         *([] if not summary.reward_watch.flags else [f"watch {watch_line(summary.reward_watch)}"]),
         *(f"{part}: {_waits(part, shares).replace(' · ', ', ')}" for part, shares in summary.waits.items()),
     ]

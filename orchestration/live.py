@@ -227,8 +227,8 @@ def watch_line(watch: RewardWatchReport) -> str:
 def still_line(summary: Summary) -> str:
     """The parts that stand still, and for how long."""
     since = sorted(summary.standing_still.items(), key=lambda item: item[1])
-    shown = [f"{name} for {duration(summary.updated - at)}" for name, at in since[:3]]
-    more = f" and {len(since) - 3} more" if len(since) > 3 else ""
+    shown = [f"{name} for {duration(summary.updated - at)}" for name, at in since[:2]]
+    more = f" and {len(since) - 2} more" if len(since) > 2 else ""
     return ", ".join(shown) + more
 
 

@@ -38,6 +38,8 @@ class RewardHost:
         self._poll: tuple[Any, Any] | None = None
         self._poll_at = 0.0
         self._judge_started = False
+        self._away = False
+        """Whether it died and has not answered since."""
         self._known = 0
 
     def submit(self, captions: Sequence[tuple[int, str]]) -> None:
@@ -104,8 +106,11 @@ class RewardHost:
             status, version = ray.get(reference)
         except RayActorError as error:
             # Ray makes it again (max_restarts); its labels are in the store.
-            self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
+            if not self._away:
+                self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
+            self._away = True
             return
+        self._away = False
         self.session.judged(status)
         if version:
             self._known, self.reward_model = version, reward_model

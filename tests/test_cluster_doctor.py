@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.util import get_node_ip_address
 
 from orchestration import cluster_doctor
 from orchestration.cli.main import run as yendor
@@ -117,17 +118,18 @@ def two_nodes(cluster: tuple[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     (head,) = [p for p in psutil.process_iter(["cmdline"]) if _is_head(p.info["cmdline"], address)]
     command = head.cmdline()
     port = next(word.partition("=")[2] for word in command if word.startswith("--port="))
+    gcs = f"{get_node_ip_address()}:{port}"
     ray = command[: command.index("start")]
-    environment = {**head.environ(), "RAY_AUTH_TOKEN": secret}
+    environment = {**head.environ(), "RAY_AUTH_TOKEN": secret, "RAY_AUTH_MODE": "token"}
     node = subprocess.Popen(
         [
-            *ray, "start", f"--address=127.0.0.1:{port}", "--block", "--num-cpus=1", '--resources={"judge": 1}',
+            *ray, "start", f"--address={gcs}", "--block", "--num-cpus=1", '--resources={"judge": 1}',
             f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
         ],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment, stdout=Path("/tmp/node2.log").open("w"), stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        yield address, {**os.environ, "RAY_AUTH_TOKEN": secret, "RAY_GCS": f"127.0.0.1:{port}"}
+        yield address, {**os.environ, "RAY_AUTH_TOKEN": secret, "RAY_AUTH_MODE": "token", "RAY_GCS": gcs}
     finally:
         parts = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
         node.terminate()

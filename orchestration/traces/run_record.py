@@ -15,7 +15,6 @@ from orchestration.traces.run_trace import LEARNER, REWARD_SERVER, JudgeUse, Run
 from reward_server.status import RewardServerStatus
 from reward_server.types import JudgeStatus
 
-
 _AGENTS = {"reward server": REWARD_SERVER}
 """What the trace calls parts that people call something else."""
 

@@ -20,6 +20,11 @@ class Faults:
     still: dict[str, float] = field(default_factory=dict[str, float])
     """Parts that stand still now, by name, with the time since when (seconds since the epoch)."""
 
+    running_out: dict[str, str] = field(default_factory=dict[str, str])
+    """What runs out now (`orchestration.watch.backstops`), with how much is left and what to do."""
+    metrics_errors: int = 0
+    """Lines of metrics and summaries of this process that could not be written."""
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "learner_restarts": self.learner_restarts,

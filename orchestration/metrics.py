@@ -4,8 +4,10 @@ Invariant: a line of `metrics.jsonl` keeps what depends on the clock (`time`) ap
 two serial runs with one seed have equal `metrics`, and a resumed run equal to one that was never interrupted.
 """
 
+import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,19 +82,28 @@ class MetricsWriter:
         """Appends one line, as one write. `timing` is what depends on the clock; a value that is not finite is null."""
         now = self._clock()
         line = MetricsLine(env_steps, _finite(metrics), {"unix": now, **_finite(timing or {})})
+        end = self._file.seek(0, os.SEEK_END)
         try:
             write_all(self._file, orjson.dumps(line) + b"\n")
         except OSError as error:
+            self._file.truncate(end)  # the part of a line that a full disk took
             raise MetricsError(f"{self._path}: cannot be written: {error.strerror}") from error
         if self._events is not None:
-            self._events.add_event(_scalar_event(now, env_steps, scalars(line)))
+            try:
+                self._events.add_event(_scalar_event(now, env_steps, scalars(line)))
+            except OSError as error:  # what an earlier line ended with, and with it TensorBoard's thread
+                self._events = None
+                raise MetricsError(
+                    f"TensorBoard's file cannot be written, and gets no more: {error.strerror or error}"
+                ) from error
         return line
 
     def close(self) -> None:
         """Writes what TensorBoard's queue still holds."""
         self._file.close()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # a full disk, of which `log` would have told
+                self._events.close()
 
     def __enter__(self) -> Self:
         return self

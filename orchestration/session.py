@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from agents.report import RolloutReport
 from learner.update import Update
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
+from orchestration.errors import MetricsError
 from orchestration.faults import Faults
 from orchestration.live import LiveView
+from orchestration.machine import free_disk
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.observability.memory import MemoryMeter
 from orchestration.observability.sinks import open_sinks
@@ -23,7 +25,9 @@ from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
+from orchestration.traces.room import Room
 from orchestration.traces.run_record import RunRecord
+from orchestration.watch.backstops import Backstops
 from reward_server.status import RewardServerStatus
 
 _RATE_WINDOW_S = 20.0
@@ -93,6 +97,7 @@ class Session:
         if resumed is not None:
             self.load_state_dict(resumed)
         self.trace_errors = 0
+        self.backstops = Backstops(self.faults, view, Room(rundir.traces))
         self.record = RunRecord(
             config,
             rundir,
@@ -222,18 +227,28 @@ class Session:
     def report(self, *, due: bool) -> None:
         """Writes a line of metrics and the summary where `due`; shows the view its snapshot in any case."""
         self._measure_rate()
+        self.backstops.look_here()
         if due:
-            self._log()
-            write_summary(self.rundir.summary, self.summary(Status.RUNNING))
+            self._write(self._log)
+            self._write(lambda: write_summary(self.rundir.summary, self.summary(Status.RUNNING)))
         self.view.update(self.summary(Status.RUNNING))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """A disk that is full is no reason to end a run."""
+        try:
+            write()
+        except MetricsError as error:
+            self.faults.metrics_errors += 1
+            if self.faults.metrics_errors == 1:
+                self.view.event(f"{error}; the run goes on, and further such errors are counted", warning=True)
 
     def end(self, status: Status, error: str | None = None) -> Summary:
         """The last snapshot of the run, also written."""
         if self._unlogged:
-            self._log()
+            self._write(self._log)
         self.record.end(str(status), self.env_steps, error)
         summary = replace(self.summary(status), error=error)
-        write_summary(self.rundir.summary, summary, durable=True)
+        self._write(lambda: write_summary(self.rundir.summary, summary, durable=True))
         self.metrics.close()
         self._sinks.close(status)
         return summary
@@ -301,6 +316,8 @@ class Session:
             samples_lost=self.faults.samples_lost,
             checkpoint_errors=self.faults.checkpoint_errors,
             standing_still=dict(self.faults.still),
+            running_out=dict(self.faults.running_out),
+            metrics_errors=self.faults.metrics_errors,
             env_errors=self.env_errors,
             trace_errors=self.trace_errors,
             sink_errors=self._sinks.errors,
@@ -383,6 +400,8 @@ class Session:
             "samples_lost": self.faults.samples_lost,
             "checkpoint_errors": self.faults.checkpoint_errors,
             "standing_still": len(self.faults.still),
+            "running_out": len(self.faults.running_out),
+            "disk_free_bytes": free_disk(self.rundir.path),
             "trace_errors": self.trace_errors,
             "sink_errors": self._sinks.errors,
             "memory_bytes": self._memory.read(),

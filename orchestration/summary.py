@@ -140,6 +140,10 @@ class Summary:
     """Checkpoints that could not be written; training goes on, and the next is tried when it is due."""
     standing_still: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
     """Parts that make no progress, with the time since when (seconds since the epoch)."""
+    running_out: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """What runs out (a disk, memory, the object store), with how much is left and what to do."""
+    metrics_errors: int = 0
+    """Lines of metrics and summaries that could not be written, since the run was last started."""
     env_errors: int = 0
     """Environments that raised and were replaced."""
     trace_errors: int = 0

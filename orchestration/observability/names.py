@@ -70,6 +70,8 @@ METRICS = (
     _counter("samples_lost", "Steps that no policy will have learned from: a learner died with them", "time/samples_lost"),
     _counter("checkpoint_errors", "Checkpoints that could not be written", "time/checkpoint_errors"),
     _gauge("standing_still", "Parts that make no progress", "time/standing_still"),
+    _gauge("running_out", "Disks, memories, object stores that run out, and clocks that differ", "time/running_out"),
+    _gauge("disk_free_bytes", "Free where the run's folder is", "time/disk_free_bytes"),
     _counter("env_errors", "Environments that raised and were replaced", "env_errors"),
     _counter("trace_errors", "Records that could not be written", "time/trace_errors"),
     _counter("sink_errors", "Failures to hand on metrics, to W&B for example", "time/sink_errors"),

@@ -80,8 +80,18 @@ class MetricsWriter:
         self, env_steps: int, metrics: Mapping[str, float | None], timing: Mapping[str, float | None] | None = None
     ) -> MetricsLine:
         """Appends one line, as one write. `timing` is what depends on the clock; a value that is not finite is null."""
-        now = self._clock()
-        line = MetricsLine(env_steps, _finite(metrics), {"unix": now, **_finite(timing or {})})
+        line = self.line(env_steps, metrics, timing)
+        self.write(line)
+        return line
+
+    def line(
+        self, env_steps: int, metrics: Mapping[str, float | None], timing: Mapping[str, float | None] | None = None
+    ) -> MetricsLine:
+        """The line that `log` would append."""
+        return MetricsLine(env_steps, _finite(metrics), {"unix": self._clock(), **_finite(timing or {})})
+
+    def write(self, line: MetricsLine) -> None:
+        """Appends a line. Raises `MetricsError` where that cannot be done; the file then ends as before."""
         end = self._file.seek(0, os.SEEK_END)
         try:
             write_all(self._file, orjson.dumps(line) + b"\n")
@@ -90,13 +100,12 @@ class MetricsWriter:
             raise MetricsError(f"{self._path}: cannot be written: {error.strerror}") from error
         if self._events is not None:
             try:
-                self._events.add_event(_scalar_event(now, env_steps, scalars(line)))
+                self._events.add_event(_scalar_event(line.time["unix"] or 0.0, line.env_steps, scalars(line)))
             except OSError as error:  # what an earlier line ended with, and with it TensorBoard's thread
                 self._events = None
                 raise MetricsError(
                     f"TensorBoard's file cannot be written, and gets no more: {error.strerror or error}"
                 ) from error
-        return line
 
     def close(self) -> None:
         """Writes what TensorBoard's queue still holds."""

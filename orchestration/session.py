@@ -203,6 +203,19 @@ class Session:
         self._checkpoint = path
         self.record.checkpoint(path.name, self.env_steps)
 
+    def checkpoint_failed(self, why: str) -> None:
+        """One could not be written; told once, until one is again."""
+        self.faults.checkpoint_errors += 1
+        if not self.faults.checkpoint_failing:
+            self.view.event(f"checkpoint not written: {why}; it is tried again when the next is due", warning=True)
+        self.faults.checkpoint_failing = True
+
+    def checkpoint_written(self) -> None:
+        """One was."""
+        if self.faults.checkpoint_failing:
+            self.view.event("checkpoints are written again")
+        self.faults.checkpoint_failing = False
+
     def waited(self, part: str, what: str, seconds: float) -> None:
         """Counts time that a part of the system spent waiting."""
         self._clock.add(part, what, seconds)
@@ -414,7 +427,11 @@ class Session:
             timing.update(self.reward_status.annotator.counters())
         for part, shares in self._waits.items():
             timing.update({f"{part}/{what}": share for what, share in shares.items()})
-        self._sinks.log(self.metrics.log(self.env_steps, metrics, timing))
+        line = self.metrics.line(self.env_steps, metrics, timing)
+        try:
+            self.metrics.write(line)
+        finally:  # who watches a full disk from elsewhere still hears of it
+            self._sinks.log(line)
 
     # What a checkpoint keeps of it.
 

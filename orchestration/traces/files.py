@@ -96,6 +96,11 @@ class TraceFile:
         self.flush()
         self._file.close()
 
+    def remove(self) -> None:
+        """Leaves nothing: the room is needed for something else."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
     def drop(self) -> None:
         """Leaves what was written as `.part`, and what was not."""
         self._file.close()

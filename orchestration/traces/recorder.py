@@ -8,6 +8,7 @@ from typing import Protocol
 
 from agents.observer import EpisodeFinish, EpisodeStart, EpisodeSteps, Recalled
 from orchestration.errors import TraceError
+from orchestration.traces.room import Room
 from orchestration.traces.schema import SUFFIX
 from orchestration.traces.selection import Selection
 from orchestration.traces.writers import TraceRun, Writers
@@ -62,40 +63,63 @@ class TraceRecorder:
         agent: str = "actor",
         asked: Sequence[str] = (),
         keeper: Keeper | None = None,
+        room: Room | None = None,
     ) -> None:
-        """`writers` write into `folder`; `agent` names the actor in what the keeper records."""
+        """`writers` write into `folder`; `agent` names the actor in what the keeper records. Nothing is recorded while
+        `room` is short: what would have been is told as trouble."""
         self._folder = folder
         self._selection = Selection(run.seed, rate, asked)
         self._writers = writers
         self._agent = agent
         self._keeper = keeper
+        self._room = room
+        self._open: dict[int, str] = {}
+        """Episodes that are recorded now, by environment."""
+        self._trouble: list[str] = []
 
     def wants(self, episode_id: str) -> bool:
         """Whether the episode is to be recorded from its beginning."""
         if not _EPISODE_ID.fullmatch(episode_id):
             raise TraceError(f"episode id {episode_id!r} cannot be the name of a file")
-        return self._selection.chosen(episode_id) is not None and not self._exists(episode_id)
+        chosen = self._selection.chosen(episode_id) is not None and not self._exists(episode_id)
+        return chosen and self._has_room(episode_id)
+
+    def _has_room(self, episode_id: str) -> bool:
+        short = None if self._room is None else self._room.short()
+        if short is not None:
+            self._trouble.append(f"{episode_id}: {short}")
+        return short is None
 
     def _exists(self, episode_id: str) -> bool:
         return (self._folder / f"{episode_id}{SUFFIX}").exists()
 
     def start(self, env_index: int, start: EpisodeStart) -> None:
         """Begins the trace of the episode that environment `env_index` plays."""
+        self._open[env_index] = start.episode_id
         self._writers.start(env_index, start, self._selection.chosen(start.episode_id) or "rate")
 
     def steps(self, env_index: int, steps: EpisodeSteps) -> None:
         """Records the next steps of the episode that environment `env_index` plays."""
+        episode_id = self._open.get(env_index)
+        if episode_id is None:
+            return
+        if self._room is not None and (short := self._room.short()) is not None:
+            del self._open[env_index]
+            self._writers.give_up(env_index, f"{episode_id}: {short}")
+            return
         self._writers.steps(env_index, steps)
 
     def finish(self, env_index: int, finish: EpisodeFinish) -> None:
         """Ends the trace: it gets its final name."""
         self._rank(finish)
-        self._writers.finish(env_index, finish)
+        if self._open.pop(env_index, None) is not None:
+            self._writers.finish(env_index, finish)
 
     def wants_back(self, episode_id: str, finish: EpisodeFinish) -> bool:
         """Whether an episode that was not followed is the best or the worst so far, or failed."""
         why = self._rank(finish)
-        return why is not None and self._keeper is not None and not self._exists(episode_id)
+        wanted = why is not None and self._keeper is not None and not self._exists(episode_id)
+        return wanted and self._has_room(episode_id)
 
     def _rank(self, finish: EpisodeFinish) -> str | None:
         """Counts an episode; says whether it is `best`, `worst` or `failed`."""
@@ -115,7 +139,8 @@ class TraceRecorder:
 
     def take_trouble(self) -> tuple[str, ...]:
         """Why episodes could not be recorded, a line each; since the last call."""
-        return (*self._writers.take_trouble(), *(() if self._keeper is None else self._keeper.take_trouble()))
+        own, self._trouble = self._trouble, []
+        return (*own, *self._writers.take_trouble(), *(() if self._keeper is None else self._keeper.take_trouble()))
 
     def close(self) -> None:
         """Gives up the episodes that still run: what was recorded of them stays, as `.part`."""

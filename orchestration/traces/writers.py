@@ -54,6 +54,10 @@ class Writers(Protocol):
 
     def finish(self, env_index: int, finish: EpisodeFinish) -> None: ...
 
+    def give_up(self, env_index: int, why: str) -> None:
+        """Ends the recording of an episode that goes on; nothing of it is kept."""
+        ...
+
     def take_trouble(self) -> tuple[str, ...]:
         """Why episodes could not be recorded, a line each; since the last call."""
         ...
@@ -144,6 +148,12 @@ class EpisodeWriters:
         except TraceError as error:
             self._give_up(env_index, error)
 
+    def give_up(self, env_index: int, why: str) -> None:
+        episode = self._open.pop(env_index, None)
+        if episode is not None:
+            self._trouble.append(why)
+            episode.file.remove()
+
     def _give_up(self, env_index: int, error: TraceError) -> None:
         self._trouble.append(str(error))
         self._open.pop(env_index).file.drop()
@@ -191,6 +201,9 @@ class WritersAside:
 
     def finish(self, env_index: int, finish: EpisodeFinish) -> None:
         self._tell("finish", env_index, finish)
+
+    def give_up(self, env_index: int, why: str) -> None:
+        self._tell("give_up", env_index, why)
 
     def _tell(self, *message: Any) -> None:
         if not self._gone:
@@ -319,6 +332,8 @@ def _take(
             shown[env_index] = screens.planes[-1].copy()
             told = replace(told, screens=screens)
         writers.steps(env_index, told)
+    elif name == "give_up":
+        writers.give_up(env_index, told)
     else:
         writers.finish(env_index, told)
 

@@ -113,7 +113,7 @@ class Backstops:
 
     def _level(self, name: str, left: float, enough: float, word: str, advice: str) -> None:
         known = self._short.get(name)
-        if known is None and left < enough or known is not None and left < known.left / 2:
+        if (known is None and left < enough) or (known is not None and left < known.left / 2):
             self._begin(name, left, f"only {_size(left)} {word}; {advice}")
         elif known is not None and left > _OVER * enough:
             self._end(name)

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from orchestration.machine import available_memory, free_disk, total_memory
 from orchestration.watch.processes import ProcessLook, ProcessWatch, kill
 
@@ -19,7 +17,6 @@ class MachineLook:
     """Seconds since the epoch, by this machine's clock."""
     memory_free: int
     memory_total: int
-    swap_free: int
     temp_free: int
     """Where Ray keeps its files, spilled objects among them."""
     processes: Mapping[int, ProcessLook]
@@ -36,8 +33,7 @@ class MachineWatch:
         """How the machine stands, and the parts of the run with these processes."""
         processes = self._processes.look(pids)
         memory = available_memory()
-        swap = psutil.swap_memory().free
-        return MachineLook(time.time(), memory, total_memory(), swap, free_disk(self._temp), processes)
+        return MachineLook(time.time(), memory, total_memory(), free_disk(self._temp), processes)
 
     def kill(self, pids: Sequence[int]) -> None:
         """Ends processes at once."""

@@ -1,5 +1,7 @@
 """Looks at all machines of a run: this one at once, the others through an actor on each. Never holds the coordinator up."""
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,6 +16,7 @@ from orchestration.watch import ray_state
 from orchestration.watch.machine import MachineLook, MachineWatch
 
 _NODES_S = 5.0
+_STORES_S = 5.0
 _LATE_S = 3.0
 """A machine that has not answered for so long does not answer."""
 
@@ -39,13 +42,13 @@ class Machine:
 
     node: str
     name: str
-    about: Mapping[str, Any]
-    """What `ray.nodes` says of it."""
     look: MachineLook | None = None
     """The newest."""
     sent_at: float = 0.0
     """When that was asked for, and when it came: by the clock of this machine, seconds since the epoch."""
     came_at: float = 0.0
+    own: bool = False
+    """Whether the coordinator is on it."""
     host: Any = None
     """Of another machine: the actor."""
     asked: tuple[float, float] | None = field(default=None)
@@ -101,7 +104,9 @@ class Machines:
         for node, about in alive.items():
             if node not in self.known:
                 name = f"{about['NodeManagerHostname']} ({about['NodeManagerAddress']})"
-                self.known[node] = Machine(node, name, about, host=None if node == self._here else self._start(node))
+                self.known[node] = Machine(
+                    node, name, own=node == self._here, host=None if node == self._here else self._start(node)
+                )
 
     def _start(self, node: str) -> Any:
         options: dict[str, Any] = {
@@ -122,3 +127,29 @@ class Machines:
             machine.look, machine.sent_at, machine.came_at = answer.result(), asked[1], time.time()
 
         self._then(machine.host.look.remote(list(pids)), answered)
+
+
+class Stores:
+    """Asks the object stores of all machines, in a thread: Ray's raylets answer soon, or not at all."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._spilled: dict[str, int] = {}
+        threading.Thread(target=self._serve, name="object stores", daemon=True).start()
+
+    def spilled(self) -> dict[str, int]:
+        """Bytes that each machine has written to disk so far, by node."""
+        return self._spilled
+
+    def close(self) -> None:
+        self._ended.set()
+
+    def _serve(self) -> None:
+        while not self._ended.wait(_STORES_S):
+            found: dict[str, int] = {}
+            for node in ray.nodes() if ray.is_initialized() else ():
+                # One that is about to go does not answer; it is asked again, or gone.
+                with contextlib.suppress(Exception):
+                    if node["Alive"] and not self._ended.is_set():
+                        found[node["NodeID"]] = ray_state.spilled(node)
+            self._spilled = found

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestration.session import Session
 from orchestration.watch import ray_state
-from orchestration.watch.machines import Machines, Then
+from orchestration.watch.machines import Machines, Stores, Then
 from orchestration.watch.processes import ProcessLook
 from orchestration.watch.ray_state import Place
 from orchestration.watch.watchdog import Finding, Unreachable, Watchdog, Watched, What
@@ -48,6 +48,9 @@ class RunWatch:
         self._replicas: list[Place] = []
         self._replicas_due = 0.0
         self._due = 0.0
+        self._stores = Stores()
+        self._names: dict[str, str] = {}
+        self._told: set[str] = set()
 
     def tick(self) -> None:
         """Does what is due. Called a few times a second."""
@@ -67,6 +70,7 @@ class RunWatch:
         looks = {name: look for name, place in places.items() if (look := self._look(place)) is not None}
         for finding in self._watchdog.look(watched, looks):
             self._tell(finding, places)
+        self._look_at_machines()
         still = {name: time.time() - (now - each.since) for name, each in self._watchdog.still.items()}
         self._session.faults.still = still
 
@@ -77,6 +81,27 @@ class RunWatch:
         for place in places.values():
             self._machines.kill(place.node, [place.pid])
         self._machines.close()
+        self._stores.close()
+
+    def _look_at_machines(self) -> None:
+        """Hands what is left on the other machines, and of all object stores, to the backstops."""
+        backstops, known = self._session.backstops, self._machines.known
+        for node in self._told - set(known):
+            backstops.forget(self._names[node])
+        self._told = set(known)
+        for machine in known.values():
+            self._names[machine.node] = machine.name
+            look = machine.look
+            if look is None:
+                continue
+            backstops.temporary(machine.name, look.temp_free)
+            if not machine.own:  # of which the session knows
+                backstops.memory(machine.name, look.memory_free, look.memory_total)
+                half = (machine.came_at - machine.sent_at) / 2
+                backstops.clock(machine.name, look.at - (machine.sent_at + half), half)
+        for node, spilled in self._stores.spilled().items():
+            if node in known:
+                backstops.spilled(known[node].name, spilled)
 
     def _judges(self, now: float) -> dict[str, Place]:
         """The replicas of the judge, by name."""

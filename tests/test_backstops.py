@@ -142,8 +142,8 @@ def test_a_disk_that_fills_ends_no_run(disk: Path) -> None:
         events = run / "logs" / "events.log"
         command.until(lambda: bool(summary(run).get("checkpoint")) and len(trace_files(run)) > 3)
         assert summary(run)["running_out"] == {}
-        fill(disk, 5 * MIB)
-        command.until(lambda: "give way to checkpoints" in events.read_text(), 20)
+        fill(disk, Room(traces).reserve - MIB // 2)
+        command.until(lambda: events.exists() and "give way to checkpoints" in events.read_text(), 20)
         command.until(lambda: summary(run)["trace_errors"] > 0 and bool(summary(run)["running_out"]), 30)
         time.sleep(1.0)
         there, checkpoint = len(trace_files(run)), summary(run)["checkpoint"]

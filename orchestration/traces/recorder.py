@@ -1,7 +1,7 @@
 """Decides which episodes of a rollout are recorded: an `EpisodeObserver` of the rollout loop. `writers` write them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +26,7 @@ class Again:
     finish: EpisodeFinish
     agent: str
     kept: str
-    """`best`, `worst` or `failed`."""
+    """`best`, `worst`, `failed`; or `rate`, `asked`, where it was recorded and got lost."""
 
 
 class Keeper(Protocol):
@@ -49,6 +49,9 @@ class TraceRecorder:
     Recorded are a share `rate` of the episodes and those whose id matches a pattern of `asked`. With a `keeper`, so are
     the best and the worst of this actor so far, and those whose environment raised: that they are is known when they
     have ended, and then they are played again, by the keeper.
+
+    Where writers lose what they were told (their process died) the episodes that had finished are played again by the keeper,
+    and so are those that run, when they have finished.
 
     An episode whose finished trace exists (the run was resumed and plays it again) is left alone.
     """
@@ -75,6 +78,10 @@ class TraceRecorder:
         self._room = room
         self._open: dict[int, str] = {}
         """Episodes that are recorded now, by environment."""
+        self._lost: dict[int, str] = {}
+        """Episodes that run and whose beginning was lost."""
+        self._unsure: dict[str, Again] = {}
+        """Episodes that finished and may still get lost."""
         self._trouble: list[str] = []
 
     def wants(self, episode_id: str) -> bool:
@@ -109,11 +116,42 @@ class TraceRecorder:
             return
         self._writers.steps(env_index, steps)
 
-    def finish(self, env_index: int, finish: EpisodeFinish) -> None:
+    def finish(
+        self, env_index: int, finish: EpisodeFinish, recall: Callable[[], Recalled | None] = lambda: None
+    ) -> None:
         """Ends the trace: it gets its final name."""
         self._rank(finish)
-        if self._open.pop(env_index, None) is not None:
+        episode_id, lost = self._open.pop(env_index, None), self._lost.pop(env_index, None)
+        if episode_id is not None:
+            if self._writers.may_lose and (episode := recall()) is not None:
+                self._unsure[episode_id] = self._again(env_index, episode, finish)
             self._writers.finish(env_index, finish)
+        elif lost is not None:
+            episode = recall()
+            if episode is None or self._keeper is None:
+                self._trouble.append(f"{lost}: lost with the process that wrote it")
+            else:
+                self._keeper.submit(self._again(env_index, episode, finish))
+
+    def _again(self, env_index: int, episode: Recalled, finish: EpisodeFinish) -> Again:
+        kept = self._selection.chosen(episode.episode_id) or "rate"
+        return Again(episode, finish, f"{self._agent}/{env_index}", kept)
+
+    def _look_for_lost(self) -> None:
+        for episode_id in self._writers.take_settled():
+            self._unsure.pop(episode_id, None)
+        if not self._writers.take_lost():
+            return
+        self._lost |= self._open
+        self._open.clear()
+        for episode_id, again in self._unsure.items():
+            if self._exists(episode_id):
+                continue
+            if self._keeper is None:
+                self._trouble.append(f"{episode_id}: lost with the process that wrote it")
+            else:
+                self._keeper.submit(again)
+        self._unsure.clear()
 
     def wants_back(self, episode_id: str, finish: EpisodeFinish) -> bool:
         """Whether an episode that was not followed is the best or the worst so far, or failed."""
@@ -139,11 +177,14 @@ class TraceRecorder:
 
     def take_trouble(self) -> tuple[str, ...]:
         """Why episodes could not be recorded, a line each; since the last call."""
+        written = self._writers.take_trouble()
+        self._look_for_lost()
         own, self._trouble = self._trouble, []
-        return (*own, *self._writers.take_trouble(), *(() if self._keeper is None else self._keeper.take_trouble()))
+        return (*own, *written, *(() if self._keeper is None else self._keeper.take_trouble()))
 
     def close(self) -> None:
         """Gives up the episodes that still run: what was recorded of them stays, as `.part`."""
         self._writers.close()
+        self._look_for_lost()
         if self._keeper is not None:
             self._keeper.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 _LEAST = 256 << 20
 _SHARE = 0.1
-"""Of the disk; a small one is never reserved as a whole."""
+"""Of the disk: on a small one less than `_LEAST` is left free."""
 _LOOK_S = 0.5
 _MEASURE_S = 10.0
 
@@ -26,7 +26,7 @@ class Room:
 
     @property
     def share(self) -> int:
-        """Bytes that are never more than a part of the disk."""
+        """Bytes of a tenth of the disk."""
         return int(_SHARE * shutil.disk_usage(self._there()).total)
 
     @property
@@ -35,7 +35,7 @@ class Room:
         if self._clock() >= self._measure_at:
             self._measure_at = self._clock() + _MEASURE_S
             self._bytes = _size(self._checkpoint)
-        return min(max(_LEAST, 2 * self._bytes), self.share)
+        return max(min(_LEAST, self.share), 2 * self._bytes)
 
     def short(self) -> str | None:
         """Why nothing should be recorded now; None where there is room. Cheap."""

@@ -5,13 +5,14 @@ folder), `state.pt` (everything else, read with torch's `weights_only`, which ex
 `config.yaml`, and `manifest.json` with the digest of each file. `latest` is a link to the newest.
 """
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, cast
 
 # torch is loaded where it is used: the coordinator looks after checkpoints too, and does without.
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ FORMAT = 1
 LATEST = "latest"
 _PART = ".part"
 DAMAGED = ".damaged"
+_P = ParamSpec("_P")
 
 
 class CheckpointError(Exception):
@@ -39,6 +41,23 @@ def save_checkpoint(
     return write_checkpoint(root, env_steps, write_policy, state=state, config=config, keep=keep)
 
 
+def _leaving_nothing_half(write: Callable[Concatenate[Path, _P], Path]) -> Callable[Concatenate[Path, _P], Path]:
+    """A checkpoint that cannot be written (a full disk) gives back at once what room it took."""
+
+    @functools.wraps(write)
+    def wrapped(root: Path, *arguments: _P.args, **options: _P.kwargs) -> Path:
+        try:
+            return write(root, *arguments, **options)
+        except BaseException:
+            for part in root.glob(f".*{_PART}"):
+                if ".old" not in part.name:  # one that was whole
+                    shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    return wrapped
+
+
+@_leaving_nothing_half
 def write_checkpoint(
     root: Path, env_steps: int, write_policy: Callable[[Path], None], *, state: Mapping[str, Any], config: str, keep: int
 ) -> Path:  # fmt: skip

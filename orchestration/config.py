@@ -100,6 +100,8 @@ class ClusterSettings:
     `learner`, the judge's replicas to those with `judge`."""
     autoscaling: bool = False
     """The cluster gets machines when they are asked for: a part that it has no room for yet waits, and is not refused."""
+    still_s: float | None = 60.0
+    """A part that stands still for so long is ended and replaced, as one that died; null: it is only told of."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ class Faults:
     still: dict[str, float] = field(default_factory=dict[str, float])
     """Parts that stand still now, by name, with the time since when (seconds since the epoch)."""
 
+    running_out: dict[str, str] = field(default_factory=dict[str, str])
+    """What runs out now (`orchestration.watch.backstops`), with how much is left and what to do."""
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "learner_restarts": self.learner_restarts,

@@ -79,6 +79,11 @@ class RewardHost:
         )
         return self.worker
 
+    @property
+    def judge_app(self) -> str | None:
+        """The application of Ray Serve that is the judge; None where this run has started none."""
+        return _JUDGE_APP if self._judge_started and self.config.judge.engine != "openai" else None
+
     def look(self) -> None:
         """Asks it how it stands, or looks whether it has answered."""
         if self.worker is None:

@@ -16,6 +16,7 @@ from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
 from orchestration.errors import MetricsError
 from orchestration.faults import Faults
 from orchestration.live import LiveView
+from orchestration.machine import free_disk
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.observability.memory import MemoryMeter
 from orchestration.observability.sinks import open_sinks
@@ -25,7 +26,9 @@ from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
+from orchestration.traces.room import Room
 from orchestration.traces.run_record import RunRecord
+from orchestration.watch.backstops import Backstops
 from reward_server.status import RewardServerStatus
 
 _RATE_WINDOW_S = 20.0
@@ -97,6 +100,7 @@ class Session:
         if resumed is not None:
             self.load_state_dict(resumed)
         self.trace_errors = 0
+        self.backstops = Backstops(self.faults, view, Room(rundir.traces))
         self.record = RunRecord(
             config,
             rundir,
@@ -221,6 +225,19 @@ class Session:
         if self._uploads is not None:
             self._uploads.offer(path)
 
+    def checkpoint_failed(self, why: str) -> None:
+        """One could not be written; told once, until one is again."""
+        self.faults.checkpoint_errors += 1
+        if not self.faults.checkpoint_failing:
+            self.view.event(f"checkpoint not written: {why}; it is tried again when the next is due", warning=True)
+        self.faults.checkpoint_failing = True
+
+    def checkpoint_written(self) -> None:
+        """One was."""
+        if self.faults.checkpoint_failing:
+            self.view.event("checkpoints are written again")
+        self.faults.checkpoint_failing = False
+
     def waited(self, part: str, what: str, seconds: float) -> None:
         """Counts time that a part of the system spent waiting."""
         self._clock.add(part, what, seconds)
@@ -246,6 +263,7 @@ class Session:
         """Writes a line of metrics and the summary where `due`; shows the view its snapshot in any case."""
         self._measure_rate()
         self._hear_uploads()
+        self.backstops.look_here()
         if due:
             self._log()
             self._write_summary()
@@ -359,6 +377,7 @@ class Session:
             uploads=self.faults.uploads,
             upload_errors=self.faults.upload_errors,
             standing_still=dict(self.faults.still),
+            running_out=dict(self.faults.running_out),
             env_errors=self.env_errors,
             trace_errors=self.trace_errors,
             sink_errors=self._sinks.errors,
@@ -444,6 +463,8 @@ class Session:
             "uploads": self.faults.uploads,
             "upload_errors": self.faults.upload_errors,
             "standing_still": len(self.faults.still),
+            "running_out": len(self.faults.running_out),
+            "disk_free_bytes": free_disk(self.rundir.path),
             "trace_errors": self.trace_errors,
             "sink_errors": self._sinks.errors,
             "memory_bytes": self._memory.read(),

@@ -144,6 +144,8 @@ class Summary:
     """Attempts to do so that failed; training goes on, and they are tried again."""
     standing_still: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
     """Parts that make no progress, with the time since when (seconds since the epoch)."""
+    running_out: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """What runs out (a disk, memory, the object store), with how much is left and what to do."""
     env_errors: int = 0
     """Environments that raised and were replaced."""
     trace_errors: int = 0

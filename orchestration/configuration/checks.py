@@ -233,6 +233,7 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "ellm.goals": Text(r"(?s).*[^;\s].*", "must name a goal"),
     "ellm.embedding": Text(),
     "ellm.threshold": Range(-1, 1),
+    "cluster.still_s": POSITIVE,
     "trace.rate": SHARE,
     "trace.episodes": Text(r"[\w.*?,\[\]!-]*", "must be names of episodes or patterns of them, separated by commas"),
     "checkpoint.interval_s": POSITIVE,

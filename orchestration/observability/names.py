@@ -72,6 +72,8 @@ METRICS = (
     _counter("uploads", "Checkpoints that were copied to checkpoint.url", "time/uploads"),
     _counter("upload_errors", "Attempts to copy a checkpoint to checkpoint.url that failed", "time/upload_errors"),
     _gauge("standing_still", "Parts that make no progress", "time/standing_still"),
+    _gauge("running_out", "Disks, memories, object stores that run out, and clocks that differ", "time/running_out"),
+    _gauge("disk_free_bytes", "Free where the run's folder is", "time/disk_free_bytes"),
     _counter("env_errors", "Environments that raised and were replaced", "env_errors"),
     _counter("trace_errors", "Records that could not be written", "time/trace_errors"),
     _counter("sink_errors", "Failures to hand on metrics, to W&B for example", "time/sink_errors"),

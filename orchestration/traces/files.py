@@ -123,6 +123,11 @@ class TraceFile:
         self.flush()
         self._file.close()
 
+    def remove(self) -> None:
+        """Leaves nothing: the room is needed for something else."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
     def drop(self) -> None:
         """Leaves what was written as `.part`, and what was not."""
         self._file.close()
@@ -136,20 +141,24 @@ class Finisher:
 
     def __init__(self, *, aside: bool) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="traces") if aside else None
-        self._waiting: list[Future[None]] = []
+        self._waiting: list[tuple[Future[None], str]] = []
+        self._settled: list[str] = []
 
     def complete(self, file: TraceFile) -> None:
         """Writes what is left of `file` and gives it its final name."""
+        name = file.final.name.removesuffix(SUFFIX)
         if self._pool is None:
             _complete(file)
+            self._settled.append(name)
         else:
-            self._waiting.append(self._pool.submit(_complete, file))
+            self._waiting.append((self._pool.submit(_complete, file), name))
 
     def take_trouble(self) -> tuple[str, ...]:
         """Why files could not be completed, a line each; since the last call."""
-        done = [each for each in self._waiting if each.done()]
-        self._waiting = [each for each in self._waiting if not each.done()]
-        errors = (each.exception() for each in done)
+        done = [each for each in self._waiting if each[0].done()]
+        self._waiting = [each for each in self._waiting if not each[0].done()]
+        self._settled += [name for _, name in done]
+        errors = (future.exception() for future, _ in done)
         trouble: list[str] = []
         for error in errors:
             if isinstance(error, TraceError):
@@ -157,6 +166,11 @@ class Finisher:
             elif error is not None:
                 raise error
         return tuple(trouble)
+
+    def take_settled(self) -> tuple[str, ...]:
+        """Names of files that are complete, or of which `take_trouble` has told why they are not; since the last call."""
+        settled, self._settled = tuple(self._settled), []
+        return settled
 
     def close(self) -> None:
         """Waits until all files are complete."""

@@ -130,6 +130,14 @@ class RunTrace:
         self._write(error)
         self._write(Stop(**self._event(COORDINATOR, error.id), target=child, reason="died"))
 
+    def stands_still(self, child: str, why: str) -> None:
+        """A part of the system makes no progress."""
+        self._write(Error(**self._event(child), message=clean(why), source=child))
+
+    def goes_on(self, child: str, words: str) -> None:
+        """It does again."""
+        self._message(child, COORDINATOR, words)
+
     def retired(self, child: str) -> None:
         """A part of the system was let go: the run was scaled down."""
         self._write(Stop(**self._event(COORDINATOR), target=child, reason="scaled down"))

@@ -26,6 +26,7 @@ _NO_VALUE = "-"
 _ACTIVITIES = {
     ("actor", "wait"): "waits for a call",
     ("learner", "wait"): "waits for trajectories",
+    ("learner", "exchange"): "exchanges with its workers",
     ("coordinator", "wait"): "waits for results",
 }
 """How activities that one word does not tell are shown."""

@@ -49,7 +49,11 @@ def required_cpus(config: Config) -> float:
     """Processors that the parts with a processor of their own need. Judge and annotator share what is there."""
     if config.runtime == "serial":
         return 1
-    return config.actors.count * config.actors.cpus + config.learner.threads
+    return config.actors.count * config.actors.cpus + _learner_cpus(config)
+
+
+def _learner_cpus(config: Config) -> int:
+    return config.learner.workers * config.learner.threads
 
 
 def check_cpus(config: Config, there: float, where: str) -> None:
@@ -57,11 +61,14 @@ def check_cpus(config: Config, there: float, where: str) -> None:
     needed = required_cpus(config)
     if there >= needed:
         return
-    fits = int((there - config.learner.threads) / config.actors.cpus)
-    advice = f"actors.count={fits} fits" if fits >= 1 else "runtime=serial needs only one"
+    fits = int((there - _learner_cpus(config)) / config.actors.cpus)
+    learner, other = f"learner.threads={config.learner.threads}", "runtime=serial needs only one"
+    if config.learner.workers > 1:
+        learner = f"learner.workers={config.learner.workers} with {learner} each"
+        other = "learner.workers=1 needs fewer"
+    advice = f"actors.count={fits} fits" if fits >= 1 else other
     raise ResourceError(
-        f"too few CPUs: actors.count={config.actors.count} and learner.threads={config.learner.threads} need "
-        f"{needed:g}, {where} has {there:g}; {advice}"
+        f"too few CPUs: actors.count={config.actors.count} and {learner} need {needed:g}, {where} has {there:g}; {advice}"
     )
 
 
@@ -69,21 +76,37 @@ def check_cluster(config: Config, there: Mapping[str, float]) -> None:
     """Raises `ResourceError` where a cluster with the resources `there` lacks what the run needs. The judge is not looked
     for: without it training goes on."""
     check_cpus(config, there.get("CPU", 0.0), "the Ray cluster")
-    if config.learner.device == "cuda" and there.get("GPU", 0.0) < 1:
-        raise ResourceError("learner.device=cuda: the Ray cluster has no GPU; use learner.device=auto")
-    options = {"actors": (placement.actor(config), config.actors.count), "the learner": (placement.learner(config), 1)}
+    if config.learner.device == "cuda":
+        _check_gpus(config, there.get("GPU", 0.0), "the Ray cluster has")
+    options = {
+        "actors": (placement.actor(config), config.actors.count),
+        "the learner": (placement.learner(config), config.learner.workers),
+    }
     for part, (asked, count) in options.items():
         for name, amount in asked["resources"].items():
             needed, found = amount * count, there.get(name, 0.0)
             if found < needed:
+                need = "need" if part == "actors" else "needs"
                 raise ResourceError(
-                    f"cluster.groups=true: {part} need{'' if count > 1 else 's'} {needed:g} of the resource {name!r}, the Ray "
+                    f"cluster.groups=true: {part} {need} {needed:g} of the resource {name!r}, the Ray "
                     f"cluster has {found:g}; start machines with ray start --resources='{{\"{name}\": {needed:g}}}'"
                 )
 
 
+def _check_gpus(config: Config, there: float, where: str) -> None:
+    """Raises `ResourceError` where `where` (… has) fewer GPUs than the learner has workers."""
+    workers = config.learner.workers
+    if there >= workers:
+        return
+    if there < 1:
+        raise ResourceError(f"learner.device=cuda: {where} no GPU; use learner.device=auto")
+    raise ResourceError(
+        f"learner.workers={workers}: each needs a GPU, and {where} {there:g}; use learner.workers={there:g}"
+    )
+
+
 def check_device(config: Config) -> None:
-    """Raises `ResourceError` where a GPU is asked for and torch finds none."""
+    """Raises `ResourceError` where GPUs are asked for and torch finds none, or fewer."""
     if config.learner.device != "cuda":
         return
     import torch
@@ -93,6 +116,7 @@ def check_device(config: Config) -> None:
         raise ResourceError(
             f"learner.device=cuda: torch {torch.__version__} (built with {built}) finds no GPU; use learner.device=auto"
         )
+    _check_gpus(config, torch.cuda.device_count(), "this machine has")
 
 
 def _check_env(config: Config) -> None:

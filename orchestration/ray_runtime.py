@@ -24,6 +24,7 @@ from orchestration.config import Config
 from orchestration.configuration import attributes_credit, uses_judge
 from orchestration.elastic import Elastic, room
 from orchestration.errors import death, first_line
+from orchestration.learner_group import Followers
 from orchestration.ray_workers import LearnerWorker, RolloutWorker
 from orchestration.recovery import LearnerDeaths, lost_object
 from orchestration.results import FeedResult, TakenOver, actor_name
@@ -128,6 +129,9 @@ class RayRuntime:
         self._version: int = 0
         self._learner: Any = None
         self._learner_deaths = LearnerDeaths(session, self._learner_class().__name__)
+        self._followers = Followers(
+            config, session.rundir.path, then=self._then, died=lambda error: self._learner_died(error, [])
+        )
         self._taking_over = False
         """Whether a learner that is to take another's place has not begun yet. What is lost is not known until then, so no
         checkpoint is made."""
@@ -152,6 +156,7 @@ class RayRuntime:
             self._spawn(index)
         while True:
             version, self._weights = self._learner.begin.options(num_returns=2).remote()
+            self._followers.join(self._learner)
             try:
                 self._version = int(ray.get(version))
                 return
@@ -168,6 +173,7 @@ class RayRuntime:
         self._learner = ray.remote(self._learner_class()).options(**options).remote(*arguments)
         self._feed: Any = self._learner.feed.options(num_returns=2)
         self._learner_heard_at = time.monotonic()
+        self._followers.start()
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop. Raises what ends the run."""
@@ -351,7 +357,8 @@ class RayRuntime:
                 self._answered(answer, call)
             else:
                 unanswered.append(call)
-        self._learner_deaths.died(error)
+        worker, cause = self._followers.cause(error)
+        self._learner_deaths.died(cause, worker)
         ray.kill(self._learner)  # it may only be out of reach
         self._checkpoints.forget()
         self._beat_at, self._taking_over = 0.0, True
@@ -363,6 +370,7 @@ class RayRuntime:
         taken, weights = learner.take_over.options(num_returns=2).remote(
             floor, list(self._captions.items()), self._reward.reward_model, *self._needs()
         )
+        self._followers.join(learner)
 
         def answered(answer: Future[Any]) -> None:
             if learner is not self._learner:
@@ -512,6 +520,7 @@ class RayRuntime:
             parts.append(self._reward.worker)
         closing = [part.close.remote() for part in parts]
         ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
+        self._followers.end()
         for part in [*parts, self._learner]:
             ray.kill(part)
         self._reward.stop_judge()

@@ -170,6 +170,8 @@ class Session:
         for update in result.updates:
             self._clock.add("learner", "train", update.train_s)
             self._clock.add("learner", "rewards", update.reward_s)
+            if self.config.learner.workers > 1:
+                self._clock.add("learner", "exchange", update.exchange_s)
         self._clock.add("learner", "rewards", result.reward_s)
         self._clock.add("learner", "wait", result.waited_s)
         self.learner_waited_s += result.waited_s

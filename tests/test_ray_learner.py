@@ -48,8 +48,8 @@ def accounts_for_all(run: Path) -> None:
     waiting = sum(part["action"].numel() for part in learner["queue"])
     lost = counters["faults"]["samples_lost"]
     assert counters["env_steps"] == learner["trained_samples"] + learner["dropped_samples"] + waiting + lost
-    # The learner may have read what its last answers, which nobody awaited, were about.
-    assert 0 <= learner["version"] - summary(run)["policy_version"] <= 2
+    # The learner may have read what its last answers, which nobody awaited, were about: demo has three calls in flight.
+    assert 0 <= learner["version"] - summary(run)["policy_version"] <= 3
 
 
 def test_a_learner_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path):

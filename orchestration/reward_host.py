@@ -35,7 +35,8 @@ class RewardHost:
         `captions`: all that were submitted."""
         self.config = session.config
         self.session = session
-        self._state = state
+        # In a tuple and kept here: Ray would give up what it made of a large argument, and could not make the actor again.
+        self._state = None if state is None else (ray.put(state),)
         self._adopt = adopt
         self._captions = captions
         self.worker: Any = None

@@ -102,7 +102,7 @@ def steps_of_traces(run: Path, config: Config) -> Finding:
 
     More: calls that were on their way when it ended, and what it brought in the last seconds before the driver was killed, as
     the run's trace is written every two seconds. Fewer: the rest of each episode whose trace broke off (its writer was killed, or
-    the disk was full), which is no longer than the longest episode.
+    the disk was full), and in each environment one of which no line was written yet; none is longer than the longest.
     """
     brought, unwritten = _brought(run)
     held: dict[str, int] = defaultdict(int)
@@ -121,7 +121,7 @@ def steps_of_traces(run: Path, config: Config) -> Finding:
         longest = max(longest, steps)
     on_its_way = config.actors.in_flight * config.actors.envs * config.actors.rollout_length
     more = {a: held[a] - n for a, n in brought.items() if held[a] - n > on_its_way + unwritten[a]}
-    fewer = {a: n - held[a] for a, n in brought.items() if n - held[a] > broken[a] * longest}
+    fewer = {a: n - held[a] for a, n in brought.items() if n - held[a] > (broken[a] + config.actors.envs) * longest}
     detail = (
         f"{sum(brought.values()):,} brought by {len(brought)} actors, {sum(held.values()):,} in traces, of which "
         f"{sum(broken.values())} broke off; more than can be: {more or 'none'}, fewer than can be: {fewer or 'none'}"

@@ -102,14 +102,19 @@ def steps_of_traces(run: Path, config: Config) -> Finding:
 
     More: calls that were on their way when it ended, and what it brought in the last seconds before the driver was killed, as
     the run's trace is written every two seconds. Fewer: the rest of each episode whose trace broke off (its writer was killed, or
-    the disk was full), and in each environment one of which no line was written yet; none is longer than the longest.
+    the disk was full), episodes that have no trace (the disk was full: their numbers are missing), and in each environment one
+    of which no line was written yet; none is longer than the longest.
     """
     brought, unwritten = _brought(run)
     held: dict[str, int] = defaultdict(int)
     broken: dict[str, int] = defaultdict(int)
+    numbers: dict[str, set[int]] = defaultdict(set)
     longest = 0
     for path in trace_files(run):
-        agent = path.name.partition("-env")[0]
+        # `actor-00.1-env007-ep000012.jsonl.zst`
+        env, _, rest = path.name.partition("-ep")
+        agent = env.partition("-env")[0]
+        numbers[env].add(int(rest.partition(".")[0]))
         broken[agent] += path.suffix == ".part"
         try:
             steps = len(read_trace(path).steps)
@@ -119,12 +124,14 @@ def steps_of_traces(run: Path, config: Config) -> Finding:
             continue  # its writer died before the first line was written
         held[agent] += steps
         longest = max(longest, steps)
+    for env, there in numbers.items():
+        broken[env.partition("-env")[0]] += max(there) + 1 - len(there)
     on_its_way = config.actors.in_flight * config.actors.envs * config.actors.rollout_length
     more = {a: held[a] - n for a, n in brought.items() if held[a] - n > on_its_way + unwritten[a]}
     fewer = {a: n - held[a] for a, n in brought.items() if n - held[a] > (broken[a] + config.actors.envs) * longest}
     detail = (
         f"{sum(brought.values()):,} brought by {len(brought)} actors, {sum(held.values()):,} in traces, of which "
-        f"{sum(broken.values())} broke off; more than can be: {more or 'none'}, fewer than can be: {fewer or 'none'}"
+        f"{sum(broken.values())} broke off or are missing; more than can be: {more or 'none'}, fewer than can be: {fewer or 'none'}"
     )
     return Finding("traces hold the steps that actors brought", bool(brought) and not more and not fewer, detail)
 

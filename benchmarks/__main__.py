@@ -24,9 +24,10 @@ ROUTINE = (
     "demo",
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
-LONG = ("memory", "growth", "checkpoints", "learners", "pairs", "chaos", "evidence_minihack", "evidence_textworld")
-"""Half an hour of training; a thousand processes; minutes; minutes; a minute; half an hour of faults; hours of training, of
-networks and of language models. Only by name."""
+LONG = (
+    "memory", "growth", "scale", "checkpoints", "learners", "pairs", "chaos", "resumes", "evidence_minihack", "evidence_textworld",
+)  # fmt: skip
+"""Only by name: minutes each, `memory` and `chaos` half an hour, evidence hours of training."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,6 +22,11 @@ from envs.registry import EnvironmentOptionError
 ENVIRONMENT_VARIABLE = "YENDOR_CACHE"
 
 
+_PARTS = frozenset({"games", "grammars", "indexes", "locks", "problems"})
+_BEGIN = re.compile("[0-9a-f]{2}")
+"""Of what is named by a digest; folders of many files are split by it."""
+
+
 def cache_folder(family: str, given: object = None) -> Path:
     """Where the games of a family are kept: `given` (its option `cache_dir`), or the folder with the family's name below
     the one that YENDOR_CACHE names, or else below `.cache` here. Raises `EnvironmentOptionError` for what is no path."""
@@ -29,6 +35,15 @@ def cache_folder(family: str, given: object = None) -> Path:
     if not isinstance(given, str | Path) or not str(given):
         raise EnvironmentOptionError(f"{family}: cache_dir must be a folder, not {given!r}")
     return Path(given).expanduser()
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether `folder` is one in which games are kept already: it has what caches have, and nothing else."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return False
+    return bool(names) and all(name in _PARTS or _BEGIN.fullmatch(name) for name in names)
 
 
 def digest(*parts: object) -> str:

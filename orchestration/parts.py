@@ -36,6 +36,7 @@ from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed, training_seed
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder
+from orchestration.traces.room import Room
 from orchestration.traces.writers import EpisodeWriters, TraceRun, WritersAside
 from reward_server.distiller import Distiller
 from reward_server.kinds import KINDS, Source
@@ -103,6 +104,7 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
         agent=agent,
         asked=config.trace.asked,
         keeper=AsideKeeper(Recipe(config.env.id, view, config.env.options, traces, run)) if config.trace.rate else None,
+        room=Room(traces),
     )
 
 

@@ -16,12 +16,14 @@ _MEMORY_OF_JUDGE = 2 * GIB
 _DISK_WARNING = GIB
 
 
-def preflight(config: Config, warn: Callable[[str], None]) -> None:
-    """Raises the error that the run would die of; `warn` gets what may become one.
+def preflight(config: Config, warn: Callable[[str], None], *, fresh: bool = False) -> None:
+    """Raises the error that the run would die of; `warn` gets what may become one. `fresh`: nothing may be at
+    `checkpoint.url` yet.
 
-    Quick: a judge's address is asked, and an environment with options is made once. Raises `ConfigError` for the
-    environment's options, `ResourceError` for the machine and for W&B and MLflow, `MetricsError` for a port that is taken,
-    `JudgeError` for the judge, `AnnotationStoreError` for labels that were to be reused.
+    Quick: a judge's address is asked, a few bytes are written to `checkpoint.url`, and an environment with options is made
+    once. Raises `ConfigError` for the environment's options, `ResourceError` for the machine and for W&B and MLflow,
+    `MetricsError` for a port that is taken, `JudgeError` for the judge, `AnnotationStoreError` for labels that were to be
+    reused, and for `checkpoint.url` what `open_location`, `check_writable` and `check_vacant` raise.
     """
     _check_model(config)
     _check_env(config)
@@ -31,6 +33,7 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
         check_device(config)
     _check_offline(config)
     check_sinks(config)
+    _check_offsite(config, fresh)
     if uses_judge(config):
         from reward_server.judge.judge import preflight as preflight_judge
 
@@ -167,6 +170,20 @@ def _check_reuse(config: Config) -> None:
 
     for path in stores_at(Path(config.annotator.reuse)):
         AnnotationStore(path, read_only=True).close()
+
+
+def _check_offsite(config: Config, fresh: bool) -> None:
+    url = config.checkpoint.url
+    if url is None:
+        return
+    from orchestration.offsite.location import check_writable
+    from orchestration.offsite.resuming import check_vacant
+    from orchestration.offsite.runs import open_offsite
+
+    run = open_offsite(url, config.run.name)
+    check_writable(run.location)
+    if fresh:
+        check_vacant(run)
 
 
 def _warn_of_memory(config: Config, warn: Callable[[str], None]) -> None:

@@ -11,7 +11,7 @@ import queue
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -31,6 +31,8 @@ from orchestration.results import FeedResult, TakenOver, actor_name
 from orchestration.reward_host import RewardHost
 from orchestration.scaling import ScaleWish
 from orchestration.session import Session
+from orchestration.traces.run_trace import LEARNER
+from orchestration.watch.run_watch import Part, RunWatch
 
 _WAIT_S = 0.25
 _REPORT_S = 0.1
@@ -59,6 +61,8 @@ class Actor:
     """Whether it has answered a call: before that it may be waiting for a processor."""
     read: bool = False
     """Whether the learner has read something of it."""
+    heard_at: float = field(default_factory=time.monotonic)
+    """When it last answered, by the monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +136,12 @@ class RayRuntime:
         """Whether a learner that is to take another's place has not begun yet. What is lost is not known until then, so no
         checkpoint is made."""
         self._beat_at = 0.0
+        self._learner_heard_at = 0.0
+        """When it last answered, by the monotonic clock."""
         self._captions: dict[int, str] = {}
         """All that actors brought: a learner that takes another's place has to know them, and each text comes once."""
         self._begin(resumed)
+        self._watch = RunWatch(session, then=self._then, parts=self._parts, judge=lambda: self._reward.judge_app)
 
     def _begin(self, resumed: Mapping[str, Any] | None) -> None:
         """Starts learner and actors."""
@@ -165,6 +172,7 @@ class RayRuntime:
         options = placement.learner(self.config, gpus=gpus)
         self._learner = ray.remote(self._learner_class()).options(**options).remote(*arguments)
         self._feed: Any = self._learner.feed.options(num_returns=2)
+        self._learner_heard_at = time.monotonic()
         self._followers.start()
 
     def run(self) -> None:
@@ -180,6 +188,7 @@ class RayRuntime:
                 self._look_at_learner()
                 self.session.report(due=self.session.metrics.due())
                 self._look_at_scale()
+                self._watch.tick()
         self._reward.hear()
 
     def _hear(self) -> None:
@@ -264,7 +273,7 @@ class RayRuntime:
             self._lost(call.actor, error)
             return
         self._failures_in_a_row = 0
-        call.actor.answered = True
+        call.actor.answered, call.actor.heard_at = True, time.monotonic()
         if call.actor in self._leaving:
             self._close_if_done(call.actor)
         self.session.rolled_out(report)
@@ -293,6 +302,7 @@ class RayRuntime:
         except RayError as error:
             self._unread(call, error)
             return
+        self._learner_heard_at = time.monotonic()
         if result.updates:
             self._version, self._weights = result.policy_version, call.weights
             self._learner_deaths.updated()
@@ -327,6 +337,7 @@ class RayRuntime:
 
         def answered(answer: Future[Any]) -> None:
             if learner is self._learner:
+                self._learner_heard_at = time.monotonic()
                 self._beat_at = time.monotonic() + _BEAT_S
                 error = answer.exception()
                 if isinstance(error, RayActorError):
@@ -415,6 +426,27 @@ class RayRuntime:
         )
         self._grant_all(self._spawn(actor.index))
 
+    # What stands still.
+
+    def _parts(self) -> list[Part]:
+        """The parts of the run that are Ray actors of this loop."""
+        owing = self._owing()
+        actors = [
+            Part(actor_name(actor.index, actor.incarnation), actor.handle, actor.heard_at, id(actor) in owing)
+            for actor in (*self._actors.values(), *self._leaving)
+        ]
+        # A sign of life is always asked of it.
+        parts = [*actors, Part(LEARNER, self._learner, self._learner_heard_at, True)]
+        if self._reward.worker is not None:
+            asked = self._reward.asked_since
+            heard_at = time.monotonic() if asked is None else asked
+            parts.append(Part("reward server", self._reward.worker, heard_at, asked is not None))
+        return parts
+
+    def _owing(self) -> set[int]:
+        """Actors, by `id`, whose answer is awaited."""
+        return {id(call.actor) for call in self._calls.values() if isinstance(call, _RolloutCall | _CloseCall)}
+
     # Scaling.
 
     def _look_at_scale(self) -> None:
@@ -482,6 +514,7 @@ class RayRuntime:
     def close(self) -> None:
         """Ends everything that the run started; a part that does not answer in time is killed."""
         self._elastic.close()
+        self._watch.close()
         parts: list[Any] = [actor.handle for actor in (*self._actors.values(), *self._leaving)]
         if self._reward.worker is not None:
             parts.append(self._reward.worker)

@@ -146,7 +146,8 @@ def _ending_with_the_group() -> Generator[None]:
 class RewardServerWorker:
     """Hosts the reward server; an asyncio actor, so that asking, training and answering the coordinator overlap."""
 
-    def __init__(self, config: Config, rundir: Path, state: Mapping[str, Any] | None) -> None:
+    def __init__(self, config: Config, rundir: Path, state: tuple[Any] | None) -> None:
+        """`state`: a reference to that of the checkpoint that the run goes on from."""
         log_to(RunDir(rundir).logs, "reward-server")
         import torch
 
@@ -156,7 +157,7 @@ class RewardServerWorker:
         os.nice(BACKGROUND_NICENESS)
         self._server = build_reward_server(config, RunDir(rundir), _judge(config))
         if state is not None:
-            self._server.load_state_dict(state)
+            self._server.load_state_dict(ray.get(state[0]))
         self._serving: asyncio.Task[None] | None = None
         self._heap = HeapTrimmer()
 

@@ -35,7 +35,8 @@ class RewardHost:
         `captions`: all that were submitted."""
         self.config = session.config
         self.session = session
-        self._state = state
+        # In a tuple and kept here: Ray would give up what it made of a large argument, and could not make the actor again.
+        self._state = None if state is None else (ray.put(state),)
         self._adopt = adopt
         self._captions = captions
         self.worker: Any = None
@@ -78,6 +79,11 @@ class RewardHost:
             .remote(self.config, self.session.rundir.path, self._state)
         )
         return self.worker
+
+    @property
+    def judge_app(self) -> str | None:
+        """The application of Ray Serve that is the judge; None where this run has started none."""
+        return _JUDGE_APP if self._judge_started and self.config.judge.engine != "openai" else None
 
     def look(self) -> None:
         """Asks it how it stands, or looks whether it has answered."""

@@ -31,9 +31,12 @@ def mirror_path(store: Path) -> Path:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file of SQLite; None where nothing is. Raises `sqlite3.Error` where it is locked or cannot be read."""
+    """What is wrong with a file of SQLite; None where nothing is. Raises `sqlite3.Error` where it is locked or cannot be read.
+
+    For who may write it: reading a log that a process left behind that died takes writing.
+    """
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as db:
             verdict = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
             return None if verdict == "ok" else verdict
     except sqlite3.DatabaseError as error:
@@ -48,30 +51,23 @@ def is_damage(cause: str) -> bool:
 
 
 def set_aside(store: Path) -> Path:
-    """Renames a damaged store; where it lies now. What SQLite keeps beside it goes."""
+    """Renames a damaged store; where it lies now. What SQLite keeps beside it goes first: it must not meet another file."""
     aside = next(path for path in _names(store) if not path.exists())
-    store.rename(aside)
     for ending in ("-wal", "-shm"):
         store.with_name(store.name + ending).unlink(missing_ok=True)
+    store.rename(aside)
     return aside
 
 
-def fill(db: sqlite3.Connection, store: Path) -> None:
-    """Fills the empty tables of the connection with what the copy, which must be whole, holds."""
-    db.execute("ATTACH DATABASE ? AS mirror", (str(mirror_path(store)),))
-    db.execute("BEGIN IMMEDIATE")
-    for table, columns in _TABLES.items():
-        names = ", ".join(columns)
-        db.execute(f"INSERT OR REPLACE INTO main.{table} ({names}) SELECT {names} FROM mirror.copy_of_{table}")
-    db.execute("COMMIT")
-    db.execute("DETACH DATABASE mirror")
-
-
 def attach(db: sqlite3.Connection, store: Path) -> None:
-    """Has the connection, which writes the store, keep the copy from now on; makes it where there is none as it should be."""
+    """Has the connection, which writes the store, keep the copy from now on.
+
+    Where the two differ, each gets what it lacks of the other: the store all of the copy's rows, where it had to be made anew; the
+    copy the last transaction, after a crash between the two commits. So whatever dies when, nothing is gone from both.
+    """
     path = mirror_path(store)
     if path.exists() and damage(path) is not None:
-        for ending in ("", "-wal", "-shm"):
+        for ending in ("-wal", "-shm", ""):
             path.with_name(path.name + ending).unlink(missing_ok=True)
     db.execute("ATTACH DATABASE ? AS mirror", (str(path),))
     db.execute("PRAGMA mirror.journal_mode = WAL")
@@ -79,10 +75,10 @@ def attach(db: sqlite3.Connection, store: Path) -> None:
     db.execute("BEGIN IMMEDIATE")
     for table, columns in _TABLES.items():
         key, *others = columns
-        kind = "TEXT" if table == "meta" else "INTEGER"
+        kind, names = "TEXT" if table == "meta" else "INTEGER", ", ".join(columns)
         db.execute(f"CREATE TABLE IF NOT EXISTS mirror.copy_of_{table} ({key} {kind} PRIMARY KEY, {', '.join(others)})")
         if _outline(db, f"main.{table}", columns) != _outline(db, f"mirror.copy_of_{table}", columns):
-            names = ", ".join(columns)
+            db.execute(f"INSERT OR IGNORE INTO main.{table} ({names}) SELECT {names} FROM mirror.copy_of_{table}")
             db.execute(f"DELETE FROM mirror.copy_of_{table}")
             db.execute(f"INSERT INTO mirror.copy_of_{table} ({names}) SELECT {names} FROM main.{table}")
     db.execute("COMMIT")

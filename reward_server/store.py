@@ -145,7 +145,7 @@ class AnnotationStore:
                 try:
                     self._prepare()
                     if not read_only:
-                        self._mirror()
+                        mirror.attach(self._db, self.path)
                 except BaseException:
                     self._db.close()
                     raise
@@ -314,12 +314,6 @@ class AnnotationStore:
             return
         if mirror.damage(self.path) is not None and mirror.damage(copy) is None:
             self.damaged = mirror.set_aside(self.path)
-
-    def _mirror(self) -> None:
-        """Takes what the copy holds where the file had to be made anew, and keeps the copy from now on."""
-        if self.damaged is not None:
-            mirror.fill(self._db, self.path)
-        mirror.attach(self._db, self.path)
 
     def _prepare(self) -> None:
         db = self._db

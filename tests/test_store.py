@@ -1,11 +1,13 @@
 """The annotation store: what was written is there, in order, once, whatever happens to the process or the file."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,6 +262,35 @@ def test_a_damaged_file_is_made_anew_from_its_copy(path: Path, spoil: Callable[[
     with AnnotationStore(path) as store:
         assert store.damaged is not None and store.damaged.name.endswith("damaged-2")
         assert [label.text for label in store.labels_since(cursor[1], KEY)[0]] == ["later"]
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_file_that_is_not_there_yet_takes_what_its_copy_holds(path: Path, content: bytes | None) -> None:
+    """As after a death while the file was being made anew."""
+    _filled(path)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with AnnotationStore(path) as store:
+        assert store.counts(KEY).labelled == 2000
+    _header(path)
+    with AnnotationStore(path) as store:
+        assert store.counts(KEY).labelled == 2000
+
+
+def test_whenever_it_dies_over_a_damaged_file_nothing_is_lost(path: Path) -> None:
+    """kill -9 at many moments of the opening, one after the other."""
+    _filled(path)
+    context = multiprocessing.get_context("fork")
+    for moment in range(40):
+        _header(path)
+        child = context.Process(target=AnnotationStore, args=(path,))
+        child.start()
+        time.sleep(moment / 1000)
+        child.kill()
+        child.join()
+    with AnnotationStore(path) as store:
+        assert store.counts(KEY).labelled == 2000 and len(store.captions()) == 2000
 
 
 def test_a_damaged_copy_is_made_anew_from_the_file(path: Path) -> None:

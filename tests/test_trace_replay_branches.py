@@ -15,6 +15,7 @@ from learner.checkpoint import save_checkpoint
 from orchestration.config import Config, EnvSettings, RunSettings
 from orchestration.configuration import to_yaml
 from orchestration.errors import TraceError, UsageError
+from orchestration.traces.files import TraceFile
 from orchestration.traces.reader import Trace, read_trace, trace_files
 from orchestration.traces.replay import Outcome, UnreplayableError, isolate, replay_trace
 from orchestration.traces.replay.command import run_replay
@@ -123,7 +124,7 @@ def test_a_fork_in_a_fresh_process_is_the_same(trace: Trace, tmp_path: Path, mon
 
 def test_a_checkpoint_goes_on_with_the_state_that_the_steps_before_gave_it(trace: Trace, run: Path) -> None:
     """The recorded log-probabilities are of the same weights, so they are what the policy must come to again."""
-    policy = build_fork_policy(str(run), trace.header, seed=0)
+    policy = build_fork_policy(str(run), trace, seed=0)
     assert isinstance(policy, CheckpointPolicy)
     world = open_world(trace.header, None, policy.view)
     policy.read(world.reset(int(trace.header.seeds["seed"])))
@@ -165,7 +166,7 @@ def test_a_fork_of_what_does_not_match_is_not_made(trace: Trace, tmp_path: Path)
     [
         (-1, "random", "--from -1: .* can be forked at 0 to"),
         (10**6, "random", "--from 1000000: .* steps and can be forked at 0 to"),
-        (0, "nowhere", "--policy nowhere: no such folder; name a checkpoint, a run's folder, or 'random'"),
+        (0, "nowhere", "--policy nowhere: no such folder; name a checkpoint, a run's folder, a model's, or 'random'"),
         (0, ".", "--policy .: holds no checkpoint"),
     ],
 )
@@ -277,3 +278,40 @@ def test_the_first_observation_is_found_whatever_the_view(trace: Trace) -> None:
     world.close()
     assert seen.observation_hash == reset_of(trace).observation_hash
     assert isinstance(seen.observation["chars"], np.ndarray)
+
+
+# Traces of others.
+
+
+EVIL = ["../evil", "/tmp/evil", "a/b", "..", ".hidden", "a\0b", "a b", "", "a" * 300]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_the_name_of_an_episode_leads_no_branch_out_of_its_folder(trace: Trace, tmp_path: Path, evil: str) -> None:
+    """Whoever made the trace, nothing is written but below the folder that was asked for."""
+    inside = tmp_path / "deep" / "out"
+    inside.mkdir(parents=True)
+    named = dataclasses.replace(trace, header=dataclasses.replace(trace.header, episode_id=evil))
+    with pytest.raises(TraceError, match="cannot be the name of a file"):
+        fork(named, 3, "random", folder=inside)
+    with pytest.raises(TraceError, match="cannot be the name of a file"):
+        TraceFile(inside, evil)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert not Path("/tmp/evil.jsonl.zst.part").exists()
+
+
+def test_a_trace_does_not_say_where_games_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where there is a folder of games already; else they go where those of this machine are kept."""
+    env_id, options, _ = WORDS["textworld"]
+    path = record_words(tmp_path / "traces", env_id, {**options, "max_episode_steps": 3}, 1, random.Random(2), "words")
+    trace = read_trace(path)
+    assert replay_trace(trace).outcome is Outcome.MATCH
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "notes").write_text("mine")
+    monkeypatch.setenv("YENDOR_CACHE", str(tmp_path / "cache"))
+    for folder in (private, tmp_path / "none"):
+        header = dataclasses.replace(trace.header, env_options={**trace.header.env_options, "cache_dir": str(folder)})
+        assert replay_trace(dataclasses.replace(trace, header=header)).outcome is Outcome.MATCH
+    assert [each.name for each in private.iterdir()] == ["notes"] and not (tmp_path / "none").exists()
+    assert (tmp_path / "cache" / "textworld").is_dir()

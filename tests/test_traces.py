@@ -284,6 +284,10 @@ def fatal(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # Records of the trace that is planted with faults: 0 header, 1 reset, 2 step 0, 3 caption, 4 step 1, 5 its reward,
 # 6 weights, 7 step 2, 8 text, 9 tool call, 10 its result, 11 message, 12 llm call, 13 annotation, 14 to 16 rewards' parts
 # and total, 17 end.
+STOP = {
+    "type": "stop", "id": "s", "agent": "actor/0", "target": "actor/0", "reason": "context", "parents": ["e1"]
+}  # fmt: skip
+
 PLANTED = [
     ("form", at(0, schema="yendor-trace/99"), "written as yendor-trace/99, this version reads"),
     ("form", at(0, surprise=1), "missing or unknown fields: surprise"),
@@ -334,6 +338,19 @@ PLANTED = [
     ("clock", at(0, clock="pinned:1700000000"), "by the seeds it was 'unpinned'"),
     ("clock", at(0, seeds={"birth": "1700000000"}), "'unpinned', by the seeds it was 'pinned:1700000000'"),
     ("clock", at(0, seeds={"birth": "1700000000"}, clock="pinned:1700000001"), "was 'pinned:1700000000'"),
+    (
+        "clock",
+        at(0, seeds={"core": "7", "birth": "1700000000"}, clock="pinned:1700000000"),
+        "line 1: the hero was born at 1700000000, by the seed core at 1700000007",
+    ),
+    ("time", at(0, recorded_at=-1.0), "line 1: was recorded at -1 s since 1970"),
+    ("time", at(0, recorded_at=1e13), "line 1: was recorded at 1e+13 s since 1970"),
+    ("time", at(2, skew=-1e11), "line 3: event e1: happened -"),
+    (
+        "end",
+        lambda records: renumbered(records, 4, STOP),
+        "line 6: event e2: a step of actor/0, which was stopped before",
+    ),
     ("versions", at(0, versions={"minihack": "1.0.2"}), "line 1: the versions lack nle"),
     ("versions", at(0, env_id="alfworld/x", versions={"textworld": None}), "the versions lack alfworld"),
     ("header", at(0, forked_from="e0"), "line 1: names a parent without the step"),
@@ -488,6 +505,6 @@ def test_a_disk_that_gets_full_is_told_and_what_was_written_is_readable(tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (path,) = trace_files(tmp_path)
     trace = read_trace(path)
-    assert trace.cut is not None
+    assert trace.cut is None and trace.end is None, "what was written of a frame that did not fit is gone"
     check_same(trace, played, len(trace.steps))
     assert len(trace.steps) > 0

@@ -1,5 +1,7 @@
 """The index of a run's traces, and the questions that it answers."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from agents.observer import EpisodeFinish
 from orchestration.errors import UsageError
+from orchestration.traces import index as index_module
 from orchestration.traces.index import ALIASES, FILE, Index, load_index, table_of, write_index
 from orchestration.traces.where import parse_where
 from tests.trace_support import Played, record, recorder
@@ -118,3 +121,57 @@ def test_a_hundred_thousand_episodes_are_asked(tmp_path: Path) -> None:
     chosen = index.rows(index.select("success and length < 50", "return"))
     expected = sorted((r for r in rows if r["success"] and r["length"] < 50), key=lambda r: r["episode_return"])
     assert [r["episode_id"] for r in chosen] == [r["episode_id"] for r in expected]
+
+
+IDS = st.integers(0, 30).map(lambda number: f"e{number:02d}")
+
+
+@given(st.sets(IDS), st.sets(IDS), st.sets(IDS), st.booleans())
+def test_rows_that_come_and_go_stand_where_they_would_in_an_index_made_anew(
+    before: set[str], gone: set[str], new: set[str], many: bool
+) -> None:
+    def row(name: str, **more: Any) -> dict[str, Any]:
+        return {"episode_id": name, "file": f"{name}.jsonl.zst", "complete": True, "length": len(more), **more}
+
+    old = {name: row(name, metric_depth=1.0) for name in before}
+    fresh = [row(name, cost_tokens=2.0) for name in sorted(new)]
+    known = Index(table_of(list(old.values())))
+    numbers = [at for at, name in enumerate(known.column("episode_id")) if name in gone | new]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_FEW", 0 if many else 500)
+        merged = index_module._merged(known, numbers, fresh)  # pyright: ignore[reportPrivateUsage]
+    expected = Index(table_of([*(each for name, each in old.items() if name not in gone | new), *fresh]))
+    filled = [{name: row.get(name) for name in merged.names} for row in expected.rows(range(len(expected)))]
+    assert merged.rows(range(len(merged))) == filled
+
+
+def test_the_index_of_a_run_that_goes_on_is_written_only_for_what_finished(tmp_path: Path) -> None:
+    tracing = recorder(tmp_path)
+    record(tracing, Played("e1", [0], [""], [1.0], [3]))
+    record(tracing, Played("e0", [0], [""], [0.0], [3]), env=1, finish=False)
+    assert load_index(tmp_path).column("complete") == [False, True]
+    before = (tmp_path / FILE).stat().st_ino
+    assert load_index(tmp_path).column("episode_id") == ["e0", "e1"]
+    assert (tmp_path / FILE).stat().st_ino == before
+    tracing.finish(1, EpisodeFinish(0.0, 1, True, False, {}, None))
+    assert load_index(tmp_path).column("complete") == [True, True]
+    assert (tmp_path / FILE).stat().st_ino != before
+    assert load_index(tmp_path, write=False).column("file") == ["e0.jsonl.zst", "e1.jsonl.zst"]
+
+
+def test_the_command_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    """What makes it slow to start: learning, clusters, games, and what Arrow has beyond files."""
+    record(recorder(tmp_path), Played("e1", [0], [""], [1.0], [3]))
+    load_index(tmp_path)
+    code = (
+        "import sys; from orchestration.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
+        "print(*sorted({name for name in sys.modules if not name.startswith('_')}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "trace", "ls", str(tmp_path), "--where", "success", "--sort", "return"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    *shown, loaded = done.stdout.rstrip("\n").split("\n")
+    assert any("e1" in line for line in shown)
+    heavy = {"torch", "ray", "pandas", "pyarrow.dataset", "pyarrow.compute", "gymnasium", "nle", "transformers"}
+    assert heavy & set(loaded.split()) == set()

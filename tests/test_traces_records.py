@@ -1,5 +1,6 @@
 """Records of traces: all kinds come back, hostile texts too; old files are read; the published schema is current."""
 
+import time
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jsonschema import Draft202012Validator
 
+from agents.observer import EpisodeFinish
 from envs.captions import caption_id
 from orchestration.errors import TraceError
 from orchestration.traces.cells import CellPacker, CellUnpacker, colors_of, text_of
@@ -22,7 +24,7 @@ from orchestration.traces.json_schema import line_schema, schema_text
 from orchestration.traces.reader import read_lines, read_trace
 from orchestration.traces.schema import EVENTS, OTHERS, SCHEMA, Record, clean, text_ref
 from orchestration.traces.validate import RULES, validate_file
-from tests.trace_support import CAPTIONS, Played, record, recorder
+from tests.trace_support import CAPTIONS, Played, begin, record, recorder, steps_of
 
 KINDS = (*EVENTS.values(), *OTHERS.values())
 LINES = Draft202012Validator(line_schema())
@@ -285,3 +287,28 @@ def test_the_documentation_names_every_rule_and_kind() -> None:
         assert f"| `{rule}` | {meaning} |" in page
     for kind in (*EVENTS, *OTHERS, SCHEMA):
         assert f"`{kind}`" in page
+
+
+# The wall clock.
+
+
+def test_the_wall_clock_of_events_follows_what_it_was_set_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set forward by an hour while an episode runs: header and first events have the old time, the others the new one."""
+    moved, wall = 0.0, time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + moved)
+    played = Played("e1", [0, 1, 2, 0], [""] * 4, [0.0, 1.0, 0.0, 0.0], [3, 3, 4, 4])
+    tracing = recorder(tmp_path, frame_lines=1)
+    begin(tracing, played)
+    tracing.steps(0, steps_of(played, 0, 2))
+    moved = 3600.0
+    tracing.steps(0, steps_of(played, 2, 4))
+    tracing.finish(0, EpisodeFinish(1.0, 4, False, None, {}, "the roof fell in"))
+    trace = read_trace(tmp_path / "e1.jsonl.zst")
+    assert [(event.type, event.skew) for event in trace.events] == [
+        ("env_reset", 0.0), ("env_step", 0.0), ("env_step", 0.0), ("reward", 0.0),
+        ("weights_update", 3600.0), ("env_step", 3600.0), ("env_step", 3600.0), ("error", 3600.0),
+    ]  # fmt: skip
+    assert trace.wall(trace.events[-1]) == pytest.approx(trace.header.recorded_at + 3600.004, abs=0.01)
+    assert validate_file(trace.path) == []
+    for line in read_lines(trace.path).lines:
+        LINES.validate(orjson.loads(line))

@@ -17,6 +17,9 @@ from orchestration.traces.reader import read_trace, run_traces, trace_files
 from orchestration.traces.schema import Return, Spawn
 from orchestration.traces.validate import validate_file
 
+_RUN_FRAME_S = 2.0
+"""Between two writes of the run's own trace."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -27,7 +30,7 @@ class Finding:
     detail: str
 
 
-def audit(run: Path, seen: Seen, answered: Sequence[str], left: Sequence[psutil.Process]) -> list[Finding]:
+def examine(run: Path, seen: Seen, answered: Sequence[str], left: Sequence[psutil.Process]) -> list[Finding]:
     """`answered`: captions that the judge sent a label for; `left`: processes of the run that outlived it."""
     config = read_config(run / "config.yaml")
     return [
@@ -65,7 +68,7 @@ def valid_traces(run: Path) -> Finding:
     paths = [*trace_files(run), *run_traces(run)]
     broken: list[str] = []
     for path in paths:
-        broken += validate_file(path)[:1]
+        broken += [f"{path.name}: {fault}" for fault in validate_file(path)[:1]]
     finished = sum(path.suffix != ".part" for path in paths)
     detail = (
         f"{finished:,} finished, {len(paths) - finished} broken off; {len(broken)} not valid{': ' if broken else ''}"
@@ -95,32 +98,57 @@ def samples(run: Path) -> Finding:
 
 
 def steps_of_traces(run: Path, config: Config) -> Finding:
-    """With every episode traced: the steps in the traces of each actor are those that it told, but for what it had under way
-    when it died or was let go: the calls on their way, and the last lines that were not written yet."""
-    told: dict[str, int] = defaultdict(int)
+    """With every episode traced, the traces of each actor hold the steps that it brought, but for what may be lost on the way.
+
+    More: calls that were on their way when it ended, and what it brought in the last seconds before the driver was killed, as
+    the run's trace is written every two seconds. Fewer: the rest of each episode whose trace broke off (its writer was killed, or
+    the disk was full), episodes that have no trace (the disk was full: their numbers are missing), and in each environment one
+    of which no line was written yet; none is longer than the longest.
+    """
+    brought, unwritten = _brought(run)
+    held: dict[str, int] = defaultdict(int)
+    broken: dict[str, int] = defaultdict(int)
+    numbers: dict[str, set[int]] = defaultdict(set)
+    longest = 0
+    for path in trace_files(run):
+        # `actor-00.1-env007-ep000012.jsonl.zst`
+        env, _, rest = path.name.partition("-ep")
+        agent = env.partition("-env")[0]
+        numbers[env].add(int(rest.partition(".")[0]))
+        broken[agent] += path.suffix == ".part"
+        try:
+            steps = len(read_trace(path).steps)
+        except TraceError:
+            if path.suffix != ".part":
+                raise
+            continue  # its writer died before the first line was written
+        held[agent] += steps
+        longest = max(longest, steps)
+    for env, there in numbers.items():
+        broken[env.partition("-env")[0]] += max(there) + 1 - len(there)
+    on_its_way = config.actors.in_flight * config.actors.envs * config.actors.rollout_length
+    more = {a: held[a] - n for a, n in brought.items() if held[a] - n > on_its_way + unwritten[a]}
+    fewer = {a: n - held[a] for a, n in brought.items() if n - held[a] > (broken[a] + config.actors.envs) * longest}
+    detail = (
+        f"{sum(brought.values()):,} brought by {len(brought)} actors, {sum(held.values()):,} in traces, of which "
+        f"{sum(broken.values())} broke off or are missing; more than can be: {more or 'none'}, fewer than can be: {fewer or 'none'}"
+    )
+    return Finding("traces hold the steps that actors brought", bool(brought) and not more and not fewer, detail)
+
+
+def _brought(run: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Steps that each actor brought, by the run's own traces; and those of the last seconds of traces that broke off, as
+    an estimate of what came after them."""
+    brought: dict[str, int] = defaultdict(int)
+    unwritten: dict[str, int] = defaultdict(int)
     for path in run_traces(run):
         trace = read_trace(path)
+        last = trace.events[-1].t if trace.events else 0.0
         for event in trace.events:
             if isinstance(event, Spawn) and event.role == "actor":
-                told[event.child] += 0
+                brought[event.child] += 0
             if isinstance(event, Return):
-                told[event.agent] += event.details["steps"]
-    written: dict[str, int] = defaultdict(int)
-    for path in trace_files(run):
-        try:
-            trace = read_trace(path)
-        except TraceError:
-            if path.suffix == ".part":
-                continue  # its writer died before the first line was written
-            raise
-        if trace.steps:
-            # `actor-00.1/7`: the eighth environment of the actor.
-            written[trace.steps[0].agent.partition("/")[0]] += len(trace.steps)
-    actors = config.actors
-    bound = (actors.in_flight + 1) * actors.envs * actors.rollout_length
-    off = {agent: written[agent] - steps for agent, steps in told.items() if abs(written[agent] - steps) > bound}
-    detail = (
-        f"{sum(told.values()):,} told by {len(told)} actors, {sum(written.values()):,} in traces; "
-        f"{len(off)} actors off by more than {bound:,}{f': {off}' if off else ''}"
-    )
-    return Finding("traces hold the steps that were counted", bool(told) and not off, detail)
+                brought[event.agent] += event.details["steps"]
+                if trace.end is None and event.t > last - 2 * _RUN_FRAME_S:
+                    unwritten[event.agent] += event.details["steps"]
+    return brought, unwritten

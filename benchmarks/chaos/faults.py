@@ -85,7 +85,7 @@ class Injector:
         def on_its_way(now: dict[str, Any]) -> bool:
             learns = now.get("env_steps", 0) > steps and now.get("policy_version", 0) > version
             judged = not annotates or (
-                now["judge_status"] == "ready" and bool(self._cluster.ray_processes(REWARD_SERVER))
+                now["judge_status"] not in ("down", "unreadable") and bool(self._cluster.ray_processes(REWARD_SERVER))
             )
             return now.get("status") == "running" and learns and judged
 

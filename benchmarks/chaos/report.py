@@ -32,13 +32,12 @@ def invariants(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def curve(lines: Sequence[dict[str, Any]], points: int = 10) -> list[float]:
-    """Success of the last 100 episodes at each tenth of the steps."""
-    if not lines:
-        return []
-    last = lines[-1]["env_steps"]
-    told: list[float] = []
-    for point in range(1, points + 1):
-        before = [line for line in lines if line["env_steps"] <= last * point / points]
-        told.append((before[-1]["metrics"].get("episode/success") or 0.0) if before else 0.0)
+def curve(lines: Sequence[dict[str, Any]], every: int = 50_000) -> list[tuple[int, float | None, float | None]]:
+    """Success and return of the last 100 episodes at every so many steps."""
+    told: list[tuple[int, float | None, float | None]] = []
+    for line in lines:
+        if line["env_steps"] >= every * (len(told) + 1):
+            told.append(
+                (line["env_steps"], line["metrics"].get("episode/success"), line["metrics"].get("episode/return"))
+            )
     return told

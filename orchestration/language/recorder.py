@@ -11,17 +11,21 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.language.engines.base import Generation
 from agents.language.episode import LanguageEpisode
 from agents.language.observer import LanguageStart, LanguageStep
 from envs.captions import EMPTY_CAPTION_ID, caption_id
 from orchestration.errors import TraceError
+from orchestration.traces.clocks import WallClock
 from orchestration.traces.episode import observation_hash
 from orchestration.traces.files import TraceFile
 from orchestration.traces.replay.worlds import text_observation
+from orchestration.traces.room import Room
 from orchestration.traces.schema import (
     FORMAT,
     POLICY,
     REWARD_MODEL,
+    RUN_SEED,
     SCHEMA,
     SUFFIX,
     Caption,
@@ -30,19 +34,19 @@ from orchestration.traces.schema import (
     EnvStep,
     Error,
     Header,
-    LlmCall,
     Record,
     Reward,
-    Text,
+    Stop,
     WeightsUpdate,
     clean,
-    text_ref,
 )
 from orchestration.traces.selection import Selection
+from orchestration.traces.spoken import Spoken
 from orchestration.traces.versions import clock_text, native_versions
 from orchestration.traces.writers import TraceRun
 
-_DIGITS = 4
+_OWN_CUTS = ("context", "aborted")
+"""Why an episode was cut, where the world would have gone on."""
 
 
 class LanguageRecorder:
@@ -58,8 +62,11 @@ class LanguageRecorder:
         agent: str = "actor",
         asked: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
+        room: Room | None = None,
     ) -> None:
+        """Nothing is written while `room` is short: what would have been is told as trouble."""
         self._folder, self._run = folder, run
+        self._room = room
         self._selection = Selection(run.seed, rate, asked)
         self._agent, self._clock = agent, clock
         self._open: dict[str, _Recording] = {}
@@ -70,6 +77,8 @@ class LanguageRecorder:
         if (self._folder / f"{name}{SUFFIX}").exists():
             return  # the run was resumed and plays it again: a finished trace is never written again
         with self._giving_up(name):
+            if self._selection.chosen(name) is not None:
+                self._check_room(name)
             self._open[name] = _Recording(
                 self._folder, self._run, start, agent=self._agent, kept=self._selection.chosen(name), clock=self._clock
             )
@@ -93,15 +102,25 @@ class LanguageRecorder:
         recording = self._open.get(episode_id)
         if recording is not None:
             with self._giving_up(episode_id):
+                if recording.kept is not None:
+                    self._check_room(episode_id)
                 recording.step(step)
 
+    def _check_room(self, episode_id: str) -> None:
+        """Raises `TraceError` where checkpoints and labels need what room there is."""
+        if self._room is not None and (short := self._room.short()) is not None:
+            raise TraceError(f"{episode_id}: {short}")
+
     def finish(self, episode: LanguageEpisode) -> None:
-        self._finish(episode.episode_id, self._selection.ended(episode.episode_return))
+        stopped = episode.cut if episode.cut in _OWN_CUTS else None
+        self._finish(episode.episode_id, self._selection.ended(episode.episode_return), stopped=stopped)
 
     def fail(self, episode_id: str, error: str) -> None:
-        self._finish(episode_id, self._selection.failed(), error)
+        self._finish(episode_id, self._selection.failed(), error=error)
 
-    def _finish(self, episode_id: str, kept: str | None, error: str | None = None) -> None:
+    def _finish(
+        self, episode_id: str, kept: str | None, *, error: str | None = None, stopped: str | None = None
+    ) -> None:
         """`kept`: why it is, where nobody asked for it."""
         recording = self._open.get(episode_id)  # none: given up, or the world raised before it had begun
         if recording is None:
@@ -109,7 +128,8 @@ class LanguageRecorder:
         why = recording.kept or (kept if self._selection.rate else None)
         if why is not None:
             with self._giving_up(episode_id):
-                recording.finish(why, error)
+                self._check_room(episode_id)
+                recording.finish(why, error, stopped)
         self._open.pop(episode_id, None)
 
     def close(self) -> None:
@@ -135,7 +155,7 @@ class _Recording:
     ) -> None:
         self.kept = kept
         self._agent, self._clock = agent, clock
-        self._began = clock()
+        self._began, self._wall = clock(), WallClock()
         self._model = run.policy or ""
         self._version = start.policy_version
         self._reward_model_version = start.reward_model_version
@@ -148,7 +168,7 @@ class _Recording:
         self._folder, self._name = folder, start.episode_id
         self._file: TraceFile | None = self._open_file() if kept else None
         self._kept_back: list[Record] = []
-        self._write(_header(run, start))
+        self._write(_header(run, start, self._wall.recorded_at))
         caption = self._caption(start.caption)
         reset = EnvReset(
             **self._event(()),
@@ -163,21 +183,21 @@ class _Recording:
 
     def step(self, step: LanguageStep) -> None:
         """A turn: the call of the model, and the world's step."""
-        turn = step.turn
+        turn, spoken = step.turn, _spoken(step)
         if step.reward_model_version != self._reward_model_version and step.reward_model_version is not None:
             self._update(self._reward_model_version or 0, step.reward_model_version, REWARD_MODEL)
             self._reward_model_version = step.reward_model_version
         if turn.version != self._version:
             self._update(self._version, turn.version, POLICY)
             self._version = turn.version
-        call = self._call(step)
+        call = self._call(spoken)
         done = EnvStep(
             **self._event((self._last, call)),
             duration=round(turn.env_s, 4),
             step=self._steps,
             action=-1,
             action_name=clean(turn.command),
-            log_prob=round(float(turn.log_prob.sum()), _DIGITS),
+            log_prob=spoken.log_prob,
             value=None,
             reward=turn.reward,
             caption_id=self._caption(step.caption),
@@ -217,40 +237,22 @@ class _Recording:
         self._last = update.id
         self._write(update)
 
-    def _call(self, step: LanguageStep) -> str:
-        turn = step.turn
-        text = clean(turn.text)
-        reference = text_ref(text)
-        if reference not in self._texts:
-            self._texts.add(reference)
-            self._write(Text(ref=reference, text=text))
-        sampling = dict(step.sampling)
-        if turn.failure is not None:
-            sampling["failure"] = turn.failure
-        if turn.last_version != turn.version:
-            sampling["last_version"] = turn.last_version
-        call = LlmCall(
-            **self._event((self._last,)),
-            duration=round(turn.generate_s, 4),
-            model=self._model,
-            version=turn.version,
-            prompt=tuple(step.prompt.tolist()),
-            output=tuple(turn.output.tolist()),
-            output_ref=reference,
-            prompt_tokens=len(step.prompt),
-            output_tokens=len(turn.output),
-            log_probs=tuple(round(x, _DIGITS) for x in turn.log_prob.tolist()),
-            sampling=sampling,
-            latency_s=round(turn.generate_s, 4),
-            finish_reason=turn.stop,
-            step=self._steps,
-        )
-        self._tokens += len(step.prompt) + len(turn.output)
+    def _call(self, spoken: Spoken) -> str:
+        """The id of the call's event."""
+        text = spoken.text
+        if text.ref not in self._texts:
+            self._texts.add(text.ref)
+            self._write(text)
+        version = spoken.answer.version
+        call = spoken.call(self._event((self._last,)), model=self._model, version=version, step=self._steps)
+        self._tokens += call.prompt_tokens + call.output_tokens
         self._write(call)
         return call.id
 
-    def finish(self, kept: str, error: str | None = None) -> None:
-        """Ends the trace, which gets its final name."""
+    def finish(self, kept: str, error: str | None = None, stopped: str | None = None) -> None:
+        """Ends the trace, which gets its final name. `stopped`: why its agent did, where the world would have gone on."""
+        if stopped is not None:
+            self._write(Stop(**self._event((self._last,)), target=self._agent, reason=stopped))
         if error is not None:
             self._write(Error(**self._event((self._last,)), message=clean(error), source="environment", fatal=True))
         end, elapsed = self._end, self._elapsed()
@@ -311,13 +313,20 @@ class _Recording:
     def _event(self, parents: tuple[str, ...]) -> dict[str, Any]:
         seq = self._seq
         self._seq += 1
-        return {"id": f"e{seq}", "seq": seq, "t": self._elapsed(), "agent": self._agent, "parents": parents}
+        where = {"id": f"e{seq}", "seq": seq, "agent": self._agent, "parents": parents}
+        return {**where, "t": self._elapsed(), "skew": self._wall.skew()}
 
     def _elapsed(self) -> float:
         return round(self._clock() - self._began, 4)
 
 
-def _header(run: TraceRun, start: LanguageStart) -> Header:
+def _spoken(step: LanguageStep) -> Spoken:
+    turn = step.turn
+    answer = Generation(turn.output, turn.log_prob, turn.version, turn.last_version, turn.stop)
+    return Spoken(step.prompt, answer, turn.text, turn.failure, turn.generate_s, step.sampling)
+
+
+def _header(run: TraceRun, start: LanguageStart, recorded_at: float) -> Header:
     return Header(
         schema=SCHEMA,
         episode_id=start.episode_id,
@@ -325,12 +334,12 @@ def _header(run: TraceRun, start: LanguageStart) -> Header:
         env_id=start.env_id,
         env_options=dict(start.env_options),
         action_names=(),
-        seeds=dict(start.seeds),
+        seeds={**start.seeds, RUN_SEED: str(run.seed)},
         policy_version=start.policy_version,
         versions=run.versions,
         code_revision=run.code_revision,
         clock=clock_text(start.seeds),
-        recorded_at=time.time(),
+        recorded_at=recorded_at,
         count_exponent=run.count_exponent,
         reward_model_version=start.reward_model_version,
         policy=run.policy,

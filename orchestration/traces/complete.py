@@ -17,6 +17,7 @@ import numpy as np
 
 from orchestration.errors import ConfigError, TraceError
 from orchestration.traces.late import LABELS, SCORES, STORE, LateLabel, Scores, read_labels, read_scores
+from orchestration.traces.names import WAITING
 from orchestration.traces.reader import Trace, read_trace
 from orchestration.traces.schema import (
     COMPONENT,
@@ -167,7 +168,7 @@ def _reward(trace: Trace, added: "_Added", late: Late, settings: "RewardSettings
     looked_up = [_looked_up(step, version, late) for step, version in _versions(trace)]
     found = [each for each in looked_up if each is not None]
     if len(found) < len(looked_up):
-        return "the learner has not looked up all of its captions"
+        return WAITING
     fines = _fines(trace)
     paid = _paid(trace, [r_int for _, r_int in found], late, settings)
     for step, (version, r_int), *values in zip(trace.steps, found, *paid, strict=True):

@@ -9,6 +9,7 @@ import orjson
 from agents.observer import Cells, EpisodeFinish, EpisodeStart, EpisodeSteps
 from envs.captions import caption_id
 from orchestration.traces.cells import colors_of, text_of
+from orchestration.traces.clocks import WallClock
 from orchestration.traces.codec import encode
 from orchestration.traces.files import TraceFile
 from orchestration.traces.hashes import key_hashes, observation_hash
@@ -33,9 +34,18 @@ class EpisodeFile:
     """Writes what happens in one episode. `kept` says why; `at_once` steps are in a line."""
 
     def __init__(
-        self, file: TraceFile, header: Header, start: EpisodeStart, agent: str, kept: str, *, at_once: int = AT_ONCE
+        self,
+        file: TraceFile,
+        header: Header,
+        start: EpisodeStart,
+        agent: str,
+        kept: str,
+        wall: WallClock,
+        *,
+        at_once: int = AT_ONCE,
     ) -> None:
         self.file = file
+        self._wall = wall
         self._agent = agent
         self._kept = kept
         self._at_once = at_once
@@ -86,7 +96,7 @@ class EpisodeFile:
         """Hands what waits to the file."""
         count = self._packer.count
         if count:
-            self.file.append(orjson.dumps(self._packer.line(), option=_OPTIONS), count)
+            self.file.append(orjson.dumps(self._packer.line(self._wall.skew()), option=_OPTIONS), count)
 
     def tell(self, message: str, source: str, *, fatal: bool = False) -> None:
         """Something failed."""
@@ -120,4 +130,5 @@ class EpisodeFile:
     def _event(self, parents: tuple[str, ...]) -> dict[str, Any]:
         seq = self._seq
         self._seq += 1
-        return {"id": f"e{seq}", "seq": seq, "t": self._t, "agent": self._agent, "parents": parents}
+        where = {"id": f"e{seq}", "seq": seq, "agent": self._agent, "parents": parents}
+        return {**where, "t": self._t, "skew": self._wall.skew()}

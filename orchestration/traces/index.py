@@ -6,14 +6,15 @@ for, and a damaged index is made anew.
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.errors import TraceError
 from orchestration.files import write_atomically
-from orchestration.traces.names import RUN_PREFIX, SCORES, SUFFIX
+from orchestration.traces.names import RUN_PREFIX, SCORES, SUFFIX, WAITING
 from orchestration.traces.where import column_named, parse_where
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 FILE = "index.parquet"
 _PART = ".part"
-_REWARDED = "component_environment"
-"""Every episode has it whose rewards are known."""
-
 _FEW = 500
 """So many rows are made Python values one by one."""
 
@@ -145,26 +143,50 @@ class Index:
 def load_index(folder: Path, *, write: bool = True) -> Index:
     """The index of the traces in `folder` (or in its `traces/`), brought up to date, by episode id.
 
-    Only traces that are not in it yet are read: a finished one never changes. `write`: the index is written where it
-    changed. Raises `TraceError` for a folder or a trace that cannot be read.
+    Only traces that are not in it yet are read: a finished one never changes. Those that are not finished are read each
+    time. `write`: the index is written where it changed. Raises `TraceError` for a folder or a trace that cannot be read.
     """
     if (folder / "traces").is_dir():
         folder = folder / "traces"
     known = _read(folder / FILE)
     where = {name: at for at, name in enumerate(known.column("file"))}
     present = _names(folder, where)
-    again = {name for name in present if name.endswith(_PART)} | _unrewarded(folder, known)
-    if not again and present == where.keys():
-        return known
-    kept = [at for name, at in where.items() if name in present and name not in again]
-    paths = [folder / name for name in sorted(present - where.keys() | again & present)]
-    fresh = [row for row in map(_row, paths) if row is not None]
-    if not fresh and len(kept) == len(where):
-        return known
-    index = Index(table_of([*known.rows(kept), *fresh]))
-    if write:
-        write_index(folder / FILE, index)
-    return index
+    unfinished = {name for name in present if name.endswith(_PART)}
+    again = _unrewarded(folder, known)
+    read = _rows(folder, (present - unfinished - where.keys()) | (again & present))
+    gone = [at for name, at in where.items() if name not in present or name in again or name in unfinished]
+    if read or gone:
+        known = _merged(known, gone, read)
+        if write:
+            write_index(folder / FILE, known)
+    running = _rows(folder, unfinished)
+    return _merged(known, [], running) if running else known
+
+
+def _rows(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    return [row for name in sorted(names) if (row := _row(folder / name)) is not None]
+
+
+def _merged(known: Index, gone: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> Index:
+    """`known` without the rows numbered `gone`, and with `rows`, by episode id."""
+    if len(gone) + len(rows) > _FEW:
+        left = set(range(len(known))) - set(gone)
+        return Index(table_of([*known.rows(sorted(left)), *rows]))
+    # The rest are not made Python values, which for a hundred thousand takes most of a second: slices are put together.
+    pa, _ = _arrow()
+    ids, fresh = known.column("episode_id"), table_of(rows)
+    places = [(bisect_left(ids, name), number) for number, name in enumerate(fresh.column("episode_id").to_pylist())]
+    parts: list[Any] = []
+    at = 0
+    for place, number in sorted([*((place, (0, number)) for place, number in places), *((at, (1, 0)) for at in gone)]):
+        parts.append(known.table.slice(at, place - at))
+        at = place
+        if number[0]:
+            at += 1
+        else:
+            parts.append(fresh.slice(number[1], 1))
+    parts.append(known.table.slice(at))
+    return Index(pa.concat_tables(parts, promote_options="default"))
 
 
 def _names(folder: Path, known: Mapping[str, int]) -> set[str]:
@@ -184,10 +206,7 @@ def _unrewarded(folder: Path, known: Index) -> set[str]:
     scores, index = folder / SCORES, folder / FILE
     if not scores.exists() or (index.exists() and index.stat().st_mtime_ns > scores.stat().st_mtime_ns):
         return set()
-    rewarded = known.column(_REWARDED) if _REWARDED in known.names else [None] * len(known)
-    ended, versions = known.column("complete"), known.column("reward_model_version")
-    rows = zip(known.column("file"), ended, versions, rewarded, strict=True)
-    return {name for name, end, version, sum_ in rows if end and version is not None and sum_ is None}
+    return {name for name, why in zip(known.column("file"), known.column("unrewarded"), strict=True) if why == WAITING}
 
 
 def _row(path: Path) -> dict[str, Any] | None:

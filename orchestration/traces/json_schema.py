@@ -87,6 +87,7 @@ _STEPS = _columns(
     ),
     refused={"description": "Steps of the line whose action could not be executed.", **_COUNTS},
     slow=_tuples("Steps of the line that took long, and seconds.", _INDEX, {"type": "number"}),
+    skew={"description": "Of all of them, seconds; 0 where it is left out.", "type": "number"},
     cells=_CELLS,
     rows=_tuples(
         "Instead of `cells`: for each screen its number of rows, and those, by number and text, that differ from the screen "

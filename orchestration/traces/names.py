@@ -9,5 +9,8 @@ RUN_PREFIX = "run-"
 LABELS = "labels.late.zst"
 """The judge's answers; see `late`."""
 
+WAITING = "the learner has not looked up all of its captions"
+"""Why the rewards of an episode are not known, where they may be later."""
+
 SCORES = "scores.late.zst"
 """What the learner's reward model gave captions; see `late`."""

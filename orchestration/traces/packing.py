@@ -107,15 +107,16 @@ class StepPacker:
         self.count += len(steps)
         return events
 
-    def line(self) -> dict[str, Any]:
-        """The line of the steps that were added since the last one, as columns.
+    def line(self, skew: float = 0.0) -> dict[str, Any]:
+        """The line of the steps that were added since the last one, as columns. `skew`: of all of them, as it is now.
 
         `t`, of the first step, and `dt`, of the others since the one before, milliseconds; `action`; `log_prob` and
         `value` in units of 1e-4, null where not finite; `reward`, left out where all are 0; `hash`, of all observations,
         joined, and `keys`, the same of each of their arrays (see `EnvStep.key_hashes`); `policy` and `reward_model`: where
         these have another version from a step on, that step in the line and the version (it stands for a
         `weights_update`); `said`: step in the line and number of the caption, from 0 in the order of their lines;
-        `refused`: steps that could not be executed; `slow`: step and seconds; and of screens `cells` (see `cells`) or
+        `refused`: steps that could not be executed; `slow`: step and seconds; `skew`, of all steps, left out where it is 0; and of
+        screens `cells` (see `cells`) or
         `rows`: for each step its height and the rows, number and text, that differ from the screen before.
         """
         ticks, action, log_prob, value, reward = (np.concatenate(column) for column in zip(*self._parts, strict=True))
@@ -132,6 +133,8 @@ class StepPacker:
         }
         if reward.any():
             line["reward"] = reward.astype(np.float64)
+        if skew:
+            line["skew"] = skew
         if self._cells is not None and self._seen:
             line["cells"] = self._cells.columns()
         elif self._rows:
@@ -187,10 +190,11 @@ class Unpacker:
         if kind == "event":
             self._complete(tree)
         # The reader consumes what it is given.
-        name, t, value = tree.get("id", ""), tree.get("t", 0.0), tree.get("reward", 0.0)
+        name, value = tree.get("id", ""), tree.get("reward", 0.0)
+        moment = {"t": tree.get("t", 0.0), **({"skew": tree["skew"]} if "skew" in tree else {})}
         yield tree
         if paid:
-            yield self._paid(name, t, value)
+            yield self._paid(name, moment, value)
 
     def _complete(self, tree: dict[str, Any]) -> None:
         kind = tree.get("type")
@@ -244,15 +248,17 @@ class Unpacker:
         if not count - 1 <= len(screens) <= count:
             raise ValueError(f"{len(screens)} screens of {count} steps")
         updates = {what: dict(line.get(what, ())) for what in (POLICY, REWARD_MODEL)}
+        skewed = {"skew": line["skew"]} if "skew" in line else {}
         columns = zip(actions, times, line["log_prob"], line["value"], rewards, strict=True)
         for at, (action, tick, log_prob, value, reward) in enumerate(columns):
+            moment: dict[str, Any] = {"t": round(tick * _TICK, 3), **skewed}
             for what, versions in updates.items():
                 if at in versions:
-                    yield self._update(what, versions[at], round(tick * _TICK, 3))
+                    yield self._update(what, versions[at], moment)
             step: dict[str, Any] = {
                 "record": "event",
                 "type": "env_step",
-                "t": round(tick * _TICK, 3),
+                **moment,
                 "action": action,
                 "log_prob": _from_units(log_prob),
                 "value": _from_units(value),
@@ -273,18 +279,17 @@ class Unpacker:
             if at in slow:
                 step["duration"] = slow[at]
             self._complete(step)
-            # The reader consumes what it is given.
-            name, t = step["id"], step["t"]
+            name = step["id"]  # the reader consumes what it is given
             yield step
             if reward:
-                yield self._paid(name, t, reward)
+                yield self._paid(name, moment, reward)
 
-    def _update(self, what: str, version: int, t: float) -> dict[str, Any]:
+    def _update(self, what: str, version: int, moment: Mapping[str, Any]) -> dict[str, Any]:
         before = self._versions.get(what)
         update: dict[str, Any] = {
             "record": "event",
             "type": "weights_update",
-            "t": t,
+            **moment,
             "from_version": version if before is None else before,
             "to_version": version,
             "what": what,
@@ -305,11 +310,11 @@ class Unpacker:
                 self._rows[number] = text
             yield "\n".join(self._rows), ""
 
-    def _paid(self, step: str, t: float, value: float) -> dict[str, Any]:
+    def _paid(self, step: str, moment: Mapping[str, Any], value: float) -> dict[str, Any]:
         reward = {
             "record": "event",
             "type": "reward",
-            "t": t,
+            **moment,
             "family": "outcome",
             "value": value,
             "source": "environment",

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.errors import TraceError
+from orchestration.traces.clocks import WallClock
 from orchestration.traces.files import TraceFile
 from orchestration.traces.reader import RUN_PREFIX
 from orchestration.traces.schema import (
     RUN,
+    RUN_SEED,
     SCHEMA,
     SUFFIX,
     Aggregate,
@@ -52,7 +54,8 @@ class JudgeUse:
 class RunTrace:
     """Writes the trace of one run. Its calls come from one thread; the file is there after `kill -9` up to a few seconds.
 
-    A run does not end because its trace cannot be written: `on_trouble` is told why, and nothing more is written then.
+    A run does not end because its trace cannot be written: `on_trouble` is told why, once until it can be written again; what
+    happens meanwhile waits, and is written then.
     """
 
     def __init__(
@@ -72,10 +75,11 @@ class RunTrace:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._began = clock()
+        self._began, self._wall = clock(), WallClock()
         name = _free_name(folder)
         self._on_trouble = on_trouble
         self._file: TraceFile | None = None
+        self._told_trouble = False
         try:
             self._file = TraceFile(folder, name, frame_s=2.0, clock=clock)
         except TraceError as error:
@@ -99,12 +103,12 @@ class RunTrace:
             env_id=env_id,
             env_options=dict(env_options),
             action_names=(),
-            seeds={"run": str(seed)},
+            seeds={RUN_SEED: str(seed)},
             policy_version=policy_version,
             versions=package_versions(),
             code_revision=code_revision,
             clock="unpinned",
-            recorded_at=time.time(),
+            recorded_at=self._wall.recorded_at,
             count_exponent=count_exponent,
             scope=RUN,
             reward_model_version=reward_model_version,
@@ -125,6 +129,14 @@ class RunTrace:
         error = Error(**self._event(child), message=clean(reason), source=child)
         self._write(error)
         self._write(Stop(**self._event(COORDINATOR, error.id), target=child, reason="died"))
+
+    def stands_still(self, child: str, why: str) -> None:
+        """A part of the system makes no progress."""
+        self._write(Error(**self._event(child), message=clean(why), source=child))
+
+    def goes_on(self, child: str, words: str) -> None:
+        """It does again."""
+        self._message(child, COORDINATOR, words)
 
     def retired(self, child: str) -> None:
         """A part of the system was let go: the run was scaled down."""
@@ -229,7 +241,8 @@ class RunTrace:
             )
         )
         self._try(TraceFile.flush)
-        self._try(TraceFile.complete)
+        if self._file is not None and not self._file.failing:
+            self._try(TraceFile.complete)
 
     def _message(self, agent: str, to: str, text: str) -> None:
         reference = text_ref(text)
@@ -251,7 +264,8 @@ class RunTrace:
         parents = tuple(dict.fromkeys(parent for parent in (before, *also) if parent))
         self._newest[agent] = identity
         self._root = self._root or identity
-        return {"id": identity, "seq": seq, "t": self._elapsed(), "agent": agent, "parents": parents}
+        where = {"id": identity, "seq": seq, "agent": agent, "parents": parents}
+        return {**where, "t": self._elapsed(), "skew": self._wall.skew()}
 
     def _write(self, record: Record) -> None:
         self._try(lambda file: file.write(record))
@@ -263,9 +277,9 @@ class RunTrace:
         try:
             do(file)
         except TraceError as error:
-            self._file = None
-            file.drop()
-            self._on_trouble(str(error))
+            if not self._told_trouble:
+                self._on_trouble(str(error))
+        self._told_trouble = file.failing
 
     def _elapsed(self) -> float:
         return round(self._clock() - self._began, 6)

@@ -38,6 +38,13 @@ FORMAT = "format"
 RAW, COMPONENT, TOTAL = "raw", "component", "total"
 """`Reward.part`."""
 
+RUN_SEED, FORK_SEED = "run", "fork"
+"""Of `Header.seeds`, those that are not the world's: of the run, from which its policies' draws follow, and of a branch's
+policy."""
+
+CONTEXT = "context"
+"""`Stop.reason` where a language model stopped because its next prompt would not fit."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
@@ -53,6 +60,7 @@ class Header:
     env_options: Mapping[str, Any]
     action_names: tuple[str, ...]
     seeds: Mapping[str, str]
+    """All that the world set; beside them `run`, the run's own, and of a branch `fork`, that of its policy."""
     policy_version: int
     """Version of the policy at the first step."""
     versions: Mapping[str, str | None]

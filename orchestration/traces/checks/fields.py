@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from envs.captions import caption_id
+from envs.clock import PINNED, birth_of
 from orchestration.traces.codec import tree_of
 from orchestration.traces.schema import (
     EPISODE,
@@ -36,6 +37,8 @@ _GAME = "game"
 _HEX = re.compile(r"[0-9a-f]+")
 _LOST = "\ufffd"
 """Stands in a text for what was no Unicode: its name is that of the text before."""
+_LAST_S = 230 * 365.25 * 24 * 3600
+"""The wall clock shows less than that: 2200."""
 _SLACK = 1e-3
 """Log-probabilities are rounded, and computed in 32 bits or fewer."""
 
@@ -61,10 +64,20 @@ def of_header(header: Header) -> Wrong:
     told = clock_text(header.seeds)
     if header.clock != told:
         yield "clock", f"the clock is {header.clock!r}, by the seeds it was {told!r}"
+    core, birth = header.seeds.get("core", ""), header.seeds.get(PINNED)
+    if birth is not None and _is_decimal(core, 0, 2**64) and birth != str(birth_of(int(core))):
+        yield "clock", f"the hero was born at {birth}, by the seed core at {birth_of(int(core))}"
+    if not is_moment(header.recorded_at):
+        yield "time", f"was recorded at {header.recorded_at:g} s since 1970"
     family = header.env_id.partition("/")[0]
     missing = [name for name in WORLD_PACKAGES.get(family, ()) if name not in header.versions]
     if missing:
         yield "versions", f"the versions lack {', '.join(missing)}"
+
+
+def is_moment(seconds: float) -> bool:
+    """Whether a wall clock can show so many seconds since the epoch."""
+    return 0 <= seconds < _LAST_S
 
 
 def of_caption(caption: Caption) -> Wrong:

@@ -152,6 +152,10 @@ class Check:
         if event.t < self._t:
             self._say("time", f"event {event.id}: time goes back from {self._t} to {event.t}")
         self._t = max(self._t, event.t)
+        if self.header is not None and fields.is_moment(self.header.recorded_at):
+            wall = self.header.recorded_at + event.t + event.skew
+            if not fields.is_moment(wall):
+                self._say("time", f"event {event.id}: happened {wall:g} s since 1970, by its skew of {event.skew:g} s")
 
     def _references(self, event: AnyEvent) -> None:
         for name in _REFERENCES:
@@ -178,6 +182,8 @@ class Check:
         self.faults += self._sums.take(self._line, event)
         if self._fatal is not None:
             self._say("end", f"event {event.id}: a step after the fatal error {self._fatal}")
+        if event.agent in self._stopped:
+            self._say("end", f"event {event.id}: a step of {event.agent}, which was stopped before")
         in_force = self._versions[POLICY]
         if event.policy_version != in_force:
             self._say("version", f"event {event.id}: acted with v{event.policy_version} while v{in_force} was in force")

@@ -30,7 +30,18 @@ from orchestration.traces.replay.worlds import (
     reset_of,
     seed_of,
 )
-from orchestration.traces.schema import EPISODE, RAW, End, EnvReset, EnvStep, Reward, clean
+from orchestration.traces.schema import (
+    EPISODE,
+    FORK_SEED,
+    RAW,
+    RUN_SEED,
+    End,
+    EnvReset,
+    EnvStep,
+    Reward,
+    Stop,
+    clean,
+)
 
 _NOT_KEPT = ("", "0")
 """What stands for a caption of the opening that was not recorded, or that was empty."""
@@ -177,12 +188,12 @@ def _name_difference(trace: Trace, step: EnvStep) -> Difference | None:
 
 def _seed_differences(trace: Trace, world: World) -> Iterator[Difference]:
     """Where the world did not set the seeds that the header tells of. (`game` may be a path, other on each machine; if
-    another game is meant, its texts will tell.)"""
+    another game is meant, its texts will tell. What policies draw from is none of the world's.)"""
     here = world.seeds
     if PINNED in trace.header.seeds and PINNED not in here:
         raise UnreplayableError("its clock was pinned, which is not possible here: NetHack's library lacks the symbol")
     for name, value in trace.header.seeds.items():
-        if name != "game" and here.get(name) != value:
+        if name not in ("game", RUN_SEED, FORK_SEED) and here.get(name) != value:
             yield Difference(f"seeds.{name}", value, here.get(name, "none"))
 
 
@@ -220,6 +231,8 @@ class _Comparison:
         self._expected = _Expected(
             {event.targets[0]: event.value for event in paid if event.targets}, steps[-1] if steps else None, trace.end
         )
+        self._stopped = any(isinstance(event, Stop) and event.target == event.agent for event in trace.events)
+        """Whoever played stopped, where the world would have gone on."""
         self._counts: dict[int, int] = {}
         self._return = 0.0
 
@@ -288,7 +301,7 @@ class _Comparison:
 
     def _of_end(self, end: End, seen: Seen) -> Iterator[Difference]:
         yield from _unequal("terminated", end.terminated, seen.terminated)
-        yield from _unequal("truncated", end.truncated, seen.truncated)
+        yield from _unequal("truncated", end.truncated and not self._stopped, seen.truncated)
         yield from _unequal("success", end.success, seen.success)
         yield from _unequal("length", end.length, len(self._trace.steps))
         for name in sorted(end.metrics.keys() | seen.metrics.keys()):

@@ -5,12 +5,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.base import View, YendorEnv
+from envs.cache import is_cache
 from envs.clock import PINNED
 from envs.registry import make, make_text
 from envs.text import TextEnv
@@ -42,6 +44,8 @@ class Seen:
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     admissible: tuple[str, ...] = ()
     """Of a text world: the commands that it would execute now."""
+    objective: str = ""
+    """Of a text world, at the reset: what is to be done."""
     error: str | None = None
     """What the world raised instead of anything else here."""
     planes: NDArray[np.uint8] | None = None
@@ -54,6 +58,11 @@ class Seen:
     @property
     def observation_hash(self) -> str:
         return observation_hash(self.observation)
+
+    @property
+    def text(self) -> str:
+        """The observation of a text world."""
+        return self.observation["text"].tobytes().decode("utf-8", "surrogatepass")
 
     @property
     def colors(self) -> str:
@@ -142,7 +151,11 @@ class WordWorld:
     def reset(self, seed: int) -> Seen:
         text, info = self._env.reset(seed=seed)
         return Seen(
-            text_observation(text), self._env.screen(), info.get("caption", ""), admissible=info.get("admissible", ())
+            text_observation(text),
+            self._env.screen(),
+            info.get("caption", ""),
+            admissible=tuple(info.get("admissible", ())),
+            objective=str(info.get("objective", "")),
         )
 
     def step(self, action: int, name: str) -> Seen:
@@ -243,7 +256,7 @@ def open_world(header: Header, first_hash: str | None = None, view: View | None 
     _check_packages(header)
     try:
         if not header.action_names:
-            return WordWorld(make_text(header.env_id, **header.env_options))
+            return WordWorld(make_text(header.env_id, **_options(header)))
         view = view or view_of(header)
         if view is not None or first_hash is None:
             return ArrayWorld(make(header.env_id, view, **header.env_options))
@@ -252,6 +265,16 @@ def open_world(header: Header, first_hash: str | None = None, view: View | None 
         raise
     except Exception as error:  # whatever keeps a world from being made, it cannot be played
         raise UnreplayableError(f"the environment cannot be made here: {first_line(error)}") from error
+
+
+def _options(header: Header) -> dict[str, Any]:
+    """The options of the recording, but for a folder of games that is none here: a trace does not say where files are
+    written. Games are the same wherever they are kept."""
+    options = dict(header.env_options)
+    folder = options.get("cache_dir")
+    if folder is not None and not (isinstance(folder, str) and is_cache(Path(folder).expanduser())):
+        del options["cache_dir"]
+    return options
 
 
 def _check_packages(header: Header) -> None:

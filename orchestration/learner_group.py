@@ -23,6 +23,7 @@ from orchestration.config import Config
 from orchestration.errors import root_cause
 from orchestration.part_log import log_to
 from orchestration.rundir import RunDir
+from orchestration.watch.run_watch import Part
 
 _CAUSE_S = 2.0
 """A worker that died may be heard of later than the one that missed it."""
@@ -75,6 +76,8 @@ class Followers:
         self._handles: list[Any] = []
         self._following: list[Any] = []
         """References to the answers that come when they end."""
+        self.met = True
+        """Whether they and the learner have found together; until then that waits for them, and does nothing."""
 
     def start(self) -> None:
         """Makes them, for a learner that is being made too; the ones before are ended."""
@@ -84,6 +87,11 @@ class Followers:
             options = placement.learner(self._config)
             made: Any = ray.remote(LearnerFollower).options(**options)
             self._handles = [made.remote(self._config, self._rundir, rank) for rank in range(1, workers)]
+            self.met = False
+
+    def parts(self) -> list[Part]:
+        """As the watchdog knows them. They owe the coordinator nothing, so being idle is no fault; being stopped is one."""
+        return [Part(f"learner-{rank}", handle, 0.0, False) for rank, handle in enumerate(self._handles, 1)]
 
     def join(self, learner: Any) -> None:
         """Has them and the learner find together, before it answers any later call."""
@@ -96,6 +104,7 @@ class Followers:
             if following is not self._following:
                 return
             error = answer.exception()
+            self.met = error is None
             if isinstance(error, RayActorError):
                 if error.actor_init_failed:  # as another's would
                     raise error

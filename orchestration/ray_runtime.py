@@ -436,7 +436,8 @@ class RayRuntime:
             for actor in (*self._actors.values(), *self._leaving)
         ]
         # A sign of life is always asked of it.
-        parts = [*actors, Part(LEARNER, self._learner, self._learner_heard_at, True)]
+        learner = Part(LEARNER, self._learner, self._learner_heard_at, self._followers.met)
+        parts = [*actors, learner, *self._followers.parts()]
         if self._reward.worker is not None:
             asked = self._reward.asked_since
             heard_at = time.monotonic() if asked is None else asked

@@ -147,6 +147,23 @@ def test_a_worker_that_dies_before_the_group_met(tmp_path: Path, address: str) -
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_stopped_is_named_and_replaced(tmp_path: Path, address: str) -> None:
+    run = tmp_path / "run"
+    options = ["learner.workers=2", "train.env_steps=100000000", "cluster.still_s=4"]
+    with Command(*arguments(tmp_path, *options), address=address) as command:
+        command.until(lambda: summary(run).get("policy_version", 0) >= 5)
+        assert "stands still" not in command.text(), "a learner that waits for its workers was taken for dead"
+        found(FOLLOWER)[0].suspend()
+        command.until(lambda: "learner-1 stands still" in " ".join(command.text().split()))
+        command.until(lambda: summary(run)["learner_restarts"] == 1)
+        version = summary(run)["policy_version"]
+        command.until(lambda: summary(run)["policy_version"] > version + 5)
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait() == 130
+    accounts_for_all(run)
+
+
+@pytest.mark.slow
 def test_credit_and_intrinsic_reward_with_two_learners(tmp_path: Path, address: str) -> None:
     """Recurrent states are gathered, components have critics of their own, and the reward model is the leader's."""
     run = tmp_path / "run"

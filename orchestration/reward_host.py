@@ -99,6 +99,7 @@ class RewardHost:
             status, version = ray.get(reference)
         except RayActorError as error:
             # Ray makes it again (max_restarts); its labels are in the store.
+            self.session.record.reward_server_lost(death(error))
             self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
             return
         self.session.judged(status)

@@ -1,4 +1,4 @@
-# make setup | demo | test | bench | lint
+# make setup | demo | test | bench | chaos | lint
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup judge demo test bench lint format clean
+.PHONY: setup judge demo test bench chaos lint format clean
 
 setup: $(READY)
 
@@ -45,6 +45,10 @@ test: judge
 
 bench: judge
 	$(BIN)/python -m benchmarks
+
+# Hundreds of faults under two trainings. As root they also meet the network and the disk.
+chaos: judge
+	$(BIN)/python -m benchmarks chaos
 
 lint: setup
 	$(BIN)/ruff check .

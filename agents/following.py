@@ -215,7 +215,7 @@ class Follower:
         if followed is not None and followed.episode_id == episode_id:
             del self._followed[index], self._envs.watched[index]
             self._tell(index, followed, t + 1)
-            self._observer.finish(index, finish)
+            self._observer.finish(index, finish, lambda: self._remembered.recall(index, episode_id, t))
         elif self._observer.wants_back(episode_id, finish):
             episode = self._remembered.recall(index, episode_id, t)
             if episode is not None:

@@ -1,6 +1,6 @@
 """What the rollout loop tells about the episodes that somebody wants to follow (a trace recorder, a viewer)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -131,7 +131,9 @@ class EpisodeObserver(Protocol):
         read, and stay as they are."""
         ...
 
-    def finish(self, env_index: int, finish: EpisodeFinish) -> None: ...
+    def finish(self, env_index: int, finish: EpisodeFinish, recall: Callable[[], Recalled | None]) -> None:
+        """The end of an episode; `recall` gives what the rollout remembers of it, None where it was too long for that."""
+        ...
 
     def wants_back(self, episode_id: str, finish: EpisodeFinish) -> bool:
         """Whether an episode that ended without being followed is worth recording after all."""

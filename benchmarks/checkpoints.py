@@ -1,4 +1,4 @@
-"""What checkpoints cost the learner: written beside the training, and, for comparison, in its way."""
+"""What checkpoints cost the learner: written beside the training, copied to a URL as well, and, for comparison, in its way."""
 
 import argparse
 import json
@@ -13,9 +13,13 @@ import torch
 
 from learner.background import BackgroundWriter
 from orchestration.configuration import load_config
+from orchestration.offsite.runs import open_offsite
+from orchestration.offsite.uploads import Uploads
 from orchestration.parts import LearnerPart, action_count, build_rollout
+from orchestration.rundir import RunDir
 
 _ROUNDS = 3
+_KEEP = 2
 _SETTINGS = ["env.id=nethack/Score", "reward.model=none", "learner.batch_size=2048", "actors.envs=64", "runtime=serial"]
 
 
@@ -36,10 +40,15 @@ class Cost:
     """That the learner would stand still if it wrote the checkpoint itself."""
     slowdown: float
     """Of updates, all in all: 1 − updates/s with checkpoints by those without, measured in turns."""
+    uploaded_slowdown: float
+    """The same with each checkpoint copied to a URL, by a thread of the same process (in a distributed run it is one of the
+    coordinator's)."""
+    upload_ms: float
+    """That copying takes, beside it."""
 
 
-def measure(network: str, interval_s: float, seconds: float, folder: Path) -> Cost:
-    """Trains on the same trajectories again and again, with checkpoints and without."""
+def measure(network: str, interval_s: float, seconds: float, folder: Path, url: str) -> Cost:
+    """Trains on the same trajectories again and again, without checkpoints, with them, and with copies of them at `url`."""
     config = load_config("nethack_score", [*_SETTINGS, f"agent.network={network}"])
     torch.set_num_threads(1)
     part = LearnerPart(config, action_count(config))
@@ -48,18 +57,25 @@ def measure(network: str, interval_s: float, seconds: float, folder: Path) -> Co
     trajectories = [rollout.collect()[0] for _ in range(2)]
     rollout.close()
     held: list[float] = []
+    offered: list[Path] = []
     writes: list[float] = []
     writer = BackgroundWriter()
+    run = open_offsite(url, network)
+    run.move_aside()
+    uploads = Uploads(run, RunDir(folder / network), _KEEP)
 
     def snapshot() -> Callable[[], Path]:
-        return part.snapshot(folder / network, part.learner.trained_samples, _REST, "", 2)
+        return part.snapshot(RunDir(folder / network).checkpoints, part.learner.trained_samples, _REST, "", _KEEP)
 
-    def updates(checkpoints: bool) -> float:
+    def updates(checkpoints: bool, upload: bool = False) -> float:
         began, due, count = time.perf_counter(), time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             for trajectory in trajectories:
                 part.learner.version = 0  # none is ever too old
                 count += len(part.learner.feed(trajectory))
+            if upload and not writer.busy and (path := writer.outcome()[0]) not in (None, *offered):
+                offered.append(path)
+                uploads.offer(path)
             if checkpoints and time.perf_counter() >= due and not writer.busy:
                 due = time.perf_counter() + interval_s
                 if held:
@@ -70,8 +86,10 @@ def measure(network: str, interval_s: float, seconds: float, folder: Path) -> Co
         return count / (time.perf_counter() - began)
 
     updates(False)
-    pairs = [(updates(False), updates(True)) for _ in range(_ROUNDS)]
+    rounds = [(updates(False), updates(True), updates(True, upload=True)) for _ in range(_ROUNDS)]
     writer.wait()
+    if not uploads.finish(60.0) or uploads.errors:
+        raise RuntimeError(f"{url}: {[news.text for news in uploads.news()]}")
     in_the_way: list[float] = []
     for _ in range(_ROUNDS):
         at = time.perf_counter()
@@ -82,10 +100,12 @@ def measure(network: str, interval_s: float, seconds: float, folder: Path) -> Co
         interval_s=interval_s,
         megabytes=sum(file.stat().st_size for file in path.iterdir()) / 1e6,
         held_up_ms=statistics.median(held) * 1e3,
-        held_up_share=sum(held) / (_ROUNDS * seconds),
+        held_up_share=sum(held) / (2 * _ROUNDS * seconds),
         write_ms=statistics.median(writes) * 1e3 if writes else float("nan"),
         in_the_way_ms=statistics.median(in_the_way) * 1e3,
-        slowdown=1.0 - statistics.median(with_ / without for without, with_ in pairs),
+        slowdown=1.0 - statistics.median(written / without for without, written, _ in rounds),
+        uploaded_slowdown=1.0 - statistics.median(uploaded / without for without, _, uploaded in rounds),
+        upload_ms=uploads.seconds / max(uploads.done, 1) * 1e3,
     )
 
 
@@ -97,9 +117,11 @@ def main(folder: Path, *options: str) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks checkpoints", description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each of the measurements")
     parser.add_argument("--interval", type=float, default=10.0, help="checkpoint.interval_s")
+    parser.add_argument("--url", help="where checkpoints are copied to; default: a folder beside the others")
     arguments = parser.parse_args(options)
+    url = arguments.url or str(folder / "far")
     found: list[Cost] = []
     for network in ("fast", "oni"):
-        found.append(measure(network, arguments.interval, arguments.seconds, folder))
+        found.append(measure(network, arguments.interval, arguments.seconds, folder, url))
         print(json.dumps(asdict(found[-1])), flush=True)
     (folder / "checkpoints.json").write_text(json.dumps([asdict(cost) for cost in found], indent=2))

@@ -18,7 +18,7 @@ from benchmarks.runs import train
 EXTRINSIC = "extrinsic"
 """The agent without intrinsic reward."""
 MODELS = (EXTRINSIC, "hash", "classification", "ranking", "counts", "rnd", "ellm")
-TASKS = ("minihack/KeyRoom-S5", "minihack/WoD-Medium-Restricted")
+TASKS = ("minihack/KeyRoom-S5", "minihack/KeyRoom-Dark-S5")
 PRESET = "demo"
 # The bound on time is lifted: every run has the same number of steps however slow the machine is.
 SHARED = ("train.max_wall_s=7200.0", "trace.rate=0")

@@ -20,6 +20,7 @@ ROLES = {
     "EngineCore": JUDGE,
     "ray::RolloutWorker": "actors",
     "ray::LearnerWorker": "learner",
+    "ray::LearnerFollower": "learner",
     "ray::RewardServerWorker": "reward server",
     "yendor train": "coordinator",
 }

@@ -10,6 +10,14 @@ from pathlib import Path
 _NICENESS = 10
 
 
+def give_way() -> None:
+    """Has the calling thread yield to the others: its hashing would else take turns with the learner's."""
+    if hasattr(os, "setpriority"):
+        # On Linux the niceness of this thread alone.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
 class BackgroundWriter:
     """Runs what writes a checkpoint in a thread. Its calls come from one other thread."""
 
@@ -41,10 +49,7 @@ class BackgroundWriter:
         return self._path, self._error, self._seconds
 
     def _write(self, write: Callable[[], Path]) -> None:
-        if hasattr(os, "setpriority"):
-            # On Linux the niceness of this thread alone, whose hashing would else take turns with the learner's.
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        give_way()
         began = time.perf_counter()
         try:
             self._path = write()

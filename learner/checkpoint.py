@@ -5,22 +5,24 @@ folder), `state.pt` (everything else, read with torch's `weights_only`, which ex
 `config.yaml`, and `manifest.json` with the digest of each file. `latest` is a link to the newest.
 """
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, cast
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+# torch is loaded where it is used: the coordinator looks after checkpoints too, and does without.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 LATEST = "latest"
 _PART = ".part"
 DAMAGED = ".damaged"
+_P = ParamSpec("_P")
 
 
 class CheckpointError(Exception):
@@ -28,9 +30,10 @@ class CheckpointError(Exception):
 
 
 def save_checkpoint(
-    root: Path, env_steps: int, *, policy: Mapping[str, Tensor], state: Mapping[str, Any], config: str, keep: int
+    root: Path, env_steps: int, *, policy: Mapping[str, "Tensor"], state: Mapping[str, Any], config: str, keep: int
 ) -> Path:
     """Writes `root/<env_steps>` with the policy's weights in it; the rest as `write_checkpoint`."""
+    from safetensors.torch import save_file
 
     def write_policy(part: Path) -> None:
         save_file({k: v.contiguous() for k, v in policy.items()}, part / "policy.safetensors")
@@ -38,6 +41,23 @@ def save_checkpoint(
     return write_checkpoint(root, env_steps, write_policy, state=state, config=config, keep=keep)
 
 
+def _leaving_nothing_half(write: Callable[Concatenate[Path, _P], Path]) -> Callable[Concatenate[Path, _P], Path]:
+    """A checkpoint that cannot be written (a full disk) gives back at once what room it took."""
+
+    @functools.wraps(write)
+    def wrapped(root: Path, *arguments: _P.args, **options: _P.kwargs) -> Path:
+        try:
+            return write(root, *arguments, **options)
+        except BaseException:
+            for part in root.glob(f".*{_PART}"):
+                if ".old" not in part.name:  # one that was whole
+                    shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    return wrapped
+
+
+@_leaving_nothing_half
 def write_checkpoint(
     root: Path, env_steps: int, write_policy: Callable[[Path], None], *, state: Mapping[str, Any], config: str, keep: int
 ) -> Path:  # fmt: skip
@@ -47,6 +67,8 @@ def write_checkpoint(
     numbers, strings and None. A `kill -9` at any moment leaves the checkpoints before it whole. Raises OSError where the
     disk is full or not writable.
     """
+    import torch
+
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"{env_steps:012d}"
     for torn in root.glob(f".*{_PART}"):  # writes that were killed, and one of this step that failed
@@ -57,8 +79,18 @@ def write_checkpoint(
     torch.save(dict(state), part / "state.pt")
     (part / "config.yaml").write_text(config)
     files = sorted(p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file())
-    manifest = {"format": FORMAT, "env_steps": env_steps, "files": {name: _digest(part / name) for name in files}}
+    manifest = {"format": FORMAT, "env_steps": env_steps, "files": {name: file_digest(part / name) for name in files}}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    place_checkpoint(part, final)
+    for old in (*checkpoints(root)[:-keep], *root.glob(f".*{_PART}")):
+        shutil.rmtree(old)
+    return final
+
+
+def place_checkpoint(part: Path, final: Path) -> None:
+    """Makes the folder `part`, in which all is written, the checkpoint `final`, and points `latest` at that; both lie on one
+    file system."""
+    root = final.parent
     for path in (part, *part.rglob("*")):
         _fsync(path)
     if final.exists():  # the same step again, after a resume that took no step
@@ -66,13 +98,12 @@ def write_checkpoint(
     part.rename(final)
     _point_latest(root, final)
     _fsync(root)
-    for old in (*checkpoints(root)[:-keep], *root.glob(f".*{_PART}")):
-        shutil.rmtree(old)
-    return final
 
 
 def on_cpu(state: Any) -> Any:
     """`state`, nested dicts, lists and tuples, with a copy on the CPU of each tensor."""
+    from torch import Tensor
+
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):
@@ -130,14 +161,24 @@ def newest_sound_checkpoint(root: Path, tell: Callable[[str], None]) -> Path | N
 
 def load_state(path: Path) -> dict[str, Any]:
     """The state of a verified checkpoint, on the CPU."""
+    import torch
+
     verify_checkpoint(path)
     return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
 
 
-def load_policy(path: Path) -> dict[str, Tensor]:
+def load_policy(path: Path) -> "dict[str, Tensor]":
     """The policy of a verified checkpoint, on the CPU."""
+    from safetensors.torch import load_file
+
     verify_checkpoint(path)
     return load_file(path / "policy.safetensors")
+
+
+def stays_inside(name: str) -> bool:
+    """Whether `name`, out of a list of files that anybody may have written, is a path below the folder of the list."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and not set(name) & {"\\", "\0"}
 
 
 def _damage(path: Path) -> str | None:
@@ -150,17 +191,27 @@ def _damage(path: Path) -> str | None:
         return "its manifest.json is not JSON"
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return f"its format is not {FORMAT}"
+    if not isinstance(manifest.get("files"), dict):
+        return "its manifest.json lists no files"
     for name, digest in manifest["files"].items():
+        if not stays_inside(name):
+            return f"its manifest.json names {name!r}, which lies outside"
         if not (path / name).is_file():
             return f"{name} is missing"
-        if _digest(path / name) != digest:
+        if file_digest(path / name) != digest:
             return f"{name} differs from what was written"
     return None
 
 
-def _digest(path: Path) -> str:
+def new_digest() -> "hashlib.blake2b":
+    """What the files of checkpoints are checked with."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def file_digest(path: Path) -> str:
+    """Of a file, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, new_digest).hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -1,7 +1,5 @@
 """The learner: trajectories in, weights out. One optimisation step for each full batch (one epoch, as in ONI)."""
 
-import copy
-import functools
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -11,20 +9,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from agents.networks.base import PolicyOutput, RecurrentPolicy
-from agents.precision import products_in
-from agents.trajectory import Arrays, Trajectory, concatenate, trajectory_from_state, trajectory_state
+from agents.networks.base import RecurrentPolicy
+from agents.trajectory import Trajectory, concatenate, trajectory_from_state, trajectory_state
 from learner.credit.fragments import Origin
 from learner.credit.online import OnlineCredit
 from learner.credit.outcomes import EpisodeOutcome
 from learner.fusion import FusedReward, fuse
-from learner.objective import Loss, appo_loss, normalise
-from learner.precision import resolve_precision
+from learner.parallel import Group
 from learner.settings import LearnerSettings, RewardSettings
+from learner.step import PolicyStep, StepRewards
+from learner.team import Leader
 from learner.update import Update
-from learner.vtrace import VTrace, vtrace
 
 Weights = dict[str, NDArray[Any]]
 
@@ -58,26 +54,20 @@ class Learner:
         self.intrinsic = intrinsic
         self.credit = credit
         """None: every step keeps what it was paid (`credit.method=turn`)."""
-        self.device = resolve_device(settings.device)
-        self.dtype = resolve_precision(settings.precision, self.device)
-        self.policy = policy.to(self.device).train()
+        self.policy = policy
+        self.step = policy_step(policy, settings, credit)
         self.version = 0
         self.dropped_samples = 0
         """Samples of policies older than `max_lag` versions, never trained on."""
         self.trained_samples = 0
         self._queue: deque[_Waiting] = deque()
+        self._leader: Leader | None = None
+        """None: it learns alone."""
 
-    @functools.cached_property
-    def optimizer(self) -> torch.optim.Adam:
-        """Made when it is first needed: torch loads its compiler with it, and actors wait for the first weights."""
-        settings = self.settings
-        return torch.optim.Adam(
-            self.policy.parameters(),
-            lr=settings.learning_rate,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_eps,
-            fused=True,
-        )
+    def lead(self, group: Group) -> Leader:
+        """From now on every optimisation step is taken together with the followers of a group, until the leader is closed."""
+        self._leader = Leader(group, self.step)
+        return self._leader
 
     def feed(self, trajectory: Trajectory, origin: Origin | None = None) -> list[Update]:
         """Queues a trajectory and takes an optimisation step for each batch that is full then.
@@ -132,8 +122,8 @@ class Learner:
         """A batch that the progress estimator alone learns from: the policy stays as it is."""
         batch = concatenate(parts)
         with torch.no_grad():
-            output, _, _ = self._evaluate(batch)
-        credit.attribute(batch, origins, self._fuse(batch), output.state, self.version)
+            states = self.step.evaluate(batch).output.state
+        credit.attribute(batch, origins, self._fuse(batch), states, self.version)
         credit.explored(batch.steps * batch.batch)
 
     def _fuse(self, batch: Trajectory) -> FusedReward:
@@ -141,33 +131,33 @@ class Learner:
 
     def update(self, parts: list[Trajectory], origins: list[Origin] | None = None) -> Update:
         """One optimisation step on the segments of `parts`, side by side; `origins` are wanted where credit is attributed."""
-        began = time.perf_counter()
+        began, exchanged = time.perf_counter(), self.step.workers.exchange_s
         lag = np.concatenate([np.full(p.batch, self.version - p.policy_version) for p in parts])
         batch = concatenate(parts)
+        estimates = self.credit is not None and self.credit.estimator is not None
+        mine = batch if self._leader is None else self._leader.share_batch(batch, wants_states=estimates)
+        rewarding = time.perf_counter()
         rewards = self._fuse(batch)
-        reward_s = time.perf_counter() - began
+        reward_s = time.perf_counter() - rewarding
 
-        output, final_value, final_state = self._evaluate(batch)
+        evaluation = self.step.evaluate(mine)
         if self.credit is not None:
+            states = evaluation.output.state
+            if self._leader is not None and estimates:
+                states = self._leader.gather_states(states)
             credited = time.perf_counter()
             assert origins is not None  # `feed` knows them
-            rewards = self.credit.attribute(batch, origins, rewards, output.state, self.version)
+            rewards = self.credit.attribute(batch, origins, rewards, states, self.version)
             self.credit.learn()
             reward_s += time.perf_counter() - credited
-        loss, targets = self._loss(batch, rewards, output, final_value, final_state)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # pyright: ignore[reportUnknownMemberType]
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
-        if not torch.isfinite(grad_norm) or not torch.isfinite(loss.total):
-            raise FloatingPointError(
-                f"the loss is not finite at policy version {self.version} (loss {loss.total.item()}, gradient norm "
-                f"{grad_norm.item()}); lower learner.learning_rate, or look at the rewards"
-            )
-        self.optimizer.step()
+        paid = StepRewards(rewards.total, None if self.step.critics is None else rewards.parts())
+        if self._leader is not None:
+            paid = self._leader.share_rewards(paid)
+        metrics = {**self.step.take(mine, paid, evaluation), **_metrics(batch, rewards)}
         self.version += 1
         samples = batch.steps * batch.batch
         self.trained_samples += samples
-        metrics = _metrics(batch, rewards, loss, targets, grad_norm)
+        exchange_s = self.step.workers.exchange_s - exchanged
         return Update(
             version=self.version,
             samples=samples,
@@ -175,90 +165,9 @@ class Learner:
             lag_mean=float(lag.mean()),
             lag_max=int(lag.max()),
             reward_s=reward_s,
-            train_s=time.perf_counter() - began - reward_s,
+            train_s=time.perf_counter() - began - reward_s - exchange_s,
+            exchange_s=exchange_s,
         )
-
-    def _evaluate(self, batch: Trajectory) -> tuple[PolicyOutput, Tensor, Tensor | None]:
-        """The policy on all T + 1 observations, the values [T, B] after truncated steps (0 elsewhere), and the recurrent
-        states [K, H] there (None where no step was truncated).
-
-        The observation after a truncated step is read with the recurrent state of that step: it is one more
-        observation of the same episode, not the first of the next.
-        """
-        start = self._tensor(batch.start)
-        with products_in(self.dtype, self.device):
-            output = self.policy(self._observation(batch.observation), start, self._tensor(batch.initial_state))
-        final_value = torch.zeros(batch.steps, batch.batch, device=self.device)
-        final_state = None
-        if len(batch.final_index):
-            index = self._tensor(batch.final_index).to(torch.int64)
-            with torch.no_grad(), products_in(self.dtype, self.device):
-                final = {k: v.unsqueeze(0) for k, v in self._observation(batch.final_observation).items()}
-                state = output.state[index[:, 0], index[:, 1]]
-                fresh = torch.zeros(1, state.shape[0], dtype=torch.bool, device=self.device)
-                after = self.policy(final, fresh, state)
-            final_value[index[:, 0], index[:, 1]], final_state = after.value[0], after.state[0]
-        return output, final_value, final_state
-
-    def _loss(
-        self,
-        batch: Trajectory,
-        rewards: FusedReward,
-        output: PolicyOutput,
-        final_value: Tensor,
-        final_state: Tensor | None,
-    ) -> tuple[Loss, VTrace]:
-        log_probs = torch.log_softmax(output.logits[:-1], dim=-1)
-        action = self._tensor(batch.action)
-        behaviour_log_prob = self._tensor(batch.log_prob)
-        value = output.value[:-1]
-        with torch.no_grad():
-            log_ratio = log_probs.gather(2, action.unsqueeze(2)).squeeze(2) - behaviour_log_prob
-            targets = vtrace(
-                log_ratio=log_ratio,
-                reward=self._tensor(rewards.total),
-                value=value,
-                bootstrap=output.value[-1],
-                final_value=final_value,
-                terminated=self._tensor(batch.terminated),
-                truncated=self._tensor(batch.truncated),
-                discount=self.settings.discount,
-                rho=self.settings.vtrace_rho,
-                c=self.settings.vtrace_c,
-            )
-            advantage = normalise(targets.advantage) if self.settings.normalise_advantage else targets.advantage
-        if self.credit is not None and self.credit.critics is not None:
-            advantage = self.credit.critics.advantage(
-                log_ratio=log_ratio,
-                rewards=self._tensor(rewards.parts()),
-                weights=self.credit.weights,
-                state=output.state,
-                final_state=final_state,
-                final_index=self._tensor(batch.final_index).to(torch.int64),
-                terminated=self._tensor(batch.terminated),
-                truncated=self._tensor(batch.truncated),
-                discount=self.settings.discount,
-                rho=self.settings.vtrace_rho,
-                c=self.settings.vtrace_c,
-            )
-        loss = appo_loss(
-            log_probs=log_probs.flatten(0, 1),
-            action=action.flatten(),
-            behaviour_log_prob=behaviour_log_prob.flatten(),
-            value=value.flatten(),
-            behaviour_value=self._tensor(batch.value).flatten(),
-            advantage=advantage.flatten(),
-            target=targets.target.flatten(),
-            settings=self.settings,
-        )
-        return loss, targets
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        # Arrays from an object store are read-only and may be views; the learner never writes into them.
-        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device, non_blocking=True)
-
-    def _observation(self, arrays: Arrays) -> dict[str, Tensor]:
-        return {k: self._tensor(v) for k, v in arrays.items()}
 
     def weights(self) -> Weights:
         """A copy of the policy's weights, for actors."""
@@ -267,8 +176,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """All that decides how learning goes on: policy, optimiser, counters, trajectories that wait."""
         return {
-            "policy": {k: v.detach().cpu().clone() for k, v in self.policy.state_dict().items()},
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            **self.step.state_dict(),
             "version": self.version,
             "dropped_samples": self.dropped_samples,
             "trained_samples": self.trained_samples,
@@ -294,8 +202,7 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
-        self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.step.load_state_dict(state)
         self.version = state["version"]
         self.dropped_samples = state["dropped_samples"]
         self.trained_samples = state["trained_samples"]
@@ -305,6 +212,24 @@ class Learner:
         self._queue = deque(_Waiting(t, o) for t, o in zip(trajectories, origins, strict=True))
         if self.credit is not None and state["credit"] is not None:
             self.credit.load_state_dict(state["credit"])
+        if self._leader is not None:
+            self._leader.forget()
+
+
+def policy_step(policy: RecurrentPolicy, settings: LearnerSettings, credit: OnlineCredit | None) -> PolicyStep:
+    """What a learner, or a worker that follows one, takes its optimisation steps with.
+
+    Raises ValueError where several workers would take the same GPU.
+    """
+    device = resolve_device(settings.device)
+    if settings.workers > 1 and settings.device == "auto" and device.type == "cuda":
+        raise ValueError(
+            f"learner.workers={settings.workers}: learner.device=auto asks Ray for no GPU; take learner.device=cuda (a GPU "
+            "for each worker) or cpu"
+        )
+    if credit is None:
+        return PolicyStep(policy, settings, device)
+    return PolicyStep(policy, settings, device, critics=credit.critics, weights=credit.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,13 +253,8 @@ def _origin(state: Mapping[str, Any]) -> Origin:
     return Origin(state["source"], state["first"], state["width"], ends)
 
 
-def _metrics(
-    batch: Trajectory, rewards: FusedReward, loss: Loss, targets: VTrace, grad_norm: Tensor
-) -> dict[str, float]:
-    value_error = (targets.target - targets.target.mean()).square().mean()
-    # (target - V) is the V-trace excess; its variance against the target's says how much the critic explains.
-    residual = targets.target - torch.from_numpy(batch.value.copy()).to(targets.target.device)
-    explained = 1.0 - residual.var(unbiased=False) / value_error.clamp(min=1e-8)
+def _metrics(batch: Trajectory, rewards: FusedReward) -> dict[str, float]:
+    """Of what came and what it was paid."""
     credited: dict[str, float] = {}
     if rewards.progress is not None and rewards.grounding is not None:
         credited = {
@@ -343,15 +263,7 @@ def _metrics(
             "progress/uncertainty": rewards.uncertainty,
         }
     return {
-        "loss/total": loss.total.item(),
-        "loss/policy": loss.policy.item(),
-        "loss/value": loss.value.item(),
-        "policy/entropy": loss.entropy.item(),
-        "policy/clipped": loss.clipped.item(),
-        "policy/kl": loss.kl.item(),
-        "policy/grad_norm": grad_norm.item(),
         "value/mean": float(batch.value.mean()),
-        "value/explained_variance": explained.item(),
         "reward/extrinsic": float(rewards.extrinsic.mean()),
         "reward/intrinsic": float(rewards.intrinsic.mean()),
         "reward/total": float(rewards.total.mean()),

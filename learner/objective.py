@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learner.parallel import ALONE, Workers
 from learner.settings import LearnerSettings
 
 
@@ -54,6 +55,7 @@ def appo_loss(
     return Loss(total, policy_loss, value_loss, entropy, clipped, kl)
 
 
-def normalise(advantage: Tensor) -> Tensor:
-    """Zero mean and unit deviation over the batch; a constant batch becomes zero."""
-    return (advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-8)
+def normalise(advantage: Tensor, workers: Workers = ALONE) -> Tensor:
+    """Zero mean and unit deviation over the batch, of which `workers` may have a share each; a constant batch becomes zero."""
+    mean, variance = workers.moments(advantage.flatten())
+    return (advantage - mean) / (variance.sqrt() + 1e-8)

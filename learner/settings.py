@@ -12,10 +12,12 @@ class LearnerSettings:
     """`auto` (cuda where there is one), `cpu`, `cuda`."""
     precision: str = "auto"
     """Of matrix products, for learner and actors: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it)."""
+    workers: int = 1
+    """Learners that share each batch and act as one, on CPUs over gloo, on GPUs (one each) over NCCL."""
     threads: int = 1
-    """CPU threads of one learner."""
+    """CPU threads of one worker."""
     batch_size: int = 2048
-    """Samples of one optimisation step; a multiple of the rollout length."""
+    """Samples of one optimisation step, all workers' together; a multiple of the rollout length."""
     learning_rate: float = 1e-4
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999

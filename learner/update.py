@@ -18,3 +18,5 @@ class Update:
     """Seconds spent on intrinsic rewards and fusion."""
     train_s: float
     """Seconds spent on the rest of the update."""
+    exchange_s: float = 0.0
+    """Seconds spent on exchanges with the other workers of the learner, and on waiting for them there."""

@@ -111,20 +111,12 @@ class Checkpoints:
         self._note(written)
 
     def _note(self, written: Written) -> None:
-        faults, view = self._session.faults, self._session.view
         for warning in written.warnings:
-            view.event(warning, warning=True)
+            self._session.view.event(warning, warning=True)
         if written.path is None:
-            faults.checkpoint_errors += 1
-            if not faults.checkpoint_failing:
-                view.event(
-                    f"checkpoint not written: {written.error}; it is tried again when the next is due", warning=True
-                )
-            faults.checkpoint_failing = True
+            self._session.checkpoint_failed(written.error or "")
             return
-        if faults.checkpoint_failing:
-            view.event("checkpoints are written again")
-        faults.checkpoint_failing = False
+        self._session.checkpoint_written()
         self._session.checkpoint = written.path
 
     def finish(self, learner: Any, reward_server: Any | None) -> None:

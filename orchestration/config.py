@@ -64,7 +64,12 @@ class TraceSettings:
 class CheckpointSettings:
     interval_s: float = 120.0
     keep: int = 3
-    """So many newest checkpoints are kept."""
+    """So many newest checkpoints are kept, here and at `url`."""
+    url: str | None = None
+    """Checkpoints are also copied there, with the labels, to URL/RUN/checkpoints: any file system of fsspec, such as
+    s3://BUCKET/PATH, gs://BUCKET/PATH or a folder. Credentials come from the environment. null: this run's folder alone."""
+    upload_wait_s: float = 60.0
+    """At the end of the run its last copy is waited for so long."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class ClusterSettings:
     `learner`, the judge's replicas to those with `judge`."""
     autoscaling: bool = False
     """The cluster gets machines when they are asked for: a part that it has no room for yet waits, and is not refused."""
+    still_s: float | None = 60.0
+    """A part that stands still for so long is ended and replaced, as one that died; null: it is only told of."""
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ its trajectories older."""
 def room(config: Config, nodes: list[dict[str, Any]]) -> int:
     """Actors that the machines `nodes` (as `ray.nodes` tells of them) have room for, beside the learner.
 
-    Without groups the learner is taken to be on the machine with the most processors.
+    Without groups all workers of the learner are taken to be on the machine with the most processors.
     """
     asked = placement.actor(config)
     wanted = {"CPU": asked["num_cpus"], "GPU": asked["num_gpus"], **asked["resources"]}
     alive = [dict(node["Resources"]) for node in nodes if node["Alive"]]
     largest = max(alive, key=lambda there: there.get("CPU", 0.0), default=None)
     if largest is not None and not config.cluster.groups:
-        largest["CPU"] = largest.get("CPU", 0.0) - config.learner.threads
+        largest["CPU"] = largest.get("CPU", 0.0) - config.learner.threads * config.learner.workers
     # Tenths of processors do not add up to whole ones.
     fits = (min(there.get(name, 0.0) / much + 1e-6 for name, much in wanted.items() if much) for there in alive)
     return sum(max(int(actors), 0) for actors in fits)

@@ -15,19 +15,30 @@ class Faults:
     since the checkpoint that another went on from, or their trajectory was on a machine that went away."""
     checkpoint_errors: int = 0
     """Checkpoints that could not be written."""
+    uploads: int = 0
+    """Checkpoints that were copied to `checkpoint.url`."""
+    upload_errors: int = 0
+    """Attempts to do so that failed."""
     checkpoint_failing: bool = False
     """Whether the newest one was such."""
     still: dict[str, float] = field(default_factory=dict[str, float])
     """Parts that stand still now, by name, with the time since when (seconds since the epoch)."""
+
+    running_out: dict[str, str] = field(default_factory=dict[str, str])
+    """What runs out now (`orchestration.watch.backstops`), with how much is left and what to do."""
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "learner_restarts": self.learner_restarts,
             "samples_lost": self.samples_lost,
             "checkpoint_errors": self.checkpoint_errors,
+            "uploads": self.uploads,
+            "upload_errors": self.upload_errors,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner_restarts = state["learner_restarts"]
         self.samples_lost = state["samples_lost"]
         self.checkpoint_errors = state["checkpoint_errors"]
+        self.uploads = state.get("uploads", 0)  # neither is in checkpoints of before there were any
+        self.upload_errors = state.get("upload_errors", 0)

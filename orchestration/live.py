@@ -1,5 +1,6 @@
 """What a person sees of a run: a panel on a terminal, a line every few seconds elsewhere, a summary at the end."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ _NO_VALUE = "-"
 _ACTIVITIES = {
     ("actor", "wait"): "waits for a call",
     ("learner", "wait"): "waits for trajectories",
+    ("learner", "exchange"): "exchanges with its workers",
     ("coordinator", "wait"): "waits for results",
 }
 """How activities that one word does not tell are shown."""
@@ -102,7 +104,8 @@ class LiveView:
         kind = "warning: " if warning else ""
         self._events.append(Text(f"{time.strftime('%H:%M:%S')} {message}", style="yellow" if warning else "dim"))
         if self._log is not None:
-            with self._log.open("ab", buffering=0) as file:
+            # What a full disk does not take is shown all the same.
+            with contextlib.suppress(OSError), self._log.open("ab", buffering=0) as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {kind}{message}\n".encode())
         line = Text(f"{kind}{message}", style="yellow" if warning else "")
         if self._unsaid is not None:
@@ -163,6 +166,11 @@ def panel(summary: Summary, sparks: str = "", events: tuple[Text, ...] = ()) -> 
     if summary.reward_watch.flags:
         table.add_row("watch", Text(watch_line(summary.reward_watch), style="yellow"))
     table.add_row("policy", _policy(summary))
+    for name, words in list(summary.running_out.items())[:1]:
+        more = f" (+{len(summary.running_out) - 1})" if len(summary.running_out) > 1 else ""
+        table.add_row("short", Text(_short(f"{name}: {words}", 60) + more, style="yellow"))
+    if summary.standing_still:
+        table.add_row("still", Text(still_line(summary), style="yellow"))
     for part, shares in summary.waits.items():
         table.add_row(part, _waits(part, shares))
     rows.append(table)
@@ -222,6 +230,14 @@ def watch_line(watch: RewardWatchReport) -> str:
     )
 
 
+def still_line(summary: Summary) -> str:
+    """The parts that stand still, and for how long."""
+    since = sorted(summary.standing_still.items(), key=lambda item: item[1])
+    shown = [f"{name} for {duration(summary.updated - at)}" for name, at in since[:2]]
+    more = f" and {len(since) - 2} more" if len(since) > 2 else ""
+    return ", ".join(shown) + more
+
+
 def _captions(summary: Summary) -> str:
     dropped = f" · {summary.captions_dropped:,} dropped" if summary.captions_dropped else ""
     return (
@@ -271,6 +287,7 @@ def plain_line(summary: Summary) -> str:
         f"judge {summary.judge_status}",
         *([] if summary.judge_status == "off" else [f"reward model {_reward_model(summary)}"]),
         f"policy {_policy(summary).replace(' · ', ', ')}",
+        *([] if not summary.standing_still else [f"stands still: {still_line(summary)}"]),
         *([] if not summary.reward_watch.flags else [f"watch {watch_line(summary.reward_watch)}"]),
         *(f"{part}: {_waits(part, shares).replace(' · ', ', ')}" for part, shares in summary.waits.items()),
     ]

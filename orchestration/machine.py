@@ -40,6 +40,13 @@ def available_memory() -> int:
     return max(0, min(free, int(limit) - int(used)))
 
 
+def total_memory() -> int:
+    """Bytes of memory that there are, bounded by the control group."""
+    limit = _read(Path("/sys/fs/cgroup/memory.max"))
+    there = psutil.virtual_memory().total
+    return there if limit is None or limit == "max" else min(there, int(limit))
+
+
 def free_disk(path: Path) -> int:
     """Free bytes where `path` is or will be."""
     while not path.exists():

@@ -5,21 +5,21 @@ two serial runs with one seed have equal `metrics`, and a resumed run equal to o
 """
 
 import dataclasses
+import io
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import orjson
 
 from orchestration.errors import MetricsError
-from orchestration.files import write_all, write_atomically
+from orchestration.files import GrowingFile, write_atomically
 from orchestration.summary import Summary
-
-if TYPE_CHECKING:
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def scalars(line: MetricsLine) -> dict[str, float | None]:
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and to TensorBoard's event file.
+    """Appends to `metrics.jsonl` and to TensorBoard's event file. What cannot be written (a full disk) is written later.
 
     `resume_step`: the env_steps of the checkpoint that a run goes on from; lines past it are cut off, as they are
     written again. None starts the file anew.
@@ -61,10 +61,16 @@ class MetricsWriter:
         try:
             kept = _lines_until(metrics, resume_step) if resume_step is not None and metrics.exists() else b""
             write_atomically(metrics, kept)
-            self._file = metrics.open("ab", buffering=0)
+            self._file = GrowingFile(metrics)
         except OSError as error:
             raise MetricsError(f"{metrics}: cannot be written: {error.strerror}") from error
-        self._events = None if tensorboard is None else _open_tensorboard(tensorboard, resume_step)
+        self._events = None if tensorboard is None else EventFile(tensorboard, resume_step)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why lines wait to be written; None where none does."""
+        error = self._file.trouble
+        return None if error is None else f"{self._path}: cannot be written: {error.strerror}"
 
     def due(self) -> bool:
         """Whether `interval_s` went by since `due` last said so. Only for runtimes that need not be deterministic."""
@@ -80,16 +86,13 @@ class MetricsWriter:
         """Appends one line, as one write. `timing` is what depends on the clock; a value that is not finite is null."""
         now = self._clock()
         line = MetricsLine(env_steps, _finite(metrics), {"unix": now, **_finite(timing or {})})
-        try:
-            write_all(self._file, orjson.dumps(line) + b"\n")
-        except OSError as error:
-            raise MetricsError(f"{self._path}: cannot be written: {error.strerror}") from error
+        self._file.append(orjson.dumps(line) + b"\n")
         if self._events is not None:
-            self._events.add_event(_scalar_event(now, env_steps, scalars(line)))
+            self._events.add(_scalar_event(now, env_steps, scalars(line)))
         return line
 
     def close(self) -> None:
-        """Writes what TensorBoard's queue still holds."""
+        """Tries once more to write what waits."""
         self._file.close()
         if self._events is not None:
             self._events.close()
@@ -147,17 +150,38 @@ def _plain(value: float) -> float | None:
     return value if type(value) is int else float(value)
 
 
-def _open_tensorboard(folder: Path, resume_step: int | None) -> "EventFileWriter":
-    # TensorBoard's own writer: that of torch would load torch into processes that do not need it.
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  (generated code)
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+class EventFile:
+    """A file of TensorBoard's events. Its own writer has a thread that ends with the first error; that of torch would load
+    torch into processes that do not need it."""
 
-    writer = EventFileWriter(str(folder), max_queue_size=100, flush_secs=10)
-    if resume_step is not None:
-        # TensorBoard then drops what earlier files say about later steps.
-        start = SessionLog(status=SessionLog.SessionStatus.START)
-        writer.add_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
-    return writer
+    def __init__(self, folder: Path, resume_step: int | None) -> None:
+        """Raises `MetricsError`."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  (generated code)
+
+        now = time.time()
+        path = folder / f"events.out.tfevents.{now:.6f}.{platform.node()}.{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = GrowingFile(path)
+        except OSError as error:
+            raise MetricsError(f"{path}: cannot be written: {error.strerror}") from error
+        self.add(Event(wall_time=now, file_version="brain.Event:2"))
+        if resume_step is not None:
+            # TensorBoard then drops what earlier files say about later steps.
+            start = SessionLog(status=SessionLog.SessionStatus.START)
+            self.add(Event(wall_time=now, step=resume_step + 1, session_log=start))
+
+    def add(self, event: Any) -> None:
+        """Appends an event."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.append(record.getvalue())
+
+    def close(self) -> None:
+        """Tries once more to write what waits."""
+        self._file.close()
 
 
 def _scalar_event(now: float, step: int, scalars: Mapping[str, float | None]) -> Any:

@@ -1,10 +1,22 @@
 """What a part of a run prints lies in the run's folder, `logs/PART.log`, and not in a file of Ray's that nobody finds."""
 
 import faulthandler
+import io
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+
+class _Forgiving(io.FileIO):
+    """Loses what cannot be written (a full disk): who prints must not fail of it."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(memoryview(data).cast("B"))
 
 
 def log_to(folder: Path, part: str) -> None:
@@ -24,7 +36,10 @@ def log_to(folder: Path, part: str) -> None:
     os.dup2(file, 2)
     os.close(file)
     sys.stdout, sys.stderr = (
-        os.fdopen(fd, "w", buffering=1, errors="backslashreplace", closefd=False) for fd in (1, 2)
+        io.TextIOWrapper(
+            io.BufferedWriter(_Forgiving(fd, "w", closefd=False)), errors="backslashreplace", line_buffering=True
+        )
+        for fd in (1, 2)
     )
     faulthandler.enable(sys.stderr)
     sys.stderr.write(f"--- {part}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")

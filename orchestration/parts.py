@@ -22,9 +22,10 @@ from learner.credit.fragments import Origin
 from learner.credit.online import OnlineCredit
 from learner.credit.outcomes import EpisodeOutcome
 from learner.fusion import fuse
-from learner.learner import Learner, NoIntrinsicReward, Weights, resolve_device
+from learner.learner import Learner, NoIntrinsicReward, Weights, policy_step, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import EpisodeSums, sums_by_id
+from learner.step import PolicyStep
 from orchestration.config import Config
 from orchestration.configuration import attributes_credit, is_traced
 from orchestration.heap import HeapTrimmer
@@ -35,6 +36,7 @@ from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed, training_seed
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder
+from orchestration.traces.room import Room
 from orchestration.traces.writers import EpisodeWriters, TraceRun, WritersAside
 from reward_server.distiller import Distiller
 from reward_server.kinds import KINDS, Source
@@ -102,6 +104,7 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
         agent=agent,
         asked=config.trace.asked,
         keeper=AsideKeeper(Recipe(config.env.id, view, config.env.options, traces, run)) if config.trace.rate else None,
+        room=Room(traces),
     )
 
 
@@ -137,6 +140,13 @@ def build_credit(config: Config, state_size: int, actions: int) -> OnlineCredit:
         seed=derive_seed(config.run.seed, "credit"),
         device=resolve_device(config.learner.device),
     )
+
+
+def build_follower(config: Config, actions: int) -> PolicyStep:
+    """What a worker of the learner has that follows another, whose state it is going to be sent."""
+    policy = build_policy(config.agent.network, actions)
+    credit = build_credit(config, policy.state_size, actions) if attributes_credit(config) else None
+    return policy_step(policy, config.learner, credit)
 
 
 class LearnerPart:

@@ -26,7 +26,7 @@ def actor(config: Config) -> dict[str, Any]:
 
 
 def learner(config: Config, *, gpus: float = 1.0) -> dict[str, Any]:
-    """Ray's options of the learner; `gpus`: how many it takes, if it is to run on one."""
+    """Ray's options of each worker of the learner; `gpus`: how many it takes, if it is to run on one."""
     return {
         "num_cpus": config.learner.threads,
         "num_gpus": gpus if config.learner.device == "cuda" else 0,

@@ -16,12 +16,14 @@ _MEMORY_OF_JUDGE = 2 * GIB
 _DISK_WARNING = GIB
 
 
-def preflight(config: Config, warn: Callable[[str], None]) -> None:
-    """Raises the error that the run would die of; `warn` gets what may become one.
+def preflight(config: Config, warn: Callable[[str], None], *, fresh: bool = False) -> None:
+    """Raises the error that the run would die of; `warn` gets what may become one. `fresh`: nothing may be at
+    `checkpoint.url` yet.
 
-    Quick: a judge's address is asked, and an environment with options is made once. Raises `ConfigError` for the
-    environment's options, `ResourceError` for the machine and for W&B and MLflow, `MetricsError` for a port that is taken,
-    `JudgeError` for the judge, `AnnotationStoreError` for labels that were to be reused.
+    Quick: a judge's address is asked, a few bytes are written to `checkpoint.url`, and an environment with options is made
+    once. Raises `ConfigError` for the environment's options, `ResourceError` for the machine and for W&B and MLflow,
+    `MetricsError` for a port that is taken, `JudgeError` for the judge, `AnnotationStoreError` for labels that were to be
+    reused, and for `checkpoint.url` what `open_location`, `check_writable` and `check_vacant` raise.
     """
     _check_model(config)
     _check_env(config)
@@ -31,6 +33,7 @@ def preflight(config: Config, warn: Callable[[str], None]) -> None:
         check_device(config)
     _check_offline(config)
     check_sinks(config)
+    _check_offsite(config, fresh)
     if uses_judge(config):
         from reward_server.judge.judge import preflight as preflight_judge
 
@@ -46,7 +49,11 @@ def required_cpus(config: Config) -> float:
     """Processors that the parts with a processor of their own need. Judge and annotator share what is there."""
     if config.runtime == "serial":
         return 1
-    return config.actors.count * config.actors.cpus + config.learner.threads
+    return config.actors.count * config.actors.cpus + _learner_cpus(config)
+
+
+def _learner_cpus(config: Config) -> int:
+    return config.learner.workers * config.learner.threads
 
 
 def check_cpus(config: Config, there: float, where: str) -> None:
@@ -54,11 +61,14 @@ def check_cpus(config: Config, there: float, where: str) -> None:
     needed = required_cpus(config)
     if there >= needed:
         return
-    fits = int((there - config.learner.threads) / config.actors.cpus)
-    advice = f"actors.count={fits} fits" if fits >= 1 else "runtime=serial needs only one"
+    fits = int((there - _learner_cpus(config)) / config.actors.cpus)
+    learner, other = f"learner.threads={config.learner.threads}", "runtime=serial needs only one"
+    if config.learner.workers > 1:
+        learner = f"learner.workers={config.learner.workers} with {learner} each"
+        other = "learner.workers=1 needs fewer"
+    advice = f"actors.count={fits} fits" if fits >= 1 else other
     raise ResourceError(
-        f"too few CPUs: actors.count={config.actors.count} and learner.threads={config.learner.threads} need "
-        f"{needed:g}, {where} has {there:g}; {advice}"
+        f"too few CPUs: actors.count={config.actors.count} and {learner} need {needed:g}, {where} has {there:g}; {advice}"
     )
 
 
@@ -66,21 +76,37 @@ def check_cluster(config: Config, there: Mapping[str, float]) -> None:
     """Raises `ResourceError` where a cluster with the resources `there` lacks what the run needs. The judge is not looked
     for: without it training goes on."""
     check_cpus(config, there.get("CPU", 0.0), "the Ray cluster")
-    if config.learner.device == "cuda" and there.get("GPU", 0.0) < 1:
-        raise ResourceError("learner.device=cuda: the Ray cluster has no GPU; use learner.device=auto")
-    options = {"actors": (placement.actor(config), config.actors.count), "the learner": (placement.learner(config), 1)}
+    if config.learner.device == "cuda":
+        _check_gpus(config, there.get("GPU", 0.0), "the Ray cluster has")
+    options = {
+        "actors": (placement.actor(config), config.actors.count),
+        "the learner": (placement.learner(config), config.learner.workers),
+    }
     for part, (asked, count) in options.items():
         for name, amount in asked["resources"].items():
             needed, found = amount * count, there.get(name, 0.0)
             if found < needed:
+                need = "need" if part == "actors" else "needs"
                 raise ResourceError(
-                    f"cluster.groups=true: {part} need{'' if count > 1 else 's'} {needed:g} of the resource {name!r}, the Ray "
+                    f"cluster.groups=true: {part} {need} {needed:g} of the resource {name!r}, the Ray "
                     f"cluster has {found:g}; start machines with ray start --resources='{{\"{name}\": {needed:g}}}'"
                 )
 
 
+def _check_gpus(config: Config, there: float, where: str) -> None:
+    """Raises `ResourceError` where `where` (… has) fewer GPUs than the learner has workers."""
+    workers = config.learner.workers
+    if there >= workers:
+        return
+    if there < 1:
+        raise ResourceError(f"learner.device=cuda: {where} no GPU; use learner.device=auto")
+    raise ResourceError(
+        f"learner.workers={workers}: each needs a GPU, and {where} {there:g}; use learner.workers={there:g}"
+    )
+
+
 def check_device(config: Config) -> None:
-    """Raises `ResourceError` where a GPU is asked for and torch finds none."""
+    """Raises `ResourceError` where GPUs are asked for and torch finds none, or fewer."""
     if config.learner.device != "cuda":
         return
     import torch
@@ -90,6 +116,7 @@ def check_device(config: Config) -> None:
         raise ResourceError(
             f"learner.device=cuda: torch {torch.__version__} (built with {built}) finds no GPU; use learner.device=auto"
         )
+    _check_gpus(config, torch.cuda.device_count(), "this machine has")
 
 
 def _check_env(config: Config) -> None:
@@ -143,6 +170,20 @@ def _check_reuse(config: Config) -> None:
 
     for path in stores_at(Path(config.annotator.reuse)):
         AnnotationStore(path, read_only=True).close()
+
+
+def _check_offsite(config: Config, fresh: bool) -> None:
+    url = config.checkpoint.url
+    if url is None:
+        return
+    from orchestration.offsite.location import check_writable
+    from orchestration.offsite.resuming import check_vacant
+    from orchestration.offsite.runs import open_offsite
+
+    run = open_offsite(url, config.run.name)
+    check_writable(run.location)
+    if fresh:
+        check_vacant(run)
 
 
 def _warn_of_memory(config: Config, warn: Callable[[str], None]) -> None:

@@ -11,7 +11,7 @@ import queue
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -24,12 +24,15 @@ from orchestration.config import Config
 from orchestration.configuration import attributes_credit, uses_judge
 from orchestration.elastic import Elastic, room
 from orchestration.errors import death, first_line
+from orchestration.learner_group import Followers
 from orchestration.ray_workers import LearnerWorker, RolloutWorker
 from orchestration.recovery import LearnerDeaths, lost_object
 from orchestration.results import FeedResult, TakenOver, actor_name
 from orchestration.reward_host import RewardHost
 from orchestration.scaling import ScaleWish
 from orchestration.session import Session
+from orchestration.traces.run_trace import LEARNER
+from orchestration.watch.run_watch import Part, RunWatch
 
 _WAIT_S = 0.25
 _REPORT_S = 0.1
@@ -58,6 +61,8 @@ class Actor:
     """Whether it has answered a call: before that it may be waiting for a processor."""
     read: bool = False
     """Whether the learner has read something of it."""
+    heard_at: float = field(default_factory=time.monotonic)
+    """When it last answered, by the monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,12 @@ class RayRuntime:
         self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
         self._report_at = 0.0
         saved = None if resumed is None else resumed["reward_server"]
-        self._reward = RewardHost(session, saved, lambda reward_model: self._learner.adopt.remote(reward_model))
+        self._reward = RewardHost(
+            session,
+            saved,
+            lambda reward_model: self._learner.adopt.remote(reward_model),
+            captions=lambda: list(self._captions.items()),
+        )
         self._checkpoints = Checkpoints(
             config, session, then=self._then, own_state=self._own_state, reward_server_state=saved
         )  # fmt: skip
@@ -119,13 +129,19 @@ class RayRuntime:
         self._version: int = 0
         self._learner: Any = None
         self._learner_deaths = LearnerDeaths(session, self._learner_class().__name__)
+        self._followers = Followers(
+            config, session.rundir.path, then=self._then, died=lambda error: self._learner_died(error, [])
+        )
         self._taking_over = False
         """Whether a learner that is to take another's place has not begun yet. What is lost is not known until then, so no
         checkpoint is made."""
         self._beat_at = 0.0
+        self._learner_heard_at = 0.0
+        """When it last answered, by the monotonic clock."""
         self._captions: dict[int, str] = {}
         """All that actors brought: a learner that takes another's place has to know them, and each text comes once."""
         self._begin(resumed)
+        self._watch = RunWatch(session, then=self._then, parts=self._parts, judge=lambda: self._reward.judge_app)
 
     def _begin(self, resumed: Mapping[str, Any] | None) -> None:
         """Starts learner and actors."""
@@ -140,6 +156,7 @@ class RayRuntime:
             self._spawn(index)
         while True:
             version, self._weights = self._learner.begin.options(num_returns=2).remote()
+            self._followers.join(self._learner)
             try:
                 self._version = int(ray.get(version))
                 return
@@ -155,6 +172,8 @@ class RayRuntime:
         options = placement.learner(self.config, gpus=gpus)
         self._learner = ray.remote(self._learner_class()).options(**options).remote(*arguments)
         self._feed: Any = self._learner.feed.options(num_returns=2)
+        self._learner_heard_at = time.monotonic()
+        self._followers.start()
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop. Raises what ends the run."""
@@ -169,6 +188,7 @@ class RayRuntime:
                 self._look_at_learner()
                 self.session.report(due=self.session.metrics.due())
                 self._look_at_scale()
+                self._watch.tick()
         self._reward.hear()
 
     def _hear(self) -> None:
@@ -253,7 +273,7 @@ class RayRuntime:
             self._lost(call.actor, error)
             return
         self._failures_in_a_row = 0
-        call.actor.answered = True
+        call.actor.answered, call.actor.heard_at = True, time.monotonic()
         if call.actor in self._leaving:
             self._close_if_done(call.actor)
         self.session.rolled_out(report)
@@ -282,6 +302,7 @@ class RayRuntime:
         except RayError as error:
             self._unread(call, error)
             return
+        self._learner_heard_at = time.monotonic()
         if result.updates:
             self._version, self._weights = result.policy_version, call.weights
             self._learner_deaths.updated()
@@ -316,6 +337,7 @@ class RayRuntime:
 
         def answered(answer: Future[Any]) -> None:
             if learner is self._learner:
+                self._learner_heard_at = time.monotonic()
                 self._beat_at = time.monotonic() + _BEAT_S
                 error = answer.exception()
                 if isinstance(error, RayActorError):
@@ -335,7 +357,8 @@ class RayRuntime:
                 self._answered(answer, call)
             else:
                 unanswered.append(call)
-        self._learner_deaths.died(error)
+        worker, cause = self._followers.cause(error)
+        self._learner_deaths.died(cause, worker)
         ray.kill(self._learner)  # it may only be out of reach
         self._checkpoints.forget()
         self._beat_at, self._taking_over = 0.0, True
@@ -347,6 +370,7 @@ class RayRuntime:
         taken, weights = learner.take_over.options(num_returns=2).remote(
             floor, list(self._captions.items()), self._reward.reward_model, *self._needs()
         )
+        self._followers.join(learner)
 
         def answered(answer: Future[Any]) -> None:
             if learner is not self._learner:
@@ -401,6 +425,27 @@ class RayRuntime:
             f"{actor_name(actor.index, actor.incarnation)} died and is replaced: {reason}", warning=True
         )
         self._grant_all(self._spawn(actor.index))
+
+    # What stands still.
+
+    def _parts(self) -> list[Part]:
+        """The parts of the run that are Ray actors of this loop."""
+        owing = self._owing()
+        actors = [
+            Part(actor_name(actor.index, actor.incarnation), actor.handle, actor.heard_at, id(actor) in owing)
+            for actor in (*self._actors.values(), *self._leaving)
+        ]
+        # A sign of life is always asked of it.
+        parts = [*actors, Part(LEARNER, self._learner, self._learner_heard_at, True)]
+        if self._reward.worker is not None:
+            asked = self._reward.asked_since
+            heard_at = time.monotonic() if asked is None else asked
+            parts.append(Part("reward server", self._reward.worker, heard_at, asked is not None))
+        return parts
+
+    def _owing(self) -> set[int]:
+        """Actors, by `id`, whose answer is awaited."""
+        return {id(call.actor) for call in self._calls.values() if isinstance(call, _RolloutCall | _CloseCall)}
 
     # Scaling.
 
@@ -469,11 +514,13 @@ class RayRuntime:
     def close(self) -> None:
         """Ends everything that the run started; a part that does not answer in time is killed."""
         self._elastic.close()
+        self._watch.close()
         parts: list[Any] = [actor.handle for actor in (*self._actors.values(), *self._leaving)]
         if self._reward.worker is not None:
             parts.append(self._reward.worker)
         closing = [part.close.remote() for part in parts]
         ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
+        self._followers.end()
         for part in [*parts, self._learner]:
             ray.kill(part)
         self._reward.stop_judge()

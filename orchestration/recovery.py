@@ -28,18 +28,19 @@ class LearnerDeaths:
         self._learner = learner
         self._in_a_row = 0
 
-    def died(self, error: RayActorError) -> None:
-        """Raises WorkerDiedError where it died again and again with no update in between."""
-        reason = death(error)
+    def died(self, error: RayActorError, worker: str = "") -> None:
+        """Raises WorkerDiedError where it died again and again with no update in between. `worker`: the class of the process
+        that died first, where that is another."""
+        reason, learner = death(error), worker or self._learner
         self._in_a_row += 1
         if self._in_a_row >= _DEATHS_IN_A_ROW:
             raise WorkerDiedError(
-                f"the learner ({self._learner}) died {self._in_a_row} times without an update in between: {reason}; "
+                f"the learner ({learner}) died {self._in_a_row} times without an update in between: {reason}; "
                 "--resume goes on from the newest checkpoint"
             ) from error
         self._session.faults.learner_restarts += 1
         self._session.record.learner_lost(reason)
-        self._session.view.event(f"the learner ({self._learner}) died and is replaced: {reason}", warning=True)
+        self._session.view.event(f"the learner ({learner}) died and is replaced: {reason}", warning=True)
 
     def died_at_start(self, error: RayActorError) -> None:
         """The same before it had begun. Raises `error` where it raised, as another would."""

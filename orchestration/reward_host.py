@@ -11,9 +11,10 @@ from ray.exceptions import RayActorError, RayError
 
 from orchestration import placement
 from orchestration.configuration import compares_pairs
-from orchestration.errors import death
+from orchestration.errors import death, first_line, root_cause
 from orchestration.ray_workers import RewardServerWorker
 from orchestration.session import Session
+from reward_server.store import DamagedStoreError
 
 _POLL_S = 1.0
 _HEAR_S = 10.0
@@ -23,12 +24,20 @@ _JUDGE_APP = "judge"
 class RewardHost:
     """Never holds the loop up: what it asks it looks for later."""
 
-    def __init__(self, session: Session, state: Any, adopt: Callable[[Any], None]) -> None:
-        """`state`: of the checkpoint that the run goes on from; `adopt` is called with a reference to each new reward model."""
+    def __init__(
+        self,
+        session: Session,
+        state: Any,
+        adopt: Callable[[Any], None],
+        captions: Callable[[], Sequence[tuple[int, str]]],
+    ) -> None:
+        """`state`: of the checkpoint that the run goes on from; `adopt` is called with a reference to each new reward model;
+        `captions`: all that were submitted."""
         self.config = session.config
         self.session = session
         self._state = state
         self._adopt = adopt
+        self._captions = captions
         self.worker: Any = None
         """Handle of the RewardServerWorker; None before the first rollout came back, and where there is no judge."""
         self.reward_model: Any = None
@@ -39,6 +48,8 @@ class RewardHost:
         self._poll_at = 0.0
         self._judge_started = False
         self._known = 0
+        self._died = False
+        """Whether it died, and the one in its place has not answered yet."""
 
     def submit(self, captions: Sequence[tuple[int, str]]) -> None:
         """Hands on new captions. Starts reward server and judge first: the first steps come before that, as together they
@@ -67,6 +78,11 @@ class RewardHost:
             .remote(self.config, self.session.rundir.path, self._state)
         )
         return self.worker
+
+    @property
+    def judge_app(self) -> str | None:
+        """The application of Ray Serve that is the judge; None where this run has started none."""
+        return _JUDGE_APP if self._judge_started and self.config.judge.engine != "openai" else None
 
     def look(self) -> None:
         """Asks it how it stands, or looks whether it has answered."""
@@ -98,10 +114,27 @@ class RewardHost:
         try:
             status, version = ray.get(reference)
         except RayActorError as error:
+            if error.actor_init_failed:
+                raise  # so would another: the store cannot be opened
             # Ray makes it again (max_restarts); its labels are in the store.
-            self.session.record.reward_server_lost(death(error))
-            self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
+            if not self._died:
+                self.session.record.reward_server_lost(death(error))
+                self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
+            self._died = True
             return
+        except RayError as error:
+            if not isinstance(root_cause(error), DamagedStoreError):
+                raise
+            # The one that Ray makes opens the file anew, and so replaces it.
+            self.session.record.reward_server_lost(first_line(error))
+            self.session.view.event(f"the reward server is restarted: {first_line(error)}", warning=True)
+            self._died = True
+            ray.kill(self.worker, no_restart=False)
+            return
+        if self._died:
+            # What waited to be asked about, and calls made while it was away, went with it. What it knows costs no question.
+            self._died = False
+            self.worker.submit.remote(self._captions())
         self.session.judged(status)
         if version:
             self._known, self.reward_model = version, reward_model

@@ -101,6 +101,11 @@ class RunDir:
         return self.path / "weights"
 
     @property
+    def uploading(self) -> Path:
+        """What is on its way to `checkpoint.url`, and what comes from there."""
+        return self.path / ".uploading"
+
+    @property
     def scale(self) -> Path:
         """How many actors are wished for while it goes (`yendor scale`)."""
         return self.path / "scale.json"

@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from orchestration.config import Config
 from orchestration.configuration import compares_pairs, uses_judge
+from orchestration.errors import first_line
 from orchestration.parts import (
     LearnerPart,
     action_count,
@@ -69,7 +71,8 @@ class SerialRuntime:
             # One line a round, whatever the time: the lines are then the same for the same seed.
             self.session.report(due=True)
             if time.monotonic() >= self._checkpoint_at:
-                self.checkpoint()
+                self._checkpoint_at = time.monotonic() + self.config.checkpoint.interval_s
+                try_checkpoint(self.checkpoint, self.session)
 
     def checkpoint(self) -> None:
         """Writes the whole state, the running games included."""
@@ -104,6 +107,16 @@ class SerialRuntime:
             self.reward_server.stop()
             self._loop.run_until_complete(self.reward_server.close())
         self._loop.close()
+
+
+def try_checkpoint(checkpoint: Callable[[], None], session: Session) -> None:
+    """Writes one while a run goes on: where that cannot be done (a full disk) the next is tried when it is due."""
+    try:
+        checkpoint()
+    except (OSError, RuntimeError, SafetensorError) as error:  # as torch and safetensors say it
+        session.checkpoint_failed(first_line(error))
+    else:
+        session.checkpoint_written()
 
 
 def reward_server_here(config: Config, session: Session) -> RewardServer | None:

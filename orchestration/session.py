@@ -13,17 +13,22 @@ from agents.report import RolloutReport
 from learner.update import Update
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
+from orchestration.errors import MetricsError
 from orchestration.faults import Faults
 from orchestration.live import LiveView
+from orchestration.machine import free_disk
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.observability.memory import MemoryMeter
 from orchestration.observability.sinks import open_sinks
+from orchestration.offsite.uploads import open_uploads
 from orchestration.results import FeedResult
 from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
+from orchestration.traces.room import Room
 from orchestration.traces.run_record import RunRecord
+from orchestration.watch.backstops import Backstops
 from reward_server.status import RewardServerStatus
 
 _RATE_WINDOW_S = 20.0
@@ -85,6 +90,8 @@ class Session:
         self._bytes_per_step = 0.0
         self._output_tokens = 0
         self._warned_of_answers = False
+        self._unwritten: str | None = None
+        """Why numbers cannot be written now."""
         self._first_step_s: float | None = None
         self._clock = Clock()
         self._waits: dict[str, dict[str, float]] = {}
@@ -93,6 +100,7 @@ class Session:
         if resumed is not None:
             self.load_state_dict(resumed)
         self.trace_errors = 0
+        self.backstops = Backstops(self.faults, view, Room(rundir.traces))
         self.record = RunRecord(
             config,
             rundir,
@@ -110,6 +118,8 @@ class Session:
         )
         self._memory = MemoryMeter()
         self._sinks = open_sinks(config, rundir, view.event)
+        self._uploads = open_uploads(config, rundir)
+        self._uploads_before = (self.faults.uploads, self.faults.upload_errors)
 
     # What happened.
 
@@ -160,6 +170,8 @@ class Session:
         for update in result.updates:
             self._clock.add("learner", "train", update.train_s)
             self._clock.add("learner", "rewards", update.reward_s)
+            if self.config.learner.workers > 1:
+                self._clock.add("learner", "exchange", update.exchange_s)
         self._clock.add("learner", "rewards", result.reward_s)
         self._clock.add("learner", "wait", result.waited_s)
         self.learner_waited_s += result.waited_s
@@ -186,7 +198,22 @@ class Session:
             self.view.event(
                 f"judge is {status.annotator.judge_status}{reason}", warning=status.annotator.judge_status == "down"
             )
+        self._watch_store(before, status)
         self.reward_model_accuracy = status.accuracy
+
+    def _watch_store(self, before: RewardServerStatus | None, status: RewardServerStatus) -> None:
+        """Says where labels cannot be written, or can again, and where the file had to be replaced."""
+        failed = None if before is None else before.store_error
+        if status.store_error is not None and failed is None:
+            self.view.event(f"labels are kept and written later: {status.store_error}", warning=True)
+        elif status.store_error is None and failed is not None:
+            self.view.event("labels are written again")
+        if status.store_restored is not None and (before is None or before.store_restored != status.store_restored):
+            self.view.event(
+                f"the label store was damaged: it was made anew from its copy, and what was there lies in "
+                f"{status.store_restored}",
+                warning=True,
+            )
 
     @property
     def checkpoint(self) -> Path | None:
@@ -197,6 +224,21 @@ class Session:
     def checkpoint(self, path: Path) -> None:
         self._checkpoint = path
         self.record.checkpoint(path.name, self.env_steps)
+        if self._uploads is not None:
+            self._uploads.offer(path)
+
+    def checkpoint_failed(self, why: str) -> None:
+        """One could not be written; told once, until one is again."""
+        self.faults.checkpoint_errors += 1
+        if not self.faults.checkpoint_failing:
+            self.view.event(f"checkpoint not written: {why}; it is tried again when the next is due", warning=True)
+        self.faults.checkpoint_failing = True
+
+    def checkpoint_written(self) -> None:
+        """One was."""
+        if self.faults.checkpoint_failing:
+            self.view.event("checkpoints are written again")
+        self.faults.checkpoint_failing = False
 
     def waited(self, part: str, what: str, seconds: float) -> None:
         """Counts time that a part of the system spent waiting."""
@@ -222,13 +264,47 @@ class Session:
     def report(self, *, due: bool) -> None:
         """Writes a line of metrics and the summary where `due`; shows the view its snapshot in any case."""
         self._measure_rate()
+        self._hear_uploads()
+        self.backstops.look_here()
         if due:
             self._log()
-            write_summary(self.rundir.summary, self.summary(Status.RUNNING))
+            self._write_summary()
         self.view.update(self.summary(Status.RUNNING))
+
+    def _write_summary(self) -> None:
+        """And says where numbers cannot be written (a full disk), or can again: no reason to end a run."""
+        trouble = self.metrics.trouble
+        try:
+            write_summary(self.rundir.summary, self.summary(Status.RUNNING))
+        except MetricsError as error:
+            trouble = str(error)
+        if trouble is not None and self._unwritten is None:
+            self.view.event(f"numbers are kept and written later: {trouble}", warning=True)
+        elif trouble is None and self._unwritten is not None:
+            self.view.event("numbers are written again")
+        self._unwritten = trouble
+
+    def finish_uploads(self) -> None:
+        """Waits, for `checkpoint.upload_wait_s` at most, until the last checkpoint is at `checkpoint.url` too."""
+        if self._uploads is None:
+            return
+        if self._uploads.pending:
+            self.view.event(f"the last checkpoint is being uploaded to {self.config.checkpoint.url}")
+        self._uploads.finish(self.config.checkpoint.upload_wait_s)
+        self._hear_uploads()
+
+    def _hear_uploads(self) -> None:
+        if self._uploads is None:
+            return
+        before, errors_before = self._uploads_before
+        self.faults.uploads = before + self._uploads.done
+        self.faults.upload_errors = errors_before + self._uploads.errors
+        for news in self._uploads.news():
+            self.view.event(news.text, warning=news.warning)
 
     def end(self, status: Status, error: str | None = None) -> Summary:
         """The last snapshot of the run, also written."""
+        self._hear_uploads()
         if self._unlogged:
             self._log()
         self.record.end(str(status), self.env_steps, error)
@@ -300,7 +376,10 @@ class Session:
             learner_restarts=self.faults.learner_restarts,
             samples_lost=self.faults.samples_lost,
             checkpoint_errors=self.faults.checkpoint_errors,
+            uploads=self.faults.uploads,
+            upload_errors=self.faults.upload_errors,
             standing_still=dict(self.faults.still),
+            running_out=dict(self.faults.running_out),
             env_errors=self.env_errors,
             trace_errors=self.trace_errors,
             sink_errors=self._sinks.errors,
@@ -310,6 +389,7 @@ class Session:
             disliked=disliked,
             reward_watch=self.reward_watch.report(),
             checkpoint=None if self.checkpoint is None else str(self.checkpoint),
+            uploaded=None if self._uploads is None else self._uploads.newest,
             started=self._started,
             updated=time.time(),
         )
@@ -382,7 +462,11 @@ class Session:
             "learner_restarts": self.faults.learner_restarts,
             "samples_lost": self.faults.samples_lost,
             "checkpoint_errors": self.faults.checkpoint_errors,
+            "uploads": self.faults.uploads,
+            "upload_errors": self.faults.upload_errors,
             "standing_still": len(self.faults.still),
+            "running_out": len(self.faults.running_out),
+            "disk_free_bytes": free_disk(self.rundir.path),
             "trace_errors": self.trace_errors,
             "sink_errors": self._sinks.errors,
             "memory_bytes": self._memory.read(),

@@ -138,8 +138,14 @@ class Summary:
     """Steps that were played and that no policy will have learned from: a learner died with them, or a machine."""
     checkpoint_errors: int = 0
     """Checkpoints that could not be written; training goes on, and the next is tried when it is due."""
+    uploads: int = 0
+    """Checkpoints that were copied to `checkpoint.url`."""
+    upload_errors: int = 0
+    """Attempts to do so that failed; training goes on, and they are tried again."""
     standing_still: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
     """Parts that make no progress, with the time since when (seconds since the epoch)."""
+    running_out: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """What runs out (a disk, memory, the object store), with how much is left and what to do."""
     env_errors: int = 0
     """Environments that raised and were replaced."""
     trace_errors: int = 0
@@ -156,6 +162,8 @@ class Summary:
     reward_watch: RewardWatchReport = dataclasses.field(default_factory=RewardWatchReport)
     checkpoint: str | None = None
     """Folder of the newest checkpoint."""
+    uploaded: str | None = None
+    """URL of the newest checkpoint there (`checkpoint.url`)."""
     error: str | None = None
     """Root cause of a failure, one line."""
     started: float = 0.0

@@ -35,11 +35,16 @@ def train(config: Config, rundir: RunDir, *, resume: bool, view: LiveView) -> Su
 def _train(config: Config, rundir: RunDir, *, resume: bool, view: LiveView) -> Summary:
     from orchestration.session import Session
 
-    state = _newest_state(rundir) if resume else None
+    state = _newest_state(config, rundir, view) if resume else None
     session = Session(config, rundir, view, resumed=None if state is None else state["session"])
     previous = {s: signal.signal(s, _stopper(session)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _run(session, state)
+        try:
+            _run(session, state)
+        except Exception:
+            session.finish_uploads()
+            raise
+        session.finish_uploads()
     except KeyboardInterrupt:
         session.end(Status.INTERRUPTED)
         raise
@@ -84,14 +89,20 @@ def _runtime_of(config: Config) -> type[Any]:
     return RayRuntime
 
 
-def _newest_state(rundir: RunDir) -> dict[str, Any]:
-    """The state to resume from, and under `checkpoint` the folder that it is from.
+def _newest_state(config: Config, rundir: RunDir, view: LiveView) -> dict[str, Any]:
+    """The state to resume from, and under `checkpoint` the folder that it is from. Damaged ones are told of and put aside;
+    what is newer at `checkpoint.url` is fetched first.
 
-    Raises CheckpointError where there is none or it is damaged.
+    Raises CheckpointError where there is none that is whole, and OffsiteError where it cannot be known what is at the URL.
     """
-    from learner.checkpoint import CheckpointError, latest_checkpoint, load_state
+    from learner.checkpoint import CheckpointError, load_state, newest_sound_checkpoint
 
-    newest = latest_checkpoint(rundir.checkpoints)
+    if config.checkpoint.url is not None:
+        from orchestration.offsite.resuming import catch_up
+        from orchestration.offsite.runs import open_offsite
+
+        catch_up(open_offsite(config.checkpoint.url, rundir.name), rundir, view.event)
+    newest = newest_sound_checkpoint(rundir.checkpoints, lambda told: view.event(told, warning=True))
     if newest is None:
         raise CheckpointError(f"{rundir.path} has no checkpoint to resume from; start it again with --overwrite")
     return {**load_state(newest), "checkpoint": str(newest)}

@@ -123,6 +123,12 @@ class Annotator(Generic[Q]):
         with self._guard:
             return self._ledger.state(caption_id)
 
+    @property
+    def store_error(self) -> AnnotationStoreError | None:
+        """Why what is known could not be written the last time; None where it was."""
+        with self._guard:
+            return self._store_error
+
     def status(self) -> AnnotatorStatus:
         with self._guard:
             ledger, meter, now = self._ledger, self._meter, self._clock()

@@ -17,10 +17,11 @@ from reward_server.pairs import PairSource, Scores
 from reward_server.reuse import labels_elsewhere
 from reward_server.settings import AnnotatorSettings
 from reward_server.status import RewardServerStatus
-from reward_server.store import AnnotationStore
+from reward_server.store import AnnotationStore, AnnotationStoreError, DamagedStoreError
 from reward_server.types import Judge, PairJudge
 
 _LOOK_S = 0.5
+_RETRY_S = 2.0
 
 
 class RewardServer:
@@ -74,8 +75,9 @@ class RewardServer:
         return self._distil()
 
     async def serve(self) -> None:
-        """Annotates and trains until `stop`. Raises what the annotator or the distiller raises."""
-        annotation = asyncio.ensure_future(self._annotator.run())
+        """Annotates and trains until `stop`. Raises what the annotator or the distiller raises, but for a store that cannot
+        be written now: that is tried again."""
+        annotation = asyncio.ensure_future(self._annotate())
         try:
             while not self._stopping:
                 await asyncio.wait([annotation], timeout=_LOOK_S)
@@ -88,6 +90,19 @@ class RewardServer:
         finally:
             self._annotator.stop()
             await annotation
+
+    async def _annotate(self) -> None:
+        """A full disk may have room again: nothing that is known is lost meanwhile, and nothing is asked."""
+        while True:
+            try:
+                await self._annotator.run()
+                return
+            except DamagedStoreError:
+                raise
+            except AnnotationStoreError:
+                if self._stopping:
+                    raise
+                await asyncio.sleep(_RETRY_S)
 
     def stop(self) -> None:
         """Lets `serve` return."""
@@ -108,6 +123,8 @@ class RewardServer:
             version=0 if newest is None else newest.version,
             metrics=None if newest is None else newest.metrics,
             distil_s=self._distiller.seconds,
+            store_error=None if (error := self._annotator.store_error) is None else str(error),
+            store_restored=None if self._store.damaged is None else str(self._store.damaged),
         )
 
     async def close(self) -> None:

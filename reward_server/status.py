@@ -17,6 +17,10 @@ class RewardServerStatus:
     """Of the newest reward model."""
     distil_s: float
     """Seconds spent training reward models."""
+    store_error: str | None = None
+    """Why labels cannot be written now; they are kept, and it is tried again."""
+    store_restored: str | None = None
+    """Where the label store's file lies that was found damaged and was replaced by its copy."""
 
     @property
     def accuracy(self) -> float | None:

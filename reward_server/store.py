@@ -11,6 +11,9 @@ grows, so `labels_since` is a cursor that misses nothing and repeats nothing. A 
 sets the labels given after that checkpoint *aside*: they are invisible to the cursor until the annotator comes to
 the caption again, which then costs no question, and get a new `seq`. So a resumed run meets labels in the order in
 which an uninterrupted one does, and pays for none twice.
+
+Beside the file lies a second copy of all that was written (`mirror`). A file that is damaged when it is opened for writing is
+set aside and made anew from the copy; where that is damaged too, opening fails.
 """
 
 import json
@@ -25,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from reward_server import mirror
 from reward_server.label_rows import LabelRecord, LabelRows, to_bytes
 from reward_server.pair_table import PAIR_SCHEMA, PairTable
 from reward_server.types import Answer, JudgeKey
@@ -64,6 +68,10 @@ CREATE TABLE labels (
 
 class AnnotationStoreError(Exception):
     """The store cannot be opened, read or written. The message names the file, the cause and what to do."""
+
+
+class DamagedStoreError(AnnotationStoreError):
+    """The file is not what was written into it. Opened again it is made anew from its copy, where that is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +131,21 @@ class AnnotationStore:
         self._rows = LabelRows(self, "labels", "caption_id", clock)
         self._pairs = PairTable(self, clock)
         self._lock: WriterLock | None = None
+        self.damaged: Path | None = None
+        """Where the file lies now that was found damaged, and made anew from its copy, when it was opened."""
         if not read_only:
             self._lock = self._take_lock()
         elif not self.path.is_file():
             self._refuse("there is no such file", "check the path of the run")
         try:
             with self._translated():
+                if not read_only:
+                    self._set_damaged_aside()
                 self._db = self._connect(timeout_s)
                 try:
                     self._prepare()
+                    if not read_only:
+                        self._mirror()
                 except BaseException:
                     self._db.close()
                     raise
@@ -293,6 +307,20 @@ class AnnotationStore:
         db.text_factory = _text
         return db
 
+    def _set_damaged_aside(self) -> None:
+        """Makes room for another file where this one is damaged and its copy is whole."""
+        copy = mirror.mirror_path(self.path)
+        if not copy.is_file() or not self.path.is_file() or self.path.stat().st_size > _CHECKED_BYTES:
+            return
+        if mirror.damage(self.path) is not None and mirror.damage(copy) is None:
+            self.damaged = mirror.set_aside(self.path)
+
+    def _mirror(self) -> None:
+        """Takes what the copy holds where the file had to be made anew, and keeps the copy from now on."""
+        if self.damaged is not None:
+            mirror.fill(self._db, self.path)
+        mirror.attach(self._db, self.path)
+
     def _prepare(self) -> None:
         db = self._db
         if self.path.stat().st_size <= _CHECKED_BYTES:
@@ -384,12 +412,17 @@ class AnnotationStore:
             yield
         except sqlite3.Error as error:
             cause = str(error)
-            raise AnnotationStoreError(f"annotation store {self.path}: {cause}; {self._remedy(cause)}") from error
+            kind = DamagedStoreError if mirror.is_damage(cause) else AnnotationStoreError
+            raise kind(f"annotation store {self.path}: {cause}; {self._remedy(cause)}") from error
 
     def _remedy(self, cause: str) -> str:
-        if "not a database" in cause or "malformed" in cause or "damaged" in cause:
+        if mirror.is_damage(cause):
+            copy = mirror.mirror_path(self.path)
+            if self.read_only and copy.is_file():
+                return "its run makes it anew from its copy when it goes on (--resume)"
+            away = f"{copy.name} cannot replace it: move both away" if copy.is_file() else "move it away"
             return (
-                f"move it away to begin a new one (what can be read of it: "
+                f"{away} to begin a new one (what can be read of it: "
                 f"sqlite3 {self.path} .recover | sqlite3 recovered.sqlite)"
             )
         if "full" in cause or "disk I/O" in cause:

@@ -21,8 +21,11 @@ _MARK = "YENDOR_TEST_MARK"
 class Command:
     """One running `yendor` command; a context manager that ends what it started."""
 
-    def __init__(self, *arguments: str, cwd: Path | None = None, started: str | None = None) -> None:
-        """`started`: the address of a cluster that `ray start` seems to have made on this machine."""
+    def __init__(
+        self, *arguments: str, cwd: Path | None = None, started: str | None = None, address: str | None = None
+    ) -> None:
+        """`started`: the address of a cluster that `ray start` seems to have made on this machine; `address`: of one that
+        the command is told to join."""
         self.mark = uuid.uuid4().hex
         # Ray's sockets lie below it, and their paths may have 107 characters.
         self.ray_dir = tempfile.mkdtemp(prefix="yr-")
@@ -32,6 +35,8 @@ class Command:
             note.write_text(started)
         environment = {**os.environ, _MARK: self.mark, "RAY_TMPDIR": self.ray_dir}
         environment.pop("RAY_ADDRESS", None)
+        if address is not None:
+            environment["RAY_ADDRESS"] = address
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the object
         self.process = subprocess.Popen(
             [YENDOR, *arguments], stdout=self.output, stderr=subprocess.STDOUT, text=True, env=environment, cwd=cwd

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from envs.captions import caption_id
 from orchestration.captions import read_captions
 from orchestration.cli.main import run
@@ -17,7 +18,6 @@ from orchestration.errors import UsageError
 from reward_server.embedded.rules import RuleBook
 from reward_server.store import AnnotationStore
 from tests.processes import YENDOR
-from tests.rule_judge import RuleServer
 from tests.trace_view_support import header, trace, write_trace
 
 CAPTIONS = ["You see here a key.", "It's a wall.", "You kill the newt!", "Never mind."]

@@ -844,7 +844,7 @@ def test_labels_of_other_runs_are_taken_and_count_for_the_budget(tmp_path: Path)
     with pytest.raises(AnnotationStoreError, match=r"annotator.reuse=.*nowhere: no such file or folder"):
         labels_elsewhere(tmp_path / "nowhere", KEY, tmp_path / "own")
     (folder / "old" / "annotations.sqlite").write_bytes(b"no store at all" * 400)
-    with pytest.raises(AnnotationStoreError, match="move it away"):
+    with pytest.raises(AnnotationStoreError, match="its run makes it anew from its copy"):
         labels_elsewhere(folder, KEY, folder / "new" / "annotations.sqlite")
 
 

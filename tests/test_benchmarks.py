@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks import demo, evidence_minihack, pairs, startup, trace_index
+from benchmarks import demo, evidence_minihack, learners, pairs, startup, trace_index
 from benchmarks.plot import learning_curves
 
 
@@ -49,6 +49,13 @@ def test_the_index_of_traces_is_measured(tmp_path, capsys):
     assert asked["found"] == sum(row["success"] and row["length"] < 50 for row in rows) > 0
     # A process that does nothing is quicker than one that asks; a question that was asked is not asked again.
     assert len(asked["command_s"]) == 2 and max(asked["python_s"]) < min(asked["command_s"])
+
+
+def test_several_learners_are_measured(tmp_path, capsys):
+    learners.main(tmp_path, "--networks", "fast", "--batches", "96", "--repeats", "1")
+    assert "| fast | 96 | 2 |" in capsys.readouterr().out
+    alone, two = json.loads((tmp_path / "learners.json").read_text())
+    assert alone["exchange"] == 0.0 < two["exchange"] < 1.0 and min(two["samples_per_s"]) > 0
 
 
 def test_informative_pairs_find_more_of_the_order_where_few_captions_matter():

@@ -80,6 +80,7 @@ def test_a_crash_while_writing_leaves_the_older_ones(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 200)
     assert latest_checkpoint(tmp_path) == first and checkpoints(tmp_path) == [first]
+    assert not list(tmp_path.glob(".*")), "a full disk is not kept full by half a checkpoint"
 
 
 def test_a_strangers_checkpoint_executes_nothing(tmp_path):

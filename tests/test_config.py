@@ -323,7 +323,8 @@ def saved(tmp_path: Path) -> Path:
 def test_a_resumed_run_keeps_its_own_configuration(saved: Path) -> None:
     config = resume_config(saved, ["train.env_steps=77"])
     before = read_config(saved)
-    assert config == dataclasses.replace(before, train=dataclasses.replace(before.train, env_steps=77))
+    lies = dataclasses.replace(before.run, name=saved.parent.name, dir=str(saved.parent.parent))
+    assert config == dataclasses.replace(before, run=lies, train=dataclasses.replace(before.train, env_steps=77))
     assert config.run.seed == 5
 
 

@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from orchestration.cli.main import run
 from orchestration.report.probe import probe_plot
 from reward_server.embedded.rules import RuleBook
 from reward_server.judge.probe import ProbeQuestions, ProbeReport, limits_with, probe
 from reward_server.judge.prompts import PromptTemplate, quote
 from reward_server.types import Answer, JudgeError, JudgeKey, Pair
-from tests.rule_judge import RuleServer
 
 RULES = RuleBook.load()
 QUESTIONS = ProbeQuestions.load()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from envs import registry
 from learner.checkpoint import checkpoints
 from orchestration.configuration import load_config
@@ -16,7 +17,6 @@ from orchestration.live import LiveView
 from orchestration.rundir import RunDir
 from orchestration.summary import Summary
 from tests.language_agents_support import Corridor, tiny_model
-from tests.rule_judge import RuleServer
 
 TEXT = ["env.id=corridor/test", "agent.engine=transformers", "agent.answer=command", "agent.context=512"]
 KEYS = [*TEXT, "agent.max_new_tokens=8", "learner.algorithm=ppo", "runtime=serial", "language.batch_episodes=4"]

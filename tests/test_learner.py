@@ -31,7 +31,8 @@ def test_values_after_a_cut_are_read_with_the_state_of_that_step():
     """Against a policy that reads each environment's episode alone, one observation after the other."""
     learner = make_learner(batch_size=27)
     trajectory, _ = make_rollout(length=9, limit=4).collect()
-    output, final_value, _ = learner._evaluate(trajectory)
+    evaluation = learner.step.evaluate(trajectory)
+    output, final_value = evaluation.output, evaluation.final_value
     assert trajectory.final_index.shape == (6, 2)
     for k, (t, b) in enumerate(trajectory.final_index):
         begin = max(i for i in range(t + 1) if trajectory.start[i, b])

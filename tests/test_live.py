@@ -65,6 +65,15 @@ def rendered(renderable: object) -> list[str]:
     return console.export_text().splitlines()
 
 
+def test_what_stands_still_is_shown() -> None:
+    since = {"actor-03": 1000.0, "learner": 940.0, "judge": 1001.0, "trace writer of actor-00": 1002.0}
+    summary = dataclasses.replace(BUSY, standing_still=since, updated=1005.0)
+    lines = rendered(panel(summary))
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert "learner for 1:05, actor-03 for 0:05 and 2 more" in "\n".join(lines)
+    assert "stands still: learner for 1:05" in plain_line(summary)
+
+
 def test_nethacks_measures_and_a_flag_fit_too_and_are_told() -> None:
     flag = HackingFlag("You close the door. It opens again.", ("grows",), 0.62, 0.5, 1.5, "success", 0.31, 0.3)
     measures = {

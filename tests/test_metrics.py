@@ -1,9 +1,12 @@
 """Metrics, summaries, and statistics of episodes."""
 
+import contextlib
 import dataclasses
 import math
+import resource
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +122,41 @@ def test_metrics_load_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(MetricsError, match="cannot be written"):
         writer(tmp_path / "missing")
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size: int) -> Generator[None]:
+    """A write beyond it fails half way, as on a disk that gets full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_written_is_written_later(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path, events = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
+    with MetricsWriter(path, events) as metrics:
+        metrics.log(0, {"episode/success": 0.0})
+        assert metrics.trouble is None
+        whole = path.read_bytes()
+        with no_file_larger_than(len(whole) + 10):
+            for step in (1, 2):
+                metrics.log(step, {"episode/success": 0.5})
+                assert (
+                    metrics.trouble is not None
+                    and "metrics.jsonl: cannot be written: File too large" in metrics.trouble
+                )
+                assert path.read_bytes() == whole, "no half line"
+        metrics.log(3, {"episode/success": 1.0})
+        assert metrics.trouble is None
+    assert [line.env_steps for line in read_metrics(path)] == [0, 1, 2, 3]
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    assert [(e.step, e.value) for e in accumulator.Scalars("episode/success")] == [(0, 0), (1, 0.5), (2, 0.5), (3, 1)]
 
 
 # summary.json

@@ -36,3 +36,13 @@ def test_a_file_that_cannot_be_opened_ends_nothing(tmp_path, capsys):
     (tmp_path / "logs").write_text("no folder")
     log_to(tmp_path / "logs", "learner")
     assert "learner.log: cannot be written: File exists" in capsys.readouterr().err
+
+
+def test_who_prints_does_not_fail_of_a_full_disk(tmp_path):
+    full = PRINTS.partition("print(")[0] + (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
+        "for _ in range(100): print('by Python'); print('by Python', file=sys.stderr)\n"
+    )
+    assert run(full, tmp_path).returncode == 0
+    assert (tmp_path / "logs" / "actor-00.log").stat().st_size == 100

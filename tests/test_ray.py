@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from orchestration.cli.main import run as yendor
 from orchestration.traces.reader import read_outline, read_trace, run_traces, trace_files
 from orchestration.traces.schema import Return, Spawn, Stop
 from orchestration.traces.validate import validate_file
 from tests.processes import Command, summary
-from tests.rule_judge import RuleServer
 
 pytestmark = pytest.mark.slow
 

@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from learner.checkpoint import latest_checkpoint, load_state
 from orchestration.traces.reader import read_trace, run_traces
 from orchestration.traces.schema import Spawn, Stop, WeightsUpdate
 from orchestration.traces.validate import validate_file
 from tests.processes import Command, summary
-from tests.rule_judge import RuleServer
 from tests.test_ray import small
 
 pytestmark = pytest.mark.slow
@@ -48,8 +48,8 @@ def accounts_for_all(run: Path) -> None:
     waiting = sum(part["action"].numel() for part in learner["queue"])
     lost = counters["faults"]["samples_lost"]
     assert counters["env_steps"] == learner["trained_samples"] + learner["dropped_samples"] + waiting + lost
-    # The learner may have read what its last answers, which nobody awaited, were about.
-    assert 0 <= learner["version"] - summary(run)["policy_version"] <= 2
+    # The learner may have read what its last answers, which nobody awaited, were about: demo has three calls in flight.
+    assert 0 <= learner["version"] - summary(run)["policy_version"] <= 3
 
 
 def test_a_learner_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from learner.checkpoint import checkpoints, load_policy
-from tests.rule_judge import RuleServer
 
 YENDOR = str(Path(sys.executable).parent / "yendor")
 

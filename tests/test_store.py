@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from envs.captions import caption_id
 from reward_server.export import export_parquet
+from reward_server.mirror import mirror_path
 from reward_server.store import AnnotationStore, AnnotationStoreError, LabelRecord
-from reward_server.types import Answer, JudgeKey
+from reward_server.types import Answer, JudgeKey, Pair
 
 KEY = JudgeKey("v1", "default", "model", "direct", "{}")
 OTHER = JudgeKey("v2", "default", "model", "direct", "{}")
@@ -194,8 +196,9 @@ def _child(path: Path, body: str) -> "subprocess.Popen[str]":
     program = f"""
 import time
 from envs.captions import caption_id
+from reward_server.mirror import mirror_path
 from reward_server.store import AnnotationStore, LabelRecord
-from reward_server.types import Answer, JudgeKey
+from reward_server.types import Answer, JudgeKey, Pair
 key = JudgeKey('v1', 'default', 'model', 'direct', '{{}}')
 store = AnnotationStore({str(path)!r})
 {body}
@@ -212,8 +215,79 @@ def _filled(path: Path) -> None:
         store.write(KEY, [record(t, 0) for t in texts], [(caption_id(t), t) for t in texts])
 
 
+def _header(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"garbage garbage!")
+
+
+def _page(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 // 4096 * 4096)
+        file.write(b"\xa5" * 4096)
+
+
+def _half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("spoil", [_header, _page, _half])
+def test_a_damaged_file_is_made_anew_from_its_copy(path: Path, spoil: Callable[[Path], None]) -> None:
+    """Labels, failures, pairs, what was set aside, and their numbers: all as before."""
+    with AnnotationStore(path) as store:
+        texts = [f"caption {i}" for i in range(2000)]
+        store.write(KEY, [record(t, None if i % 7 == 0 else i % 2, 0.25) for i, t in enumerate(texts)],
+                    [(caption_id(t), t) for t in texts])  # fmt: skip
+        put(store, texts[0], 1)
+        put(store, "of another key \ud800", 1, OTHER)
+        pair = Pair.of(*((caption_id(t), t) for t in texts[:2]))
+        store.pairs.write(KEY, [LabelRecord(pair.id, Answer(2, 0.1, "", 0.5))], [(pair.id, pair)])
+        store.set_aside(KEY, 1990)
+        before, cursor, captions = store.table(), store.labels_since(0, KEY), store.captions()
+        pairs = store.pairs.records(KEY)
+    spoil(path)
+    spoiled = path.read_bytes()
+    for again in range(2):
+        with AnnotationStore(path) as store:
+            assert (store.table(), store.labels_since(0, KEY), store.captions()) == (before, cursor, captions)
+            assert store.pairs.records(KEY) == pairs and len(pairs) == 1
+            assert (store.damaged is not None) == (again == 0)
+            if store.damaged is not None:
+                assert store.damaged.read_bytes() == spoiled
+    with AnnotationStore(path) as store:
+        put(store, "later", 1)
+        assert store.labels_since(cursor[1], KEY)[0][0].text == "later"
+    _header(path)
+    with AnnotationStore(path) as store:
+        assert store.damaged is not None and store.damaged.name.endswith("damaged-2")
+        assert [label.text for label in store.labels_since(cursor[1], KEY)[0]] == ["later"]
+
+
+def test_a_damaged_copy_is_made_anew_from_the_file(path: Path) -> None:
+    _filled(path)
+    _header(mirror_path(path))
+    with AnnotationStore(path) as store:
+        assert store.damaged is None and store.counts(KEY).labelled == 2000
+    _half(path)
+    with AnnotationStore(path) as store:
+        assert store.damaged is not None and store.counts(KEY).labelled == 2000
+
+
+def test_a_copy_that_lacks_the_last_transaction_is_brought_up_to_date(path: Path) -> None:
+    """As after a crash between the two commits."""
+    _filled(path)
+    stale = mirror_path(path).read_bytes()
+    with AnnotationStore(path) as store:
+        put(store, "one more", 1)
+    mirror_path(path).write_bytes(stale)
+    AnnotationStore(path).close()
+    _header(path)
+    with AnnotationStore(path) as store:
+        assert store.counts(KEY).labelled == 2001
+
+
 def test_a_damaged_header_is_named_with_a_remedy(path: Path) -> None:
     _filled(path)
+    mirror_path(path).unlink()
     content = bytearray(path.read_bytes())
     content[:16] = b"garbage garbage!"
     path.write_bytes(content)
@@ -225,6 +299,7 @@ def test_a_damaged_header_is_named_with_a_remedy(path: Path) -> None:
 
 def test_a_damaged_page_is_found_when_the_file_is_opened(path: Path) -> None:
     _filled(path)
+    mirror_path(path).unlink()
     content = bytearray(path.read_bytes())
     middle = len(content) // 2 // 4096 * 4096
     content[middle : middle + 4096] = b"\xa5" * 4096
@@ -237,8 +312,9 @@ def test_a_damaged_page_is_found_when_the_file_is_opened(path: Path) -> None:
 
 def test_a_truncated_file_is_found(path: Path) -> None:
     _filled(path)
+    _half(mirror_path(path))
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(AnnotationStoreError, match="move it away"):
+    with pytest.raises(AnnotationStoreError, match="move both away"):
         AnnotationStore(path)
 
 
@@ -285,6 +361,7 @@ def test_a_file_that_may_not_grow_further_loses_nothing_that_was_acknowledged(pa
         path,
         """
 import resource, signal
+from reward_server.mirror import mirror_path
 from reward_server.store import AnnotationStoreError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, resource.RLIM_INFINITY))

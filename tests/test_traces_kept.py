@@ -120,10 +120,59 @@ def test_the_rollout_goes_on_without_the_process_that_writes(tmp_path: Path) -> 
     process.wait()
     record(tracing, replace(played, episode_id="e2"), env=1)
     (told,) = tracing.take_trouble()
-    assert told.startswith("episodes are no longer recorded: the process that writes them is gone")
+    assert told == "the process that writes traces died (killed by signal 9); it is replaced"
     record(tracing, replace(played, episode_id="e3"), env=2)
     tracing.close()
     assert tracing.take_trouble() == ()
+    assert validate_file(tmp_path / "e3.jsonl.zst") == []
+
+
+def test_processes_that_die_again_and_again_are_given_up(tmp_path: Path) -> None:
+    tracing = recorder(tmp_path, beside=True)
+    played = Played("e", [0], [""], [0.0], [3])
+    told: list[str] = []
+    for number in range(8):
+        record(tracing, replace(played, episode_id=f"e{number}"), finish=False)
+        told += tracing.take_trouble()
+        process = tracing._writers._process  # type: ignore[attr-defined]  # pyright: ignore
+        if process is not None:
+            process.kill()
+            process.wait()
+    assert len(told) == 3 and told[-1].endswith("episodes are no longer recorded: it has 3 times in a row")
+    tracing.close()
+
+
+def test_no_finished_trace_is_lost_with_the_process_that_writes(tmp_path: Path) -> None:
+    """A real rollout, whose writer is killed in the midst of episodes and with episodes on their way."""
+    from agents.networks import NETWORKS, build_policy
+
+    view, options = NETWORKS["fast"].view, {"max_episode_steps": 12}
+    envs = VectorEnv(lambda: make(ENV_ID, view, **options), 4, lambda env, episode: 1000 * env + episode)
+    run = TraceRun("demo", 0)
+    keeper = AsideKeeper(Recipe(ENV_ID, view, options, tmp_path, run), close_s=120.0)
+    writers = WritersAside(tmp_path, run, "actor")
+    tracing = TraceRecorder(tmp_path, 1.0, run, writers, keeper=keeper)
+    policy: RecurrentPolicy = build_policy("fast", len(envs.env_spec.action_names))
+    rollout = Rollout(envs, policy, length=7, seed=0, name="actor-00", observer=tracing)
+    ended: dict[str, int] = {}
+    told: list[str] = []
+    for call in range(16):
+        _, report = rollout.collect()
+        told += report.trouble
+        for episode in report.episodes:
+            ended[f"actor-00-env{episode.end.env_index:03d}-ep{episode.end.episode_index:06d}"] = episode.end.length
+        if call in (4, 11):
+            process = writers._process  # pyright: ignore[reportPrivateUsage]
+            assert process is not None
+            process.kill()
+    rollout.close()
+    assert told == ["the process that writes traces died (killed by signal 9); it is replaced"] * 2
+    whole = {path.name.removesuffix(".jsonl.zst"): path for path in trace_files(tmp_path) if path.suffix != ".part"}
+    assert set(whole) == set(ended) and len(ended) > 12
+    for name, path in whole.items():
+        assert validate_file(path) == []
+        trace = read_trace(path)
+        assert trace.end is not None and (len(trace.steps), trace.end.kept) == (ended[name], "rate")
 
 
 class NoKeeper:

@@ -206,8 +206,15 @@ def test_a_run_goes_on_where_its_trace_cannot_be_written(tmp_path: Path) -> None
         for number in range(50):
             trace.spawned(f"actor-{number * 7919:x}", "actor")
             trace.checkpoint(str(number), number)
-        trace.end("done", 50, None)
+        (part,) = tmp_path.glob("*.part")
+        assert part.stat().st_size <= 1000 and read_trace(part).events, "whole frames alone"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(told) == 1
     assert told[0].endswith("cannot be written: File too large")
+    # There is room again: nothing is lost.
+    trace.end("done", 50, None)
+    (path,) = run_traces(tmp_path)
+    assert validate_file(path) == [] and not path.name.endswith(".part")
+    assert sum(isinstance(event, Spawn) for event in read_trace(path).events) == 51, "and the learner"
+    assert len(told) == 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.credit.guards import separate_advantage
+from learner.parallel import ALONE, Workers
 from learner.vtrace import vtrace
 
 
@@ -34,9 +35,11 @@ class ComponentCritics:
         discount: float,
         rho: float,
         c: float,
+        workers: Workers = ALONE,
     ) -> Tensor:
         """[T, B]: the weighted sum of the components' normalised V-trace advantages; also one step of the critics.
 
+        `workers` may have a share of the batch each.
         rewards [C, T, B]; state [T + 1, B, H] of the core; final_state [k, H] after the steps at final_index [k, 2]
         (None without); log_ratio, terminated, truncated [T, B] as of `vtrace`.
         """
@@ -62,8 +65,9 @@ class ComponentCritics:
         loss = (_side_by_side(value[:, :-1]) - found.target).square().mean()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        workers.average_gradients(self._heads.parameters(), steps * batch)
         self._optimizer.step()
-        return separate_advantage(found.advantage.reshape(steps, count, batch).transpose(0, 1), weights)
+        return separate_advantage(found.advantage.reshape(steps, count, batch).transpose(0, 1), weights, workers)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from learner.credit.attribution import Floats
+from learner.parallel import ALONE, Workers
 
 
 def squash(x: Floats, reference: float, bound: float) -> Floats:
@@ -25,14 +26,15 @@ def certainty(deviation: Floats, unit: float) -> Floats:
     return 1.0 / (1.0 + np.square(deviation / unit))
 
 
-def separate_advantage(advantages: Tensor, weights: Tensor) -> Tensor:
-    """Σ_c w_c · (A_c − mean) / deviation; advantages [C, ...] one a component, weights [C].
+def separate_advantage(advantages: Tensor, weights: Tensor, workers: Workers = ALONE) -> Tensor:
+    """Σ_c w_c · (A_c − mean) / deviation; advantages [C, ...] one a component, weights [C]. Mean and deviation are those of
+    the batch, of which `workers` may have a share each.
 
     Normalised one by one (GDPO, arXiv 2601.05242, section 3.1): the scale of a component no longer decides how much it
     counts, its weight does. A component that is the same everywhere adds 0.
     """
     flat = advantages.flatten(1)
-    centred = flat - flat.mean(1, keepdim=True)
-    deviation = flat.std(1, unbiased=False, keepdim=True)
+    mean, variance = workers.moments(flat)
+    centred, deviation = flat - mean[:, None], variance.sqrt()[:, None]
     normal = torch.where(deviation > 1e-6, centred / deviation.clamp(min=1e-8), torch.zeros_like(centred))
     return (weights[:, None] * normal).sum(0).reshape(advantages.shape[1:])

@@ -89,6 +89,10 @@ def _shown(name: str, value: Any) -> str:
         return duration(value)
     if name in ("liked", "disliked"):
         return "\n".join(f"{score.probability:.2f}  {score.text}  ({score.count:,} times)" for score in value)
+    if name == "standing_still":
+        return "\n".join(f"{part}: for {age(since)}" for part, since in value.items())
+    if name == "running_out":
+        return "\n".join(f"{what}: {words}" for what, words in value.items())
     if isinstance(value, Mapping):
         return "\n".join(_wait(part, shares) for part, shares in value.items())  # pyright: ignore
     if isinstance(value, float):

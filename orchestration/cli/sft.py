@@ -46,6 +46,8 @@ def sft(
     config = load_config(preset, overrides)
     if config.agent.model is None:
         raise ConfigError("agent.model: `yendor sft` trains a language model; name one, such as agent.model=small")
+    if config.checkpoint.url is not None:
+        raise ConfigError("checkpoint.url: `yendor sft` keeps its checkpoint in the run's folder alone; leave it out")
     path = Path(config.run.dir) / config.run.name
     with RunDir(path).open_for_training(config, overwrite=overwrite) as rundir, _bars() as progress:
         done = _finetune(config, rundir, progress)

@@ -56,17 +56,26 @@ def train(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     preset, overrides = split_arguments(arguments)
-    config = _config(preset, overrides, resume=resume)
 
     from orchestration.live import LiveView, final_summary
     from orchestration.preflight import preflight
     from orchestration.rundir import RunDir
 
     view = LiveView(plain=plain or None)
-    preflight(config, lambda message: view.event(message, warning=True))
+
+    def warn(message: str) -> None:
+        view.event(message, warning=True)
+
+    config = _config(preset, overrides, view, resume=resume)
+    preflight(config, warn, fresh=not (resume or overwrite))
     path = Path(config.run.dir) / config.run.name
     with RunDir(path).open_for_training(config, resume=resume, overwrite=overwrite) as rundir:
         view.log_to(rundir.logs / "events.log")
+        if overwrite and config.checkpoint.url is not None:
+            from orchestration.offsite.resuming import make_vacant
+            from orchestration.offsite.runs import open_offsite
+
+            make_vacant(open_offsite(config.checkpoint.url, config.run.name))
         summary = _train(config, rundir, view, resume=resume)
     handle = config.run.name if config.run.dir == "runs" else str(path)
     again = _resume_command(preset, config)
@@ -75,7 +84,7 @@ def train(
         raise typer.Exit(130)
 
 
-def _config(preset: str | None, overrides: list[str], *, resume: bool) -> "Config":
+def _config(preset: str | None, overrides: list[str], view: "LiveView", *, resume: bool) -> "Config":
     from orchestration.configuration import load_config, resume_config
 
     config = load_config(preset, overrides)
@@ -83,7 +92,13 @@ def _config(preset: str | None, overrides: list[str], *, resume: bool) -> "Confi
     if not resume:
         return config
     if not path.is_file():
-        raise ConfigError(f"{path.parent}: no run to resume; leave out --resume to start one")
+        url = config.checkpoint.url
+        if url is None:
+            raise ConfigError(f"{path.parent}: no run to resume; leave out --resume to start one")
+        from orchestration.offsite.resuming import fetch_config
+        from orchestration.offsite.runs import open_offsite
+
+        fetch_config(open_offsite(url, config.run.name), path.parent, view.event)
     # The run keeps what it was started with, whatever has become of the preset since.
     return resume_config(path, overrides)
 

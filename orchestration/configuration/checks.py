@@ -134,6 +134,7 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "sft.micro_batch_tokens": COUNT,
     "learner.device": Choice(("auto", "cpu", "cuda")),
     "learner.precision": Choice(("auto", "fp32", "bf16")),
+    "learner.workers": COUNT,
     "learner.threads": COUNT,
     "learner.batch_size": COUNT,
     "learner.learning_rate": POSITIVE,
@@ -233,10 +234,16 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "ellm.goals": Text(r"(?s).*[^;\s].*", "must name a goal"),
     "ellm.embedding": Text(),
     "ellm.threshold": Range(-1, 1),
+    "cluster.still_s": POSITIVE,
     "trace.rate": SHARE,
     "trace.episodes": Text(r"[\w.*?,\[\]!-]*", "must be names of episodes or patterns of them, separated by commas"),
     "checkpoint.interval_s": POSITIVE,
     "checkpoint.keep": COUNT,
+    "checkpoint.url": Text(
+        r"(?![^:/]+://[^/@\s]*:[^/@\s]*@)(?!.*::)\S+",
+        "must be one address such as s3://BUCKET/PATH, without a password (the environment holds credentials) and without ::",
+    ),
+    "checkpoint.upload_wait_s": NOT_NEGATIVE,
     "log.interval_s": POSITIVE,
     "metrics.port": Range(1, 65535),
     "metrics.wandb": Text(r"([^/\\#?%:\s]+/)?[^/\\#?%:\s]{1,128}", "must be PROJECT or ENTITY/PROJECT"),
@@ -313,6 +320,8 @@ def check_consistency(config: Config, given: Set[str]) -> None:
             f"learner.batch_size={learner.batch_size}: must be a multiple of "
             f"actors.rollout_length={actors.rollout_length}"
         )
+    if learner.workers > 1:
+        _check_workers(config)
     if reward.w_ext == 0 and not learns_intrinsic(config) and not learns_progress(config):
         raise ConfigError("reward.w_ext=0: nothing is left to learn from, as there is no intrinsic reward either")
     _check_credit(config)
@@ -325,6 +334,22 @@ def check_consistency(config: Config, given: Set[str]) -> None:
         raise ConfigError("reward.offline_path: reward.model=offline needs labels or a trained reward model")
     if uses_judge(config):
         _check_judge(config, given)
+
+
+def _check_workers(config: Config) -> None:
+    """Where several learners share a batch."""
+    workers, batch, length = config.learner.workers, config.learner.batch_size, config.actors.rollout_length
+    if config.agent.model is not None:
+        raise ConfigError(f"learner.workers={workers}: a language model has one learner; leave learner.workers=1")
+    if config.runtime == "serial":
+        raise ConfigError(
+            f"learner.workers={workers}: runtime=serial has one process, so one learner; take runtime=ray"
+        )
+    if batch // length < workers:
+        raise ConfigError(
+            f"learner.workers={workers}: learner.batch_size={batch} is {batch // length} trajectories of "
+            f"actors.rollout_length={length}, and each worker needs one; raise learner.batch_size"
+        )
 
 
 def _check_judge(config: Config, given: Set[str]) -> None:

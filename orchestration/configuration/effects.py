@@ -201,6 +201,10 @@ RULES = (
     Rule(("credit.steps_per_update",), _staged),
     Rule(("credit.max_turns",), _model_acts),
     Rule(("reward.scale", "reward.clip"), lambda c: "reward.w_ext=0" if c.reward.w_ext == 0 else None),
+    Rule(
+        ("checkpoint.upload_wait_s",),
+        lambda c: "checkpoint.url=null (nothing is uploaded)" if c.checkpoint.url is None else None,
+    ),
     Rule(("judge.url", "judge.api_key_env"), _not_openai),
     Rule(("judge.replicas", "judge.dtype", "judge.max_model_len"), _remote_judge),
     Rule(("judge.replicas",), lambda c: "runtime=serial has one judge" if c.runtime == "serial" else None),

@@ -60,7 +60,8 @@ def resume_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     before = read_config(path)
     given = _values_of_overrides(overrides)
-    given = {key: value for key, value in given.items() if key not in ("run.name", "run.dir")}
+    # Where the run lies now: its folder may have been moved, or come from another machine.
+    given |= {"run.name": path.parent.name, "run.dir": str(path.parent.parent)}
     config = _build({**_flatten(dataclasses.asdict(before)), **given}, before.run.name)
     old, new = _flatten(dataclasses.asdict(before)), _flatten(dataclasses.asdict(config))
     for key in sorted(old.keys() | new.keys()):

@@ -35,6 +35,7 @@ from orchestration.results import FeedResult, Floor, TakenOver, actor_name
 from orchestration.rundir import RunDir, code_revision
 from orchestration.scoring import CaptionViews, ToldScores, scorer_of
 from orchestration.seeds import derive_seed
+from orchestration.traces.room import Room
 from orchestration.traces.writers import TraceRun
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def build_language_observer(
         policy=config.agent.model,
     )
     agent = actor_name(index, incarnation)
-    return LanguageRecorder(traces, config.trace.rate, run, agent=agent, asked=config.trace.asked)
+    return LanguageRecorder(traces, config.trace.rate, run, agent=agent, asked=config.trace.asked, room=Room(traces))
 
 
 class LanguageLearnerPart:

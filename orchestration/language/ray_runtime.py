@@ -10,6 +10,7 @@ New weights go to each engine while it generates; an engine that is still taking
 
 import math
 import shutil
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -179,6 +180,7 @@ class LanguageRayRuntime(RayRuntime):
         except RayError as error:
             self._lost_engine(actor, error)
             return
+        actor.heard_at = time.monotonic()
         if isinstance(call, _Play):
             self._played(call, value)
         else:
@@ -210,6 +212,7 @@ class LanguageRayRuntime(RayRuntime):
         except RayError as error:
             self._unread(call, error)
             return
+        self._learner_heard_at = time.monotonic()
         self._feeding.discard(call.group)
         if fed.result.updates:
             self._learner_deaths.updated()
@@ -244,6 +247,9 @@ class LanguageRayRuntime(RayRuntime):
         self._feeding.discard(call.group)
         self._open.discard(call.group)
         self._grant_groups()
+
+    def _owing(self) -> set[int]:
+        return {id(call.actor) for call in self._calls.values() if isinstance(call, _Play | _Start | _Take)}
 
     # Weights.
 

@@ -20,6 +20,7 @@ from orchestration.traces.clocks import WallClock
 from orchestration.traces.episode import observation_hash
 from orchestration.traces.files import TraceFile
 from orchestration.traces.replay.worlds import text_observation
+from orchestration.traces.room import Room
 from orchestration.traces.schema import (
     FORMAT,
     POLICY,
@@ -61,8 +62,11 @@ class LanguageRecorder:
         agent: str = "actor",
         asked: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
+        room: Room | None = None,
     ) -> None:
+        """Nothing is written while `room` is short: what would have been is told as trouble."""
         self._folder, self._run = folder, run
+        self._room = room
         self._selection = Selection(run.seed, rate, asked)
         self._agent, self._clock = agent, clock
         self._open: dict[str, _Recording] = {}
@@ -73,6 +77,8 @@ class LanguageRecorder:
         if (self._folder / f"{name}{SUFFIX}").exists():
             return  # the run was resumed and plays it again: a finished trace is never written again
         with self._giving_up(name):
+            if self._selection.chosen(name) is not None:
+                self._check_room(name)
             self._open[name] = _Recording(
                 self._folder, self._run, start, agent=self._agent, kept=self._selection.chosen(name), clock=self._clock
             )
@@ -96,7 +102,14 @@ class LanguageRecorder:
         recording = self._open.get(episode_id)
         if recording is not None:
             with self._giving_up(episode_id):
+                if recording.kept is not None:
+                    self._check_room(episode_id)
                 recording.step(step)
+
+    def _check_room(self, episode_id: str) -> None:
+        """Raises `TraceError` where checkpoints and labels need what room there is."""
+        if self._room is not None and (short := self._room.short()) is not None:
+            raise TraceError(f"{episode_id}: {short}")
 
     def finish(self, episode: LanguageEpisode) -> None:
         stopped = episode.cut if episode.cut in _OWN_CUTS else None
@@ -115,6 +128,7 @@ class LanguageRecorder:
         why = recording.kept or (kept if self._selection.rate else None)
         if why is not None:
             with self._giving_up(episode_id):
+                self._check_room(episode_id)
                 recording.finish(why, error, stopped)
         self._open.pop(episode_id, None)
 

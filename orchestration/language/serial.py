@@ -26,7 +26,7 @@ from orchestration.language.parts import (
     build_template,
 )
 from orchestration.language.report import report_of
-from orchestration.serial import judge, reward_server_here
+from orchestration.serial import judge, reward_server_here, try_checkpoint
 from orchestration.session import Session
 
 
@@ -72,7 +72,8 @@ class LanguageSerialRuntime:
                 self._learn(result, seconds)
             self.session.report(due=True)
             if time.monotonic() >= self._checkpoint_at:
-                self.checkpoint()
+                self._checkpoint_at = time.monotonic() + self.config.checkpoint.interval_s
+                try_checkpoint(self.checkpoint, self.session)
 
     async def _play(self, groups: int) -> list[GroupResult]:
         first, self._group = self._group, self._group + groups

@@ -68,7 +68,7 @@ class AsideKeeper:
     def submit(self, again: Again) -> None:
         """Has an episode played again. Returns at once."""
         with self._changed:
-            if again.kept != "failed":
+            if again.kept in ("best", "worst"):
                 self._waiting = deque(each for each in self._waiting if each.kept != again.kept)
             self._waiting.append(again)
             if self._thread is None:

@@ -2,6 +2,7 @@
 `.part` ends in whole zstd frames, whatever ends the process.
 """
 
+import contextlib
 import os
 import re
 import threading
@@ -63,6 +64,10 @@ class TraceFile:
         self._clock = clock
         self._lines: list[bytes] = []
         self._count = 0
+        self._whole = 0
+        """Bytes of the frames in the file."""
+        self.failing = False
+        """Whether the last frame could not be written."""
         self._due = clock() + frame_s
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,17 +87,26 @@ class TraceFile:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what was collected as one frame. After `kill -9` it is there; the operating system holds it."""
+        """Writes what was collected as one frame. After `kill -9` it is there; the operating system holds it.
+
+        What cannot be written (a full disk) stays collected, for whoever tries again.
+        """
         if not self._lines:
             return
         frame = _compressor().compress(b"".join(self._lines))
+        self._count = 0
+        self._due = self._clock() + self._frame_s
+        self.failing = True
         try:
             write_all(self._file, frame)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.seek(self._whole)
+                self._file.truncate()
             raise TraceError(f"{self._part}: cannot be written: {error.strerror}") from error
+        self.failing = False
+        self._whole += len(frame)
         self._lines.clear()
-        self._count = 0
-        self._due = self._clock() + self._frame_s
 
     def complete(self) -> None:
         """Makes the file durable under its final name."""
@@ -109,6 +123,11 @@ class TraceFile:
         self.flush()
         self._file.close()
 
+    def remove(self) -> None:
+        """Leaves nothing: the room is needed for something else."""
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
     def drop(self) -> None:
         """Leaves what was written as `.part`, and what was not."""
         self._file.close()
@@ -122,20 +141,24 @@ class Finisher:
 
     def __init__(self, *, aside: bool) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="traces") if aside else None
-        self._waiting: list[Future[None]] = []
+        self._waiting: list[tuple[Future[None], str]] = []
+        self._settled: list[str] = []
 
     def complete(self, file: TraceFile) -> None:
         """Writes what is left of `file` and gives it its final name."""
+        name = file.final.name.removesuffix(SUFFIX)
         if self._pool is None:
             _complete(file)
+            self._settled.append(name)
         else:
-            self._waiting.append(self._pool.submit(_complete, file))
+            self._waiting.append((self._pool.submit(_complete, file), name))
 
     def take_trouble(self) -> tuple[str, ...]:
         """Why files could not be completed, a line each; since the last call."""
-        done = [each for each in self._waiting if each.done()]
-        self._waiting = [each for each in self._waiting if not each.done()]
-        errors = (each.exception() for each in done)
+        done = [each for each in self._waiting if each[0].done()]
+        self._waiting = [each for each in self._waiting if not each[0].done()]
+        self._settled += [name for _, name in done]
+        errors = (future.exception() for future, _ in done)
         trouble: list[str] = []
         for error in errors:
             if isinstance(error, TraceError):
@@ -143,6 +166,11 @@ class Finisher:
             elif error is not None:
                 raise error
         return tuple(trouble)
+
+    def take_settled(self) -> tuple[str, ...]:
+        """Names of files that are complete, or of which `take_trouble` has told why they are not; since the last call."""
+        settled, self._settled = tuple(self._settled), []
+        return settled
 
     def close(self) -> None:
         """Waits until all files are complete."""

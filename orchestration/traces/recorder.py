@@ -1,12 +1,13 @@
 """Decides which episodes of a rollout are recorded: an `EpisodeObserver` of the rollout loop. `writers` write them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from agents.observer import EpisodeFinish, EpisodeStart, EpisodeSteps, Recalled
 from orchestration.traces.files import check_name
+from orchestration.traces.room import Room
 from orchestration.traces.schema import SUFFIX
 from orchestration.traces.selection import Selection
 from orchestration.traces.writers import TraceRun, Writers
@@ -22,7 +23,7 @@ class Again:
     finish: EpisodeFinish
     agent: str
     kept: str
-    """`best`, `worst` or `failed`."""
+    """`best`, `worst`, `failed`; or `rate`, `asked`, where it was recorded and got lost."""
 
 
 class Keeper(Protocol):
@@ -46,6 +47,9 @@ class TraceRecorder:
     the best and the worst of this actor so far, and those whose environment raised: that they are is known when they
     have ended, and then they are played again, by the keeper.
 
+    Where writers lose what they were told (their process died) the episodes that had finished are played again by the keeper,
+    and so are those that run, when they have finished.
+
     An episode whose finished trace exists (the run was resumed and plays it again) is left alone.
     """
 
@@ -59,39 +63,97 @@ class TraceRecorder:
         agent: str = "actor",
         asked: Sequence[str] = (),
         keeper: Keeper | None = None,
+        room: Room | None = None,
     ) -> None:
-        """`writers` write into `folder`; `agent` names the actor in what the keeper records."""
+        """`writers` write into `folder`; `agent` names the actor in what the keeper records. Nothing is recorded while
+        `room` is short: what would have been is told as trouble."""
         self._folder = folder
         self._selection = Selection(run.seed, rate, asked)
         self._writers = writers
         self._agent = agent
         self._keeper = keeper
+        self._room = room
+        self._open: dict[int, str] = {}
+        """Episodes that are recorded now, by environment."""
+        self._lost: dict[int, str] = {}
+        """Episodes that run and whose beginning was lost."""
+        self._unsure: dict[str, Again] = {}
+        """Episodes that finished and may still get lost."""
+        self._trouble: list[str] = []
 
     def wants(self, episode_id: str) -> bool:
         """Whether the episode is to be recorded from its beginning."""
         check_name(episode_id)
-        return self._selection.chosen(episode_id) is not None and not self._exists(episode_id)
+        chosen = self._selection.chosen(episode_id) is not None and not self._exists(episode_id)
+        return chosen and self._has_room(episode_id)
+
+    def _has_room(self, episode_id: str) -> bool:
+        short = None if self._room is None else self._room.short()
+        if short is not None:
+            self._trouble.append(f"{episode_id}: {short}")
+        return short is None
 
     def _exists(self, episode_id: str) -> bool:
         return (self._folder / f"{episode_id}{SUFFIX}").exists()
 
     def start(self, env_index: int, start: EpisodeStart) -> None:
         """Begins the trace of the episode that environment `env_index` plays."""
+        self._open[env_index] = start.episode_id
         self._writers.start(env_index, start, self._selection.chosen(start.episode_id) or "rate")
 
     def steps(self, env_index: int, steps: EpisodeSteps) -> None:
         """Records the next steps of the episode that environment `env_index` plays."""
+        episode_id = self._open.get(env_index)
+        if episode_id is None:
+            return
+        if self._room is not None and (short := self._room.short()) is not None:
+            del self._open[env_index]
+            self._writers.give_up(env_index, f"{episode_id}: {short}")
+            return
         self._writers.steps(env_index, steps)
 
-    def finish(self, env_index: int, finish: EpisodeFinish) -> None:
+    def finish(
+        self, env_index: int, finish: EpisodeFinish, recall: Callable[[], Recalled | None] = lambda: None
+    ) -> None:
         """Ends the trace: it gets its final name."""
         self._rank(finish)
-        self._writers.finish(env_index, finish)
+        episode_id, lost = self._open.pop(env_index, None), self._lost.pop(env_index, None)
+        if episode_id is not None:
+            if self._writers.may_lose and (episode := recall()) is not None:
+                self._unsure[episode_id] = self._again(env_index, episode, finish)
+            self._writers.finish(env_index, finish)
+        elif lost is not None:
+            episode = recall()
+            if episode is None or self._keeper is None:
+                self._trouble.append(f"{lost}: lost with the process that wrote it")
+            else:
+                self._keeper.submit(self._again(env_index, episode, finish))
+
+    def _again(self, env_index: int, episode: Recalled, finish: EpisodeFinish) -> Again:
+        kept = self._selection.chosen(episode.episode_id) or "rate"
+        return Again(episode, finish, f"{self._agent}/{env_index}", kept)
+
+    def _look_for_lost(self) -> None:
+        for episode_id in self._writers.take_settled():
+            self._unsure.pop(episode_id, None)
+        if not self._writers.take_lost():
+            return
+        self._lost |= self._open
+        self._open.clear()
+        for episode_id, again in self._unsure.items():
+            if self._exists(episode_id):
+                continue
+            if self._keeper is None:
+                self._trouble.append(f"{episode_id}: lost with the process that wrote it")
+            else:
+                self._keeper.submit(again)
+        self._unsure.clear()
 
     def wants_back(self, episode_id: str, finish: EpisodeFinish) -> bool:
         """Whether an episode that was not followed is the best or the worst so far, or failed."""
         why = self._rank(finish)
-        return why is not None and self._keeper is not None and not self._exists(episode_id)
+        wanted = why is not None and self._keeper is not None and not self._exists(episode_id)
+        return wanted and self._has_room(episode_id)
 
     def _rank(self, finish: EpisodeFinish) -> str | None:
         """Counts an episode; says whether it is `best`, `worst` or `failed`."""
@@ -111,10 +173,14 @@ class TraceRecorder:
 
     def take_trouble(self) -> tuple[str, ...]:
         """Why episodes could not be recorded, a line each; since the last call."""
-        return (*self._writers.take_trouble(), *(() if self._keeper is None else self._keeper.take_trouble()))
+        written = self._writers.take_trouble()
+        self._look_for_lost()
+        own, self._trouble = self._trouble, []
+        return (*own, *written, *(() if self._keeper is None else self._keeper.take_trouble()))
 
     def close(self) -> None:
         """Gives up the episodes that still run: what was recorded of them stays, as `.part`."""
         self._writers.close()
+        self._look_for_lost()
         if self._keeper is not None:
             self._keeper.close()

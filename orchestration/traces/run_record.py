@@ -15,6 +15,9 @@ from orchestration.traces.run_trace import LEARNER, REWARD_SERVER, JudgeUse, Run
 from reward_server.status import RewardServerStatus
 from reward_server.types import JudgeStatus
 
+_AGENTS = {"reward server": REWARD_SERVER}
+"""What the trace calls parts that people call something else."""
+
 
 class RunRecord:
     """Records a run as long as it goes; nothing where it is not traced. Trouble with files is told and ends nothing."""
@@ -74,6 +77,16 @@ class RunRecord:
         if self._trace is not None and self._serves:
             self._serves = False
             self._trace.lost(REWARD_SERVER, reason)
+
+    def stands_still(self, part: str, why: str) -> None:
+        """A part makes no progress."""
+        if self._trace is not None:
+            self._trace.stands_still(_AGENTS.get(part, part), why)
+
+    def goes_on(self, part: str, words: str) -> None:
+        """It does again."""
+        if self._trace is not None:
+            self._trace.goes_on(_AGENTS.get(part, part), words)
 
     def retired(self, actor: str) -> None:
         """A rollout actor was let go: the run was scaled down."""

@@ -54,7 +54,8 @@ class JudgeUse:
 class RunTrace:
     """Writes the trace of one run. Its calls come from one thread; the file is there after `kill -9` up to a few seconds.
 
-    A run does not end because its trace cannot be written: `on_trouble` is told why, and nothing more is written then.
+    A run does not end because its trace cannot be written: `on_trouble` is told why, once until it can be written again; what
+    happens meanwhile waits, and is written then.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class RunTrace:
         name = _free_name(folder)
         self._on_trouble = on_trouble
         self._file: TraceFile | None = None
+        self._told_trouble = False
         try:
             self._file = TraceFile(folder, name, frame_s=2.0, clock=clock)
         except TraceError as error:
@@ -129,6 +131,14 @@ class RunTrace:
         error = Error(**self._event(child), message=clean(reason), source=child)
         self._write(error)
         self._write(Stop(**self._event(COORDINATOR, error.id), target=child, reason="died"))
+
+    def stands_still(self, child: str, why: str) -> None:
+        """A part of the system makes no progress."""
+        self._write(Error(**self._event(child), message=clean(why), source=child))
+
+    def goes_on(self, child: str, words: str) -> None:
+        """It does again."""
+        self._message(child, COORDINATOR, words)
 
     def retired(self, child: str) -> None:
         """A part of the system was let go: the run was scaled down."""
@@ -240,7 +250,8 @@ class RunTrace:
             )
         )
         self._try(TraceFile.flush)
-        self._try(TraceFile.complete)
+        if self._file is not None and not self._file.failing:
+            self._try(TraceFile.complete)
 
     def _message(self, agent: str, to: str, text: str) -> str:
         """The id of the event."""
@@ -278,9 +289,9 @@ class RunTrace:
         try:
             do(file)
         except TraceError as error:
-            self._file = None
-            file.drop()
-            self._on_trouble(str(error))
+            if not self._told_trouble:
+                self._on_trouble(str(error))
+        self._told_trouble = file.failing
 
     def _elapsed(self) -> float:
         return round(self._clock() - self._began, 6)

@@ -1,8 +1,10 @@
 """Writes the episodes that an actor records at once: in its process, or in one of its own beside it.
 
-Invariant: no trouble with a file, nor the end of that process, ends the rollout; the episode is given up and told of.
+Invariants: no trouble with a file, nor the end of that process, ends the rollout; the episode is given up and told of. An episode
+that finished is on disk, or can be told by its name to be lost (`take_settled`, `take_lost`).
 """
 
+import contextlib
 import os
 import select
 import subprocess
@@ -23,11 +25,14 @@ from orchestration.traces.clocks import WallClock
 from orchestration.traces.episode import AT_ONCE, EpisodeFile
 from orchestration.traces.files import Finisher, TraceFile
 from orchestration.traces.pipe import receive, send
-from orchestration.traces.schema import RUN_SEED, SCHEMA, Header
+from orchestration.traces.schema import RUN_SEED, SCHEMA, SUFFIX, Header
 from orchestration.traces.versions import clock_text, native_versions, package_versions
 
 _CLOSE_S = 5.0
 """So long `close` waits for what is still to be written."""
+_DEATHS_IN_A_ROW = 3
+_SETTLED = "settled "
+"""What a line of the process begins with that names an episode whose file is complete, or was given up."""
 _PIPE_BYTES = 2**20
 _SET_PIPE_SIZE = 1031
 """`F_SETPIPE_SZ` of Linux."""
@@ -55,8 +60,25 @@ class Writers(Protocol):
 
     def finish(self, env_index: int, finish: EpisodeFinish) -> None: ...
 
+    def give_up(self, env_index: int, why: str) -> None:
+        """Ends the recording of an episode that goes on; nothing of it is kept."""
+        ...
+
     def take_trouble(self) -> tuple[str, ...]:
         """Why episodes could not be recorded, a line each; since the last call."""
+        ...
+
+    @property
+    def may_lose(self) -> bool:
+        """Whether episodes may get lost after they were told as a whole."""
+        ...
+
+    def take_settled(self) -> tuple[str, ...]:
+        """Episodes that finished and cannot be lost any more, or were given up; since the last call of `take_trouble`."""
+        ...
+
+    def take_lost(self) -> bool:
+        """Whether all that was told and is not settled is lost; since the last call."""
         ...
 
     def close(self) -> None:
@@ -86,6 +108,7 @@ class EpisodeWriters:
         self._open: dict[int, EpisodeFile] = {}
         self._finisher = Finisher(aside=aside)
         self._trouble: list[str] = []
+        self._given_up: list[str] = []
 
     def start(self, env_index: int, start: EpisodeStart, kept: str) -> None:
         """Begins the trace of the episode that environment `env_index` plays."""
@@ -147,13 +170,32 @@ class EpisodeWriters:
         except TraceError as error:
             self._give_up(env_index, error)
 
+    def give_up(self, env_index: int, why: str) -> None:
+        episode = self._open.pop(env_index, None)
+        if episode is not None:
+            self._trouble.append(why)
+            episode.file.remove()
+
     def _give_up(self, env_index: int, error: TraceError) -> None:
         self._trouble.append(str(error))
-        self._open.pop(env_index).file.drop()
+        file = self._open.pop(env_index).file
+        file.drop()
+        self._given_up.append(file.final.name.removesuffix(SUFFIX))
 
     def take_trouble(self) -> tuple[str, ...]:
         trouble, self._trouble = (*self._trouble, *self._finisher.take_trouble()), []
         return trouble
+
+    @property
+    def may_lose(self) -> bool:
+        return False
+
+    def take_settled(self) -> tuple[str, ...]:
+        given_up, self._given_up = self._given_up, []
+        return (*self._finisher.take_settled(), *given_up)
+
+    def take_lost(self) -> bool:
+        return False
 
     def close(self) -> None:
         while self._open:
@@ -170,7 +212,8 @@ class WritersAside:
     """Hands everything to a process that writes it, so that the rollout pays only for the copying.
 
     The process begins with the first episode. It reads what it is told before it works on it, so the rollout waits only
-    where the process falls behind by a whole call.
+    where the process falls behind by a whole call. It says of each episode when its file is complete. One that dies is
+    replaced, and what it had not said so of is lost: `take_lost`. Where they die again and again nothing is recorded.
     """
 
     def __init__(self, folder: Path, run: TraceRun, agent: str) -> None:
@@ -178,7 +221,17 @@ class WritersAside:
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: list[tuple[Any, ...]] = []
         self._trouble: list[str] = []
+        self._settled: list[str] = []
+        self._said = b""
+        """The beginning of a line."""
+        self._deaths = 0
+        """Of processes, since one has completed a file."""
+        self._lost = False
         self._gone = False
+
+    @property
+    def may_lose(self) -> bool:
+        return not self._gone
 
     def start(self, env_index: int, start: EpisodeStart, kept: str) -> None:
         # Sent later, so what is the rollout's own has to be copied.
@@ -195,6 +248,9 @@ class WritersAside:
     def finish(self, env_index: int, finish: EpisodeFinish) -> None:
         self._tell("finish", env_index, finish)
 
+    def give_up(self, env_index: int, why: str) -> None:
+        self._tell("give_up", env_index, why)
+
     def _tell(self, *message: Any) -> None:
         if not self._gone:
             self._waiting.append(message)
@@ -209,42 +265,87 @@ class WritersAside:
                 self._process = _start_process()
                 send(_stream(self._process.stdin), self._made_of)
             send(_stream(self._process.stdin), waiting)
-        except OSError as error:
-            self._gone = True
-            self._trouble.append(
-                f"episodes are no longer recorded: the process that writes them is gone: {error.strerror}"
-            )
+        except OSError:
+            self._died()
 
     def take_trouble(self) -> tuple[str, ...]:
         """Once for each rollout call: also sends what was told in it."""
-        self._send()
-        if self._process is not None and not self._gone:
-            out = _stream(self._process.stdout)
-            while select.select([out], [], [], 0.0)[0]:
-                line = out.readline()
-                if not line:
-                    break
-                self._trouble.append(line.decode("utf-8", "replace").rstrip("\n"))
+        if self._process is not None and self._process.poll() is not None:
+            self._died()
+        else:
+            self._send()
+        if self._process is not None:
+            self._hear(self._process, wait=False)
         trouble, self._trouble = tuple(self._trouble), []
         return trouble
 
+    def take_settled(self) -> tuple[str, ...]:
+        settled, self._settled = tuple(self._settled), []
+        return settled
+
+    def take_lost(self) -> bool:
+        lost, self._lost = self._lost, False
+        return lost
+
+    def _hear(self, process: "subprocess.Popen[bytes]", *, wait: bool) -> None:
+        """What the process says; with `wait` up to its end."""
+        out = _stream(process.stdout).fileno()
+        while wait or select.select([out], [], [], 0.0)[0]:
+            data = os.read(out, 2**16)
+            if not data:
+                break
+            *lines, self._said = (self._said + data).split(b"\n")
+            for line in lines:
+                text = line.decode("utf-8", "replace")
+                if text.startswith(_SETTLED):
+                    self._settled.append(text.removeprefix(_SETTLED))
+                    self._deaths = 0
+                else:
+                    self._trouble.append(text)
+
+    def _died(self) -> None:
+        """The process is gone, or of no use any more."""
+        process, self._process = self._process, None
+        self._waiting.clear()
+        self._lost = True
+        self._deaths += 1
+        how = "cannot be started"
+        if process is not None:
+            process.kill()
+            self._hear(process, wait=True)
+            how = f"died ({_ending(process.wait())})"
+            for stream in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # what was not sent
+                    _stream(stream).close()
+        self._said = b""
+        self._gone = self._deaths >= _DEATHS_IN_A_ROW
+        then = (
+            f"episodes are no longer recorded: it has {self._deaths} times in a row" if self._gone else "it is replaced"
+        )
+        self._trouble.append(f"the process that writes traces {how}; {then}")
+
     def close(self) -> None:
         self._send()
-        process = self._process
+        process, self._process = self._process, None
         if process is None:
             return
         killer = threading.Timer(_CLOSE_S, process.kill)
         killer.start()
         try:
             _stream(process.stdin).close()
-            self._trouble += _stream(process.stdout).read().decode("utf-8", "replace").splitlines()
+            self._hear(process, wait=True)
         except OSError as error:
             self._trouble.append(str(error))
-        if process.wait() and not self._gone:
-            self._trouble.append(f"the process that writes episodes ended with exit code {process.returncode}")
+        if process.wait():
+            self._lost = True
+            self._trouble.append(f"the process that writes traces died ({_ending(process.returncode)})")
         killer.cancel()
         _stream(process.stdout).close()
         self._gone = True
+
+
+def _ending(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +402,10 @@ def main() -> None:
         while True:
             for message in receive(source):
                 _take(writers, shown, *message)
-            _say(writers.take_trouble())
+            _say(writers)
     except EOFError:
         writers.close()
-        _say(writers.take_trouble())
+        _say(writers)
 
 
 def _take(
@@ -322,11 +423,15 @@ def _take(
             shown[env_index] = screens.planes[-1].copy()
             told = replace(told, screens=screens)
         writers.steps(env_index, told)
+    elif name == "give_up":
+        writers.give_up(env_index, told)
     else:
         writers.finish(env_index, told)
 
 
-def _say(lines: tuple[str, ...]) -> None:
-    for line in lines:
-        sys.stdout.write(line.replace("\n", " ") + "\n")
-    sys.stdout.flush()
+def _say(writers: EpisodeWriters) -> None:
+    troubles = [line.replace("\n", " ") for line in writers.take_trouble()]
+    lines = (*troubles, *(f"{_SETTLED}{name}" for name in writers.take_settled()))
+    if lines:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()

@@ -5,6 +5,7 @@ It runs in threads of this process; `with RuleServer() as server` gives it an ad
 
 import contextlib
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,13 +28,24 @@ def pair_of(messages: list[dict[str, str]]) -> tuple[str, str] | None:
     return json.loads(lines[0]), json.loads(lines[2])
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who asked may be gone: some tests kill it."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class RuleServer:
-    """`mode`: `ok`, `garbage` (nonsense answers), `error` (HTTP 500), `hang` (no answer for a minute)."""
+    """`mode`: `ok`, `garbage` (nonsense answers), `error` (HTTP 500), `hang` (no answer for a minute), `slow` (after 2 s)."""
 
     def __init__(self, latency_s: float = 0.0) -> None:
         self.mode = "ok"
         self.latency_s = latency_s
         self.asked: list[str] = []
+        self.answered: list[str] = []
+        """Captions that a label was sent for, each as often as it was."""
         self._rules = RuleBook.load()
         owner = self
 
@@ -60,8 +72,7 @@ class RuleServer:
                 with contextlib.suppress(BrokenPipeError):
                     self.wfile.write(raw)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -76,7 +87,11 @@ class RuleServer:
             return 500, {"error": {"message": "out of order"}}
         if self.mode == "hang":
             time.sleep(60.0)
+        if self.mode == "slow":
+            time.sleep(2.0)
         text = "purple" if self.mode == "garbage" else str(right)
+        if text == str(right):
+            self.answered += asked
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return 200, {"id": "x", "object": "chat.completion", "model": "rules", "choices": [choice]}
 

@@ -1,0 +1,147 @@
+"""What has to be true after a campaign, read from what the run left behind."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.chaos.training import Seen, digest, labels_of
+from learner.checkpoint import latest_checkpoint, load_state
+from orchestration.config import Config
+from orchestration.configuration import read_config
+from orchestration.errors import TraceError
+from orchestration.traces.reader import read_trace, run_traces, trace_files
+from orchestration.traces.schema import Return, Spawn
+from orchestration.traces.validate import validate_file
+
+_RUN_FRAME_S = 2.0
+"""Between two writes of the run's own trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One invariant."""
+
+    name: str
+    holds: bool
+    detail: str
+
+
+def examine(run: Path, seen: Seen, answered: Sequence[str], left: Sequence[psutil.Process]) -> list[Finding]:
+    """`answered`: captions that the judge sent a label for; `left`: processes of the run that outlived it."""
+    config = read_config(run / "config.yaml")
+    return [
+        labels(run, seen, answered),
+        finished_traces(run, seen),
+        valid_traces(run),
+        samples(run),
+        steps_of_traces(run, config),
+        Finding("counters never fall", not seen.fell, "; ".join(seen.fell[:5]) or "none fell while a driver ran"),
+        Finding("nothing is left running", not left, f"{len(left)} processes"),
+    ]
+
+
+def labels(run: Path, seen: Seen, answered: Sequence[str]) -> Finding:
+    """Every label that was in the store at any time is in it at the end, and is the same."""
+    now = labels_of(run / "annotations.sqlite")
+    lost = [caption for caption in seen.labels if caption not in now]
+    changed = [caption for caption, label in seen.labels.items() if now.get(caption, label) != label]
+    again = len(answered) - len(set(answered))
+    detail = f"{len(seen.labels)} seen, {len(now)} at the end, {len(lost)} lost, {len(changed)} changed; {again} answered again"
+    return Finding("no label is lost", bool(now) and not lost and not changed, detail)
+
+
+def finished_traces(run: Path, seen: Seen) -> Finding:
+    """Every trace that was finished at any time is there at the end, byte for byte."""
+    folder = run / "traces"
+    lost = [name for name in seen.traces if not (folder / name).is_file()]
+    changed = [name for name, was in seen.traces.items() if name not in lost and digest(folder / name) != was]
+    detail = f"{len(seen.traces):,} seen, {len(lost)} lost, {len(changed)} changed"
+    return Finding("no finished trace is lost or changed", bool(seen.traces) and not lost and not changed, detail)
+
+
+def valid_traces(run: Path) -> Finding:
+    """All finished traces hold what the schema and its rules ask, and those that broke off can be read."""
+    paths = [*trace_files(run), *run_traces(run)]
+    broken: list[str] = []
+    for path in paths:
+        broken += [f"{path.name}: {fault}" for fault in validate_file(path)[:1]]
+    finished = sum(path.suffix != ".part" for path in paths)
+    detail = (
+        f"{finished:,} finished, {len(paths) - finished} broken off; {len(broken)} not valid{': ' if broken else ''}"
+    )
+    return Finding("every trace is valid", bool(paths) and not broken, detail + "; ".join(broken[:3]))
+
+
+def samples(run: Path) -> Finding:
+    """Every step that was counted is in the policy, was too old, waits, or is counted as lost: none twice, none missing."""
+    newest = latest_checkpoint(run / "checkpoints")
+    if newest is None:
+        return Finding("every step is accounted for", False, "no checkpoint")
+    state: dict[str, Any] = load_state(newest)
+    learner, counters = state["learner"]["learner"], state["session"]
+    waiting = sum(part["action"].numel() for part in learner["queue"])
+    parts = {
+        "learned from": learner["trained_samples"],
+        "too old": learner["dropped_samples"],
+        "waiting": waiting,
+        "lost": counters["faults"]["samples_lost"],
+    }
+    told = " + ".join(f"{count:,} {name}" for name, count in parts.items())
+    missing = counters["env_steps"] - sum(parts.values())
+    return Finding(
+        "every step is accounted for", missing == 0, f"{counters['env_steps']:,} = {told}, {missing} missing"
+    )
+
+
+def steps_of_traces(run: Path, config: Config) -> Finding:
+    """With every episode traced, the traces of each actor hold the steps that it brought, but for what may be lost on the way.
+
+    More: calls that were on their way when it ended, and what it brought in the last seconds before the driver was killed, as
+    the run's trace is written every two seconds. Fewer: the rest of each episode whose trace broke off (its writer was killed, or
+    the disk was full), which is no longer than the longest episode.
+    """
+    brought, unwritten = _brought(run)
+    held: dict[str, int] = defaultdict(int)
+    broken: dict[str, int] = defaultdict(int)
+    longest = 0
+    for path in trace_files(run):
+        agent = path.name.partition("-env")[0]
+        broken[agent] += path.suffix == ".part"
+        try:
+            steps = len(read_trace(path).steps)
+        except TraceError:
+            if path.suffix != ".part":
+                raise
+            continue  # its writer died before the first line was written
+        held[agent] += steps
+        longest = max(longest, steps)
+    on_its_way = config.actors.in_flight * config.actors.envs * config.actors.rollout_length
+    more = {a: held[a] - n for a, n in brought.items() if held[a] - n > on_its_way + unwritten[a]}
+    fewer = {a: n - held[a] for a, n in brought.items() if n - held[a] > broken[a] * longest}
+    detail = (
+        f"{sum(brought.values()):,} brought by {len(brought)} actors, {sum(held.values()):,} in traces, of which "
+        f"{sum(broken.values())} broke off; more than can be: {more or 'none'}, fewer than can be: {fewer or 'none'}"
+    )
+    return Finding("traces hold the steps that actors brought", bool(brought) and not more and not fewer, detail)
+
+
+def _brought(run: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Steps that each actor brought, by the run's own traces; and those of the last seconds of traces that broke off, as
+    an estimate of what came after them."""
+    brought: dict[str, int] = defaultdict(int)
+    unwritten: dict[str, int] = defaultdict(int)
+    for path in run_traces(run):
+        trace = read_trace(path)
+        last = trace.events[-1].t if trace.events else 0.0
+        for event in trace.events:
+            if isinstance(event, Spawn) and event.role == "actor":
+                brought[event.child] += 0
+            if isinstance(event, Return):
+                brought[event.agent] += event.details["steps"]
+                if trace.end is None and event.t > last - 2 * _RUN_FRAME_S:
+                    unwritten[event.agent] += event.details["steps"]
+    return brought, unwritten

@@ -1,0 +1,102 @@
+"""The fault campaign: its schedule, and that its audit finds what it is there to find."""
+
+import shutil
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos import audit
+from benchmarks.chaos.schedule import SHARES, Kind, schedule
+from benchmarks.chaos.training import Seen, digest, labels_of
+from benchmarks.rule_judge import RuleServer
+from learner.checkpoint import latest_checkpoint, load_state
+from orchestration.cli.main import run as yendor
+from orchestration.traces.reader import trace_files
+
+
+def test_a_schedule_is_the_seeds_and_has_every_kind() -> None:
+    one, again, other = schedule(1, 400, Kind), schedule(1, 400, Kind), schedule(2, 400, Kind)
+    assert one == again != other
+    counted = Counter(fault.kind for fault in one)
+    assert set(counted) == set(Kind)
+    total = sum(share.weight for share in SHARES.values())
+    for kind, share in SHARES.items():
+        expected = 1 + (400 - len(Kind)) * share.weight / total
+        assert abs(counted[kind] - expected) < 5 * expected**0.5, kind
+    for fault in one:
+        least, most = SHARES[fault.kind].hold_s
+        assert least <= fault.hold_s <= most and 0 <= fault.choice < 1
+    assert 1.5 < sum(fault.wait_s for fault in one) / 400 < 2.5
+    assert {fault.kind for fault in schedule(0, 3, {Kind.CUT})} == {Kind.CUT}
+    with pytest.raises(ValueError, match="16 faults of 17 kinds"):
+        schedule(0, 16, Kind)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run whose episodes are all traced."""
+    folder = tmp_path_factory.mktemp("chaos")
+    with RuleServer() as judge:
+        keys = [
+            "env.id=minihack/KeyRoom-S5", "runtime=serial", "actors.envs=4", "actors.rollout_length=16", "learner.batch_size=64",
+            "train.env_steps=2048", "trace.rate=1", "judge.engine=openai", "judge.model=rules", f"judge.url={judge.url}",
+            "reward.w_int=0.3", "env.options.max_episode_steps=40",
+        ]  # fmt: skip
+        assert yendor(["train", *keys, f"run.dir={folder}", "run.name=run", "--plain"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def seen_in(run: Path) -> Seen:
+    seen = Seen(labels=labels_of(run / "annotations.sqlite"))
+    seen.traces = {path.name: digest(path) for path in trace_files(run)}
+    assert len(seen.labels) > 2 and len(seen.traces) > 10
+    return seen
+
+
+def test_a_run_that_nothing_happened_to_passes(run: Path) -> None:
+    seen = seen_in(run)
+    assert audit.labels(run, seen, []).holds
+    assert audit.finished_traces(run, seen).holds
+    assert audit.valid_traces(run).holds
+    assert audit.samples(run).holds
+
+
+def test_a_label_that_is_lost_or_changed_is_found(run: Path) -> None:
+    seen = seen_in(run)
+    one, other = sorted(seen.labels)[:2]
+    with sqlite3.connect(run / "annotations.sqlite") as store:
+        store.execute("DELETE FROM labels WHERE caption_id = ?", (one,))
+    found = audit.labels(run, seen, ["a", "b", "a"])
+    assert not found.holds and "1 lost, 0 changed; 1 answered again" in found.detail
+    with sqlite3.connect(run / "annotations.sqlite") as store:
+        store.execute("UPDATE labels SET label = 1 - label WHERE caption_id = ?", (other,))
+    assert "1 lost, 1 changed" in audit.labels(run, seen, []).detail
+
+
+def test_a_trace_that_is_lost_changed_or_broken_is_found(run: Path) -> None:
+    seen = seen_in(run)
+    gone, spoiled, *_ = trace_files(run)
+    gone.unlink()
+    assert "1 lost, 0 changed" in audit.finished_traces(run, seen).detail
+    spoiled.write_bytes(spoiled.read_bytes()[:-20])
+    found = audit.finished_traces(run, seen)
+    assert not found.holds and "1 lost, 1 changed" in found.detail
+    valid = audit.valid_traces(run)
+    assert not valid.holds and "1 not valid" in valid.detail and spoiled.name in valid.detail
+
+
+def test_a_step_that_is_counted_twice_or_missing_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = latest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    state = load_state(newest)
+    state["learner"]["learner"]["trained_samples"] += 7
+    monkeypatch.setattr(audit, "load_state", lambda path: state)
+    found = audit.samples(run)
+    assert not found.holds and found.detail.endswith("-7 missing")

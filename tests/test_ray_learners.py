@@ -1,0 +1,148 @@
+"""A learner of several workers on a real cluster: it trains, resumes with another number, and loses a worker to kill -9."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from orchestration.config import Config
+from orchestration.configuration import load_config
+from orchestration.elastic import room
+from orchestration.errors import ConfigError, ResourceError
+from orchestration.preflight import check_cluster, check_cpus
+from tests.processes import Command, summary, titled
+from tests.test_ray import small
+from tests.test_ray_learner import accounts_for_all, never_fell
+
+_NO_JUDGE = ("judge.", "distiller.", "annotator.")
+FOLLOWER = "ray::LearnerFollower"
+
+
+# What is asked of configuration and cluster.
+
+
+@pytest.mark.parametrize(
+    ("preset", "keys", "message"),
+    [
+        ("demo", ["runtime=serial"], "learner.workers=4: runtime=serial has one process, so one learner"),
+        (
+            "demo",
+            ["learner.batch_size=96", "actors.rollout_length=32"],
+            "learner.workers=4: learner.batch_size=96 is 3 trajectories of actors.rollout_length=32",
+        ),
+        ("textworld_ppo", [], "learner.workers=4: a language model has one learner"),
+    ],
+)
+def test_what_several_workers_cannot_do_is_refused(preset: str, keys: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        load_config(preset, ["learner.workers=4", *keys])
+
+
+def test_there_is_a_learner_at_least() -> None:
+    with pytest.raises(ConfigError, match=r"^learner.workers=0: must be at least 1"):
+        load_config("demo", ["learner.workers=0"])
+
+
+def three(*more: str) -> Config:
+    return load_config("demo", ["learner.workers=3", "learner.threads=2", "actors.count=2", *more])
+
+
+def test_each_worker_needs_its_processors_and_its_place() -> None:
+    check_cpus(three(), 8.0, "this machine")
+    with pytest.raises(
+        ResourceError, match=r"learner.workers=3 with learner.threads=2 each need 8, this machine has 7"
+    ):
+        check_cpus(three(), 7.0, "this machine")
+    with pytest.raises(ResourceError, match=r"this machine has 4; learner.workers=1 needs fewer"):
+        check_cpus(three(), 4.0, "this machine")
+    grouped, there = three("cluster.groups=true"), {"CPU": 8.0, "actor": 2.0, "learner": 3.0}
+    check_cluster(grouped, there)
+    with pytest.raises(ResourceError, match="the learner needs 3 of the resource 'learner', the Ray cluster has 2"):
+        check_cluster(grouped, {**there, "learner": 2.0})
+    cuda = load_config("demo", ["learner.workers=3", "learner.device=cuda"])
+    check_cluster(cuda, {"CPU": 8.0, "GPU": 3.0})
+    with pytest.raises(ResourceError, match=r"learner.workers=3: each needs a GPU, and the Ray cluster has 2"):
+        check_cluster(cuda, {"CPU": 8.0, "GPU": 2.0})
+    assert room(three(), [{"Alive": True, "Resources": {"CPU": 9.0}}]) == 9 - 3 * 2
+
+
+# On a real cluster.
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """Of a cluster with more processors than the machine may have."""
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=6, object_store_memory=2**28, include_dashboard=False)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def found(name: str) -> list[psutil.Process]:
+    """Workers of the cluster, which this process started."""
+    return titled(psutil.Process().children(recursive=True), name)
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    given = small(folder, "http://unused", "reward.model=none", *more)
+    return [a for a in given if not a.startswith(_NO_JUDGE)]
+
+
+@pytest.mark.slow
+def test_two_learners_train_lose_one_and_go_on_as_one(tmp_path: Path, address: str) -> None:
+    run = tmp_path / "run"
+    options = ["learner.workers=2", "train.env_steps=100000000", "checkpoint.interval_s=2"]
+    with Command(*arguments(tmp_path, *options), address=address) as command:
+        command.until(lambda: summary(run).get("policy_version", 0) >= 5 and bool(summary(run)["checkpoint"]))
+        for restarts in (1, 2):
+            before = summary(run)
+            (follower,) = found(FOLLOWER)
+            (leader,) = found("ray::LearnerWorker")
+            victim = follower if restarts == 1 else leader
+            os.kill(victim.pid, signal.SIGKILL)
+            killed = time.monotonic()
+            command.until(lambda n=restarts: command.text().count("died and is replaced") == n)
+            assert time.monotonic() - killed < 5.0
+            version = before["policy_version"]
+            command.until(lambda version=version: summary(run)["policy_version"] > version + 10)
+            assert summary(run)["learner_restarts"] == restarts and summary(run)["actor_restarts"] == 0
+            (another,), (first,) = found(FOLLOWER), found("ray::LearnerWorker")
+            assert another.pid != follower.pid and first.pid != leader.pid, "the group is another as a whole"
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait() == 130
+    deaths = re.findall(r"the learner \((\w+)\) died and is replaced", command.text())
+    assert deaths == ["LearnerFollower", "LearnerWorker"], command.text()
+    accounts_for_all(run)
+    never_fell(run, "env_steps", "policy/version", "samples_lost", "learner_restarts")
+    assert "learner-1, process" in (run / "logs/learner-1.log").read_text()
+    for workers in (1, 3):
+        target = summary(run)["env_steps"] + 2000
+        version = summary(run)["policy_version"]
+        again = arguments(tmp_path, f"learner.workers={workers}", f"train.env_steps={target}", "--resume")
+        with Command(*again, address=address) as command:
+            assert command.wait() == 0, command.text()
+        assert summary(run)["policy_version"] > version and summary(run)["learner_restarts"] == 2
+        accounts_for_all(run)
+
+
+@pytest.mark.slow
+def test_credit_and_intrinsic_reward_with_two_learners(tmp_path: Path, address: str) -> None:
+    """Recurrent states are gathered, components have critics of their own, and the reward model is the leader's."""
+    run = tmp_path / "run"
+    options = [
+        "learner.workers=2", "train.env_steps=6000", "reward.model=counts", "credit.method=spa", "reward.w_prog=0.5",
+        "credit.advantage=separate",
+    ]  # fmt: skip
+    given = [a for a in arguments(tmp_path, *options) if a != "reward.model=none"]
+    with Command(*given, address=address) as command:
+        assert command.wait() == 0, command.text()
+    assert summary(run)["policy_version"] > 20 and summary(run)["learner_restarts"] == 0
+    accounts_for_all(run)

@@ -80,6 +80,14 @@ def test_processes_that_are_killed_are_replaced_or_named(tmp_path):
         command.process.send_signal(signal.SIGINT)
         assert command.wait() == 130
         assert command.left_behind(10.0) == []
+    # The run's trace tells of both, and of those that took their places.
+    (path,) = run_traces(run)
+    assert validate_file(path) == []
+    events = read_trace(path).events
+    died = [event.target for event in events if isinstance(event, Stop) and event.reason == "died"]
+    assert died == ["actor-00", "reward-server"]
+    begun = [event.child for event in events if isinstance(event, Spawn)]
+    assert begun.count("reward-server") == 2 and "actor-00.1" in begun
 
 
 def test_interrupt_checkpoint_resume(tmp_path):

@@ -56,7 +56,7 @@ def ls(
         for row in index.rows(chosen[:limit])
     ]
     columns = ("episode", "policy", "steps", "return", "end", "kept", "bytes")
-    console().print(table(columns, rows, right=("policy", "steps", "return", "bytes")))
+    console().print(table(columns, rows, right=("policy", "steps", "return", "bytes"), whole=("episode",)))
     shown = f"{len(rows):,} of " if len(rows) < len(chosen) else ""
     console().print(f"\n{shown}{len(chosen):,} in {folder}; `yendor trace show FILE` opens one")
 

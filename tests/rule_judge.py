@@ -34,6 +34,8 @@ class RuleServer:
         self.mode = "ok"
         self.latency_s = latency_s
         self.asked: list[str] = []
+        self.authorizations: set[str | None] = set()
+        """What requests bore."""
         self._rules = RuleBook.load()
         owner = self
 
@@ -47,6 +49,7 @@ class RuleServer:
                 self._send(200, {"object": "list", "data": [{"id": "rules", "object": "model"}]})
 
             def do_POST(self) -> None:
+                owner.authorizations.add(self.headers.get("Authorization"))
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 status, body = owner.answer(request)
                 self._send(status, body)

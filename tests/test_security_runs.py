@@ -52,7 +52,7 @@ def test_a_run_listens_on_this_machine_alone_and_tells_its_key_to_nobody_but_the
         command.until(lambda: summary(run).get("reward_model_version", 0) >= 1 and summary(run)["uploads"] >= 1)
         assert server.authorizations == {f"Bearer {KEY}"}
         found = listening(command.processes())
-            assert any("raylet" in who or "gcs" in who for each in found.values() for who in each)
+        assert {"gcs_server", "raylet"} <= {name for names in found.values() for name in names}
         assert {address: who for address, who in found.items() if not is_loopback(address)} == {}
         server.mode = "error"
         command.until(lambda: summary(run)["judge_status"] == "down" and bool(summary(run)["judge_error"]))

@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from orchestration.traces.reader import read_trace, run_traces
 from orchestration.traces.schema import Error, Message
 from orchestration.traces.validate import validate_file
 from orchestration.watch.processes import ProcessLook, ProcessWatch, kill
 from orchestration.watch.watchdog import Unreachable, Watchdog, Watched, What
 from tests.processes import Command, summary
-from tests.rule_judge import RuleServer
 from tests.test_ray import small
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")

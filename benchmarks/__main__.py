@@ -24,9 +24,9 @@ ROUTINE = (
     "demo",
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
-LONG = ("memory", "growth", "checkpoints", "pairs", "evidence_minihack", "evidence_textworld")
-"""Half an hour of training; a thousand processes; minutes; a minute; hours of training, of networks and of language models. Only by
-name."""
+LONG = ("memory", "growth", "checkpoints", "pairs", "detection", "evidence_minihack", "evidence_textworld")
+"""Half an hour of training; a thousand processes; minutes; a minute; half an hour of killing; hours of training, of networks and of
+language models. Only by name."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)

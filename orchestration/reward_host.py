@@ -110,7 +110,9 @@ class RewardHost:
                 self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
             self._away = True
             return
-        self._away = False
+        if self._away:
+            self.session.view.event("the reward server is there again")
+            self._away = False
         self.session.judged(status)
         if version:
             self._known, self.reward_model = version, reward_model

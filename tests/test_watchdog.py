@@ -153,11 +153,21 @@ def test_without_a_bound_it_is_only_named() -> None:
 
 def test_a_part_that_hangs_is_named_and_its_writer_apart() -> None:
     parts = Parts()
-    assert parts.look(3.0, ProcessLook(1.0)) == []
-    assert parts.look(4.0, ProcessLook(2.1)) == [(What.STANDS_STILL, "actor-00")]
+    assert parts.look(2.0, ProcessLook(0.0)) == []
+    assert parts.look(4.0, ProcessLook(2.0), passes=2.0) == []
+    assert parts.look(5.0, ProcessLook(3.0), passes=1.0) == [(What.STANDS_STILL, "actor-00")]
     # Its writer is why: that is what stands still.
     found = parts.look(9.0, ProcessLook(7.0, (), 12))
     assert found == [(What.GOES_ON, "actor-00"), (What.STANDS_STILL, "trace writer of actor-00")]
+
+
+def test_what_had_nothing_to_do_before_gets_its_time() -> None:
+    parts = Parts()
+    for silent in range(2, 30):
+        assert parts.look(silent, ProcessLook(silent - 2.0), owes=False, passes=1.0) == []
+    assert parts.look(30.0, ProcessLook(28.0)) == []
+    assert parts.look(32.0, ProcessLook(30.0), passes=2.0) == []
+    assert parts.look(33.0, ProcessLook(31.0), passes=1.0) == [(What.STANDS_STILL, "actor-00")]
 
 
 def test_a_machine_that_does_not_answer_is_named_and_left_to_ray() -> None:

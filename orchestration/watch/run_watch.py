@@ -16,6 +16,7 @@ from orchestration.watch.watchdog import Finding, Unreachable, Watchdog, Watched
 
 _LOOK_S = 0.5
 _REPLICAS_S = 5.0
+_REPLICAS_SOON_S = 1.0
 JUDGE = "judge"
 
 
@@ -46,6 +47,10 @@ class RunWatch:
         self._watchdog = Watchdog(session.config.cluster.still_s, time.monotonic)
         self._places: dict[Any, Place] = {}
         self._replicas: list[Place] = []
+        self._seen_replicas: set[Place] = set()
+        """Those whose processes were seen."""
+        self._dead_replicas: set[Place] = set()
+        """Those that are gone, as long as Ray Serve has not replaced them all."""
         self._replicas_due = 0.0
         self._due = 0.0
         self._stores = Stores()
@@ -67,6 +72,7 @@ class RunWatch:
         for place in places.values():
             by_node.setdefault(place.node, []).append(place.pid)
         self._machines.look(by_node)
+        self._look_at_replicas()
         looks = {name: look for name, place in places.items() if (look := self._look(place)) is not None}
         for finding in self._watchdog.look(watched, looks):
             self._tell(finding, places)
@@ -109,10 +115,30 @@ class RunWatch:
         if app is None:
             return {}
         if now >= self._replicas_due:
-            self._replicas_due = now + _REPLICAS_S
-            self._replicas = sorted(ray_state.replicas_of(app), key=lambda place: place.pid)
+            self._replicas_due = now + (_REPLICAS_SOON_S if self._dead_replicas else _REPLICAS_S)
+            there = set(ray_state.replicas_of(app)) - self._dead_replicas
+            if self._dead_replicas and there - set(self._replicas):
+                self._session.view.event("a replica of the judge is there again")
+                self._dead_replicas.clear()
+            self._replicas = sorted(there, key=lambda place: place.pid)
         many = len(self._replicas) > 1
         return {f"{JUDGE} {place.pid}" if many else JUDGE: place for place in self._replicas}
+
+    def _look_at_replicas(self) -> None:
+        """Tells of replicas of the judge whose processes are gone: Ray Serve looks more seldom, and tells nobody."""
+        for place in list(self._replicas):
+            machine = self._machines.known.get(place.node)
+            if machine is None or machine.look is None:
+                continue
+            if place.pid in machine.look.processes:
+                self._seen_replicas.add(place)
+            elif place in self._seen_replicas:
+                self._replicas.remove(place)
+                self._seen_replicas.discard(place)
+                self._dead_replicas.add(place)
+                self._session.view.event(
+                    f"a replica of the judge died (process {place.pid}); Ray Serve replaces it", warning=True
+                )
 
     def _places_of(self, parts: Sequence[Part], names: set[str]) -> dict[str, Place]:
         places: dict[str, Place] = {}

@@ -150,7 +150,9 @@ def test_a_disk_that_fills_ends_no_run(disk: Path) -> None:
     with Command(*arguments) as command:
         events = run / "logs" / "events.log"
         # The first one has no state of the optimiser, and is small.
-        command.until(lambda: int(Path(summary(run).get("checkpoint") or "0").name) > 1000 and len(trace_files(run)) > 3)
+        command.until(
+            lambda: int(Path(summary(run).get("checkpoint") or "0").name) > 1000 and len(trace_files(run)) > 3
+        )
         assert summary(run)["running_out"] == {}
         fill(disk, Room(traces).reserve - MIB // 2)
         command.until(lambda: events.exists() and "give way to checkpoints" in events.read_text(), 20)

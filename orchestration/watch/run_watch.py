@@ -135,10 +135,15 @@ class RunWatch:
             elif place in self._seen_replicas:
                 self._replicas.remove(place)
                 self._seen_replicas.discard(place)
-                self._dead_replicas.add(place)
-                self._session.view.event(
-                    f"a replica of the judge died (process {place.pid}); Ray Serve replaces it", warning=True
-                )
+                if not ray_state.let_go(place):
+                    self._replica_died(place)
+
+    def _replica_died(self, place: Place) -> None:
+        self._dead_replicas.add(place)
+        self._replicas_due = 0.0
+        self._session.view.event(
+            f"a replica of the judge died (process {place.pid}); Ray Serve replaces it", warning=True
+        )
 
     def _places_of(self, parts: Sequence[Part], names: set[str]) -> dict[str, Place]:
         places: dict[str, Place] = {}
@@ -175,4 +180,6 @@ class RunWatch:
             self._machines.kill(place.node, (*finding.pids, *own))
             self._watchdog.forget(finding.part)
             self._places = {handle: known for handle, known in self._places.items() if known != place}
-            self._replicas_due = 0.0
+            if place in self._replicas:
+                self._replicas.remove(place)
+                self._replica_died(place)

@@ -241,3 +241,61 @@ def test_parts_of_a_run_that_are_stopped_are_named_and_replaced(tmp_path: Path) 
     assert still[:4] == ["actor-00", "actor-00", "learner", "reward-server"]
     assert [event.agent for event in trace.events if isinstance(event, Message) and event.to == "coordinator"]
     assert validate_file(trace.path) == []
+
+
+@pytest.mark.slow
+@linux
+def test_an_actor_on_another_machine_is_watched_there(tmp_path: Path) -> None:
+    """Two Ray nodes; the actor is on the one that the coordinator is not on."""
+    from benchmarks.standins import IdleLearnerWorker
+    from orchestration.watch import ray_state
+    from tests.test_elastic import STEPS, running
+
+    with running(tmp_path, IdleLearnerWorker, 1) as (session, runtime, cluster):
+        still = session.faults
+
+        def named(*pids: int) -> Iterator[str]:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            began = time.monotonic()
+            while "actor-00" not in still.still:
+                assert time.monotonic() - began < 30.0
+                yield ""
+            yield runtime._watch._watchdog.still["actor-00"].why
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            while still.still:
+                yield ""
+
+        def script() -> Iterator[None]:
+            cluster.add_node(num_cpus=1, object_store_memory=2**27)
+            while session.env_steps < 2 * STEPS:
+                yield
+            place = ray_state.place_of(runtime._actors[0].handle)
+            assert place is not None and place.node != ray_state.here()
+            while (machine := runtime._watch._machines.known[place.node]).look is None:
+                yield
+            assert not still.still and not still.running_out
+            reasons = []
+            for why in named(place.pid):
+                reasons += [why] if why else []
+                yield
+            host = ray_state.place_of(machine.host)
+            assert host is not None and host.node == place.node
+            for why in named(place.pid, host.pid):
+                reasons += [why] if why else []
+                yield
+            assert reasons == [
+                f"process {place.pid} is stopped (SIGSTOP, a debugger)", f"its machine, {machine.name}, does not answer"
+            ]  # fmt: skip
+            runtime._watch._watchdog._too_long_s = 1.0
+            os.kill(place.pid, signal.SIGSTOP)
+            while session.actor_restarts == 0:
+                yield
+            before = session.env_steps
+            while session.env_steps < before + STEPS or still.still:
+                yield
+
+        session.script = script()
+        runtime.run()
+    assert session.actor_restarts == 1 and session.faults.still == {}

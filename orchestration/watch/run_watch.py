@@ -86,6 +86,7 @@ class RunWatch:
         places = {**self._places_of(parts, {still.part for still in self._watchdog.still.values()})}
         for place in places.values():
             self._machines.kill(place.node, [place.pid])
+        self._session.faults.still = {}
         self._machines.close()
         self._stores.close()
 

@@ -74,6 +74,9 @@ class RunWatch:
         self._machines.look(by_node)
         self._look_at_replicas()
         looks = {name: look for name, place in places.items() if (look := self._look(place)) is not None}
+        # Where there is no such process Ray has started the part anew, or is about to.
+        gone = {place for name, place in places.items() if name not in looks}
+        self._places = {handle: place for handle, place in self._places.items() if place not in gone}
         for finding in self._watchdog.look(watched, looks):
             self._tell(finding, places)
         self._look_at_machines()

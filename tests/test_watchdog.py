@@ -215,6 +215,14 @@ def test_parts_of_a_run_that_are_stopped_are_named_and_replaced(tmp_path: Path) 
         command.until(lambda: summary(run)["actor_restarts"] == 1, 30.0)
         assert "actor-00 has stood still for 8 s and is ended" in command.text().replace("\n", " ")
 
+        command.until(lambda: bool(command.named("orchestration.traces.writers")))
+        (writer, *_) = command.named("orchestration.traces.writers")
+        writer.suspend()
+        assert named(command, run, "trace writer of actor-00.1") < 5.0
+        command.until(lambda: "trace writer of actor-00.1 has stood still" in (run / "logs" / "events.log").read_text())
+        command.until(lambda: "the process that writes traces died (killed by signal 9)" in command.text(), 30.0)
+        assert summary(run)["actor_restarts"] == 1, "the actor goes on"
+
         before = summary(run)["policy_version"]
         command.until(lambda: summary(run)["policy_version"] > before + 5)
         stop(command, "ray::LearnerWorker")
@@ -238,7 +246,7 @@ def test_parts_of_a_run_that_are_stopped_are_named_and_replaced(tmp_path: Path) 
     assert max(told) >= 1 and told[-1] == 0
     trace = read_trace(run_traces(run)[0])
     still = [event.source for event in trace.events if isinstance(event, Error) and "stands still" in event.message]
-    assert still[:4] == ["actor-00", "actor-00", "learner", "reward-server"]
+    assert still[:5] == ["actor-00", "actor-00", "actor-00.1", "learner", "reward-server"]
     assert [event.agent for event in trace.events if isinstance(event, Message) and event.to == "coordinator"]
     assert validate_file(trace.path) == []
 

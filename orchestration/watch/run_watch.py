@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestration.session import Session
+from orchestration.traces.writers import ASIDE_FROM
 from orchestration.watch import ray_state
 from orchestration.watch.machines import Machines, Stores, Then
 from orchestration.watch.processes import ProcessLook
@@ -15,6 +16,8 @@ from orchestration.watch.ray_state import Place
 from orchestration.watch.watchdog import Finding, Unreachable, Watchdog, Watched, What
 
 _LOOK_S = 0.5
+_ALL_TICKS = 4
+_FOUND_AT_ONCE = 16
 _REPLICAS_S = 5.0
 _REPLICAS_SOON_S = 1.0
 JUDGE = "judge"
@@ -53,6 +56,7 @@ class RunWatch:
         """Those that are gone, as long as Ray Serve has not replaced them all."""
         self._replicas_due = 0.0
         self._due = 0.0
+        self._ticks = 0
         self._stores = Stores()
         self._names: dict[str, str] = {}
         self._told: set[str] = set()
@@ -67,7 +71,8 @@ class RunWatch:
         watched = [Watched(part.name, now - part.heard_at, part.owes) for part in parts]
         judges = self._judges(now)
         watched += [Watched(name, 0.0, False) for name in judges]
-        places = {**self._places_of(parts, {each.name for each in self._watchdog.suspects(watched)}), **judges}
+        names = {each.name for each in self._watchdog.suspects(watched)} | self._in_turn(parts)
+        places = {**self._places_of(parts, names), **judges}
         by_node: dict[str, list[int]] = {}
         for place in places.values():
             by_node.setdefault(place.node, []).append(place.pid)
@@ -92,6 +97,15 @@ class RunWatch:
         self._session.faults.still = {}
         self._machines.close()
         self._stores.close()
+
+    def _in_turn(self, parts: Sequence[Part]) -> set[str]:
+        """Parts that are looked at though they answer: an actor does for a while when the process that writes its traces
+        stands still. Every fourth time all of them; of those whose place has to be found only a few."""
+        self._ticks += 1
+        if self._session.config.trace.rate < ASIDE_FROM or self._ticks % _ALL_TICKS:
+            return set()
+        known = {part.name for part in parts if part.handle in self._places}
+        return known | set([part.name for part in parts if part.name not in known][:_FOUND_AT_ONCE])
 
     def _look_at_machines(self) -> None:
         """Hands what is left on the other machines, and of all object stores, to the backstops."""
@@ -157,8 +171,8 @@ class RunWatch:
             place = self._places.get(part.handle) or ray_state.place_of(part.handle)
             if place is not None:
                 places[part.name] = self._places[part.handle] = place
-        # Those that were replaced, and those that Ray may restart elsewhere once they answer again.
-        self._places = {part.handle: places[part.name] for part in parts if part.name in places}
+        there = {part.handle for part in parts}
+        self._places = {handle: place for handle, place in self._places.items() if handle in there}
         return places
 
     def _look(self, place: Place) -> ProcessLook | Unreachable | None:

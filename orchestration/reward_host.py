@@ -135,6 +135,7 @@ class RewardHost:
         if self._died:
             # What waited to be asked about, and calls made while it was away, went with it. What it knows costs no question.
             self._died = False
+            self.session.view.event("the reward server is there again")
             self.worker.submit.remote(self._captions())
         self.session.judged(status)
         if version:

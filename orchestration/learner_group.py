@@ -91,18 +91,20 @@ class Followers:
             return
         address = learner.invite.remote(*(handle.node.remote() for handle in self._handles))
         self._following = following = [handle.follow.remote(address) for handle in self._handles]
-        learner.meet.remote()
 
         def ended(answer: Future[Any]) -> None:
             if following is not self._following:
                 return
             error = answer.exception()
-            if isinstance(error, RayActorError) and not error.actor_init_failed:
+            if isinstance(error, RayActorError):
+                if error.actor_init_failed:  # as another's would
+                    raise error
                 self._died(error)
-            elif error is not None and not isinstance(root_cause(error), GroupError):
+            # What misses another worker says nothing new: that one's death is heard of too.
+            elif error is not None and not isinstance(root_cause(error), GroupError | RayActorError):
                 raise error
 
-        for reference in following:
+        for reference in (*following, learner.meet.remote()):
             self._then(reference, ended)
 
     def cause(self, error: RayActorError) -> tuple[str, RayActorError]:

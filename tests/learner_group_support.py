@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from learner.parallel import Group, join_meeting, open_meeting
+from learner.parallel import LOOPBACK, Group, join_meeting, open_meeting
 from learner.step import PolicyStep
 from learner.team import Follower
 
@@ -33,7 +33,8 @@ def _serve(pipe: Connection) -> None:
     while (task := pipe.recv()) is not None:
         try:
             step = task.build(*task.arguments)
-            Follower(Group(join_meeting(task.address), task.rank, task.size, CPU), step).follow()
+            meeting = join_meeting(task.address)
+            Follower(Group(meeting, task.rank, task.size, CPU, here=meeting.host), step).follow()
             state = step.state_dict()
             critics = None if step.critics is None else step.critics.state_dict()
             pipe.send(("done", _plain({"step": state, "critics": critics})))
@@ -66,13 +67,15 @@ class FollowerProcess:
         self.process.join()
 
 
-def lead(followers: list[FollowerProcess], build: Callable[..., PolicyStep], *arguments: Any) -> Group:
+def lead(
+    followers: list[FollowerProcess], build: Callable[..., PolicyStep], *arguments: Any, host: str = LOOPBACK
+) -> Group:
     """A group of this process and the followers, each of which has what `build(*arguments)` gives."""
-    meeting = open_meeting("127.0.0.1")
+    meeting = open_meeting(host)
     size = len(followers) + 1
     for rank, follower in enumerate(followers, 1):
         follower.pipe.send(Task(build, arguments, meeting.address, rank, size))
-    return Group(meeting, 0, size, CPU)
+    return Group(meeting, 0, size, CPU, here=host)
 
 
 def listening(pid: int) -> set[str]:

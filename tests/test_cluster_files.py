@@ -67,7 +67,7 @@ def demands(config: Config) -> dict[str, list[dict[str, float]]]:
     judge = bundle({"num_cpus": 0, "num_gpus": 1, "resources": placement.judge(config)})
     return {
         "actors": [bundle(placement.actor(config))] * config.actors.count,
-        "learner": [bundle(placement.learner(config))],
+        "learner": [bundle(placement.learner(config))] * config.learner.workers,
         "judge": [judge] * config.judge.replicas,
     }
 

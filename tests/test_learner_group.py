@@ -1,10 +1,12 @@
 """Several learners are one: two or three processes over gloo against one learner with the same batches."""
 
+import socket
 import time
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from learner.credit.fragments import Origin
 from learner.credit.online import OnlineCredit
 from learner.credit.outcomes import EpisodeOutcome
 from learner.credit.settings import CreditSettings
-from learner.learner import Learner, NoIntrinsicReward
+from learner.learner import Learner, NoIntrinsicReward, policy_step
 from learner.parallel import ALONE, GroupError
 from learner.settings import LearnerSettings, RewardSettings
 from learner.step import PolicyStep
@@ -206,6 +208,13 @@ def test_a_batch_that_has_too_few_segments_is_an_error(processes):
     assert processes[0].answer()[0] == "done"
 
 
+def test_workers_do_not_take_the_same_gpu_by_chance(monkeypatch):
+    """`learner.device=auto` asks Ray for none, so each worker would find the machine's first."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"^learner.workers=2: learner.device=auto asks Ray for no GPU"):
+        policy_step(build_policy("fast", 2), LearnerSettings(workers=2), None)
+
+
 def test_the_mean_does_not_depend_on_who_has_what():
     x = torch.tensor([[1e4, 1.0, -1e4, 2.5], [2.5, 2.5, 2.5, 2.5]])
     mean, variance = ALONE.moments(x)
@@ -217,10 +226,10 @@ def test_the_mean_does_not_depend_on_who_has_what():
 def test_idle_followers_wait_and_nobody_listens_to_others(monkeypatch, processes):
     """However long the leader has no batch; and ports are those of the loopback alone."""
     monkeypatch.setattr("learner.parallel._LOOK", timedelta(milliseconds=10))
-    process = FollowerProcess()
+    process, before = FollowerProcess(), listening(PID)
     learner = make_learner()
     team = learner.lead(lead([process], make_follower, "fast", False, {}))
-    assert listening(PID) | listening(process.process.pid) == {"127.0.0.1"}
+    assert (listening(PID) - before) | listening(process.process.pid) == {"127.0.0.1"}
     time.sleep(0.3)
     for trajectory, origin in trajectories("fast", 5):
         learner.feed(trajectory, origin)
@@ -228,6 +237,22 @@ def test_idle_followers_wait_and_nobody_listens_to_others(monkeypatch, processes
     assert learner.version == 2
     team.close()
     assert process.answer()[0] == "done"
+    process.close()
+
+
+def test_workers_of_several_machines_listen_on_their_own_address(monkeypatch):
+    addresses = [a.address for each in psutil.net_if_addrs().values() for a in each if a.family == socket.AF_INET]
+    host = next((address for address in addresses if not address.startswith("127.")), None)
+    if host is None:
+        pytest.skip("this machine has no address but the loopback")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    process, learner = FollowerProcess(), make_learner(batch_size=3 * STEPS)
+    before = listening(PID)
+    team = learner.lead(lead([process], make_follower, "fast", False, {}, host=host))
+    assert listening(process.process.pid) == {host} and listening(PID) - before == {host}
+    learner.feed(*trajectories("fast", 1)[0])
+    team.close()
+    assert learner.version == 1 and process.answer()[0] == "done"
     process.close()
 
 

@@ -1,5 +1,6 @@
 """A learner of several workers on a real cluster: it trains, resumes with another number, and loses a worker to kill -9."""
 
+import json
 import os
 import re
 import signal
@@ -134,6 +135,18 @@ def test_two_learners_train_lose_one_and_go_on_as_one(tmp_path: Path, address: s
 
 
 @pytest.mark.slow
+def test_a_worker_that_dies_before_the_group_met(tmp_path: Path, address: str) -> None:
+    run = tmp_path / "run"
+    with Command(*arguments(tmp_path, "learner.workers=3", "train.env_steps=2000"), address=address) as command:
+        command.until(lambda: bool(found(FOLLOWER)))
+        found(FOLLOWER)[0].kill()
+        assert command.wait() == 0, command.text()
+    assert summary(run)["learner_restarts"] == 1
+    assert "the learner (LearnerFollower) died and is replaced" in command.text()
+    accounts_for_all(run)
+
+
+@pytest.mark.slow
 def test_credit_and_intrinsic_reward_with_two_learners(tmp_path: Path, address: str) -> None:
     """Recurrent states are gathered, components have critics of their own, and the reward model is the leader's."""
     run = tmp_path / "run"
@@ -145,4 +158,6 @@ def test_credit_and_intrinsic_reward_with_two_learners(tmp_path: Path, address: 
     with Command(*given, address=address) as command:
         assert command.wait() == 0, command.text()
     assert summary(run)["policy_version"] > 20 and summary(run)["learner_restarts"] == 0
+    lines = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < max(line.get("learner/exchange", 0.0) for line in lines) <= 1.0
     accounts_for_all(run)

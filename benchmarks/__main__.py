@@ -25,9 +25,10 @@ ROUTINE = (
 )
 """What `make bench` runs, one after the other: about an hour and a half."""
 LONG = (
-    "memory", "growth", "scale", "checkpoints", "learners", "pairs", "chaos", "resumes", "evidence_minihack", "evidence_textworld",
+    "memory", "growth", "scale", "checkpoints", "learners", "pairs", "chaos", "resumes", "detection", "evidence_minihack",
+    "evidence_textworld",
 )  # fmt: skip
-"""Only by name: minutes each, `memory` and `chaos` half an hour, evidence hours of training."""
+"""Only by name: minutes each, `memory`, `chaos` and `detection` half an hour, evidence hours of training."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)

@@ -228,9 +228,9 @@ def _config(case: Case, folder: Path) -> Config:
 
 
 @contextlib.contextmanager
-def ray_cluster(case: Case) -> Generator[Any]:
+def ray_cluster(case: Case, **settings: Any) -> Generator[Any]:
     """A Ray cluster (`ray.cluster_utils.Cluster`) with a processor declared for each actor, in a folder and with ports of its
-    own."""
+    own; `settings`: of Ray's system."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -247,6 +247,7 @@ def ray_cluster(case: Case) -> Generator[Any]:
         "enable_worker_prestart": False,
         # Hundreds of processes that report to one agent would measure the agent.
         "enable_metrics_collection": False,
+        **settings,
     }
     share, rest = divmod(case.actors, case.nodes)
     try:

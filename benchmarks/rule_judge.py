@@ -46,6 +46,8 @@ class RuleServer:
         self.asked: list[str] = []
         self.answered: list[str] = []
         """Captions that a label was sent for, each as often as it was."""
+        self.authorizations: set[str | None] = set()
+        """What requests bore."""
         self._rules = RuleBook.load()
         owner = self
 
@@ -59,6 +61,7 @@ class RuleServer:
                 self._send(200, {"object": "list", "data": [{"id": "rules", "object": "model"}]})
 
             def do_POST(self) -> None:
+                owner.authorizations.add(self.headers.get("Authorization"))
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 status, body = owner.answer(request)
                 self._send(status, body)

@@ -31,6 +31,8 @@ from orchestration.session import Session
 SIZES = (2, 8, 3, 6)
 LOAD = Load(rollout_s=0.5, trajectory_bytes=256_000, weights_bytes=256_000)
 _START_S = 120.0
+_HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 4}
+"""As `cluster.yaml` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def main(folder: Path, *options: str) -> None:
         stack.callback(rundir.close)
         from orchestration.ray_runtime import Hosts, RayRuntime
 
-        cluster = stack.enter_context(ray_cluster(Case(actors=3, nodes=1, load=LOAD)))
+        cluster = stack.enter_context(ray_cluster(Case(actors=3, nodes=1, load=LOAD), **_HEALTH))
         stack.enter_context(view)
         session = Scaled(config, rundir, view, resumed=None)
         stack.callback(session.metrics.close)

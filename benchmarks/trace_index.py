@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.startup import seconds
+from orchestration.traces.files import TraceFile
 from orchestration.traces.index import FILE, Index, load_index, table_of, write_index
-from orchestration.traces.schema import SUFFIX
+from orchestration.traces.schema import SCHEMA, SUFFIX, End, EnvReset, Header
 
 WHERE, SORT = "success and length < 50", "return"
+RUNNING = 64
+"""Episodes that one actor plays at once."""
 SHOWN = 100
 """Rows that the command's table has."""
 
@@ -36,6 +39,8 @@ class Asked:
     """`yendor trace ls DIR --where ... --sort ...`, from its start to its end."""
     command_cpu_s: list[float]
     """Seconds of a processor that it takes: what it would last on a machine that does nothing else."""
+    running_s: list[float]
+    """The same where the run goes on: one trace more has finished, and some are being written."""
     load_s: list[float]
     """In a process that runs: the index brought up to date with the folder, and read."""
     select_s: list[float]
@@ -59,6 +64,7 @@ def main(folder: Path, *options: str) -> None:
         ("`yendor trace ls --help`", asked.help_s),
         (f'`yendor trace ls RUN --where "{WHERE}" --sort {SORT}`', asked.command_s),
         ("of it: on a processor", asked.command_cpu_s),
+        (f"the same while {RUNNING} episodes are written and one more has finished", asked.running_s),
         ("of it: the index read", asked.load_s),
         ("of it: question, order, rows", asked.select_s),
     ):
@@ -70,7 +76,9 @@ def ask(traces: Path, episodes: int, repeats: int) -> Asked:
     counted."""
     command = [sys.executable, "-m", "orchestration.cli.main", "trace", "ls"]
     question = [*command, str(traces), "--where", WHERE, "--sort", SORT]
-    times: dict[str, list[float]] = {name: [] for name in ("python", "help", "command", "cpu", "load", "select")}
+    times: dict[str, list[float]] = {
+        name: [] for name in ("python", "help", "command", "cpu", "running", "load", "select")
+    }
     found = 0
     for number in range(repeats + 1):
         measured = {
@@ -88,12 +96,17 @@ def ask(traces: Path, episodes: int, repeats: int) -> Asked:
         index.rows(chosen[:SHOWN])
         measured["select"] = time.perf_counter() - began
         found = len(chosen)
+        went_on = go_on(traces, number)
+        measured["running"] = seconds(question)
+        for path in went_on:
+            path.unlink()
+        load_index(traces)
         for name, each in measured.items() if number else ():
             times[name].append(each)
     size = (traces / FILE).stat().st_size
     return Asked(
-        episodes, found, size, times["python"], times["help"], times["command"], times["cpu"], times["load"],
-        times["select"],
+        episodes, found, size, times["python"], times["help"], times["command"], times["cpu"], times["running"],
+        times["load"], times["select"],
     )  # fmt: skip
 
 
@@ -101,6 +114,37 @@ def children_cpu_s() -> float:
     """Of all processes that this one has waited for."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def go_on(traces: Path, number: int) -> list[Path]:
+    """One more trace that has finished, and others that are being written."""
+    paths: list[Path] = []
+    for at in range(RUNNING + 1):
+        name = f"actor-99-env{at:03d}-{number:06d}"
+        header = Header(
+            schema=SCHEMA, episode_id=name, run="nethack_score", env_id="nethack/Score", env_options={}, action_names=("north",),
+            seeds={"core": "1"}, policy_version=0, versions={}, code_revision=None, clock="unpinned", recorded_at=1.7e9,
+            count_exponent=None,
+        )  # fmt: skip
+        file = TraceFile(traces, name)
+        file.write(header)
+        file.write(
+            EnvReset(id="e0", seq=0, t=0.0, agent="actor-99", parents=(), observation_hash="00", screen="@" * 1000)
+        )
+        if at:
+            file.abandon()
+            paths.append(file.final.with_name(f"{file.final.name}.part"))
+            continue
+        file.write(
+            End(
+                t=0.0, events=1, length=0, episode_return=0.0, terminated=True, truncated=False, success=False, metrics={},
+                error=None,
+            )
+        )  # fmt: skip
+        file.flush()
+        file.complete()
+        paths.append(file.final)
+    return paths
 
 
 def make_traces(traces: Path, episodes: int) -> None:

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from inference.safe_loading import SAFE
+
 _SMALL_KV_BYTES = 128 * 2**20
 _LARGE_KV_BYTES = 4 * 2**30
 _BATCH_TOKENS = 8192
@@ -62,7 +64,7 @@ def _cpu_kv_bytes(model: str, max_model_len: int, prompts: int) -> int:
     """Bytes for keys and values on a CPU: `prompts` full ones, between 128 MiB and 4 GiB (vLLM would take half of all)."""
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(model).get_text_config()
+    config: Any = AutoConfig.from_pretrained(model, **SAFE).get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token_bytes = 2 * 4 * config.num_hidden_layers * heads * head_dim

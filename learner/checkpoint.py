@@ -160,19 +160,32 @@ def newest_sound_checkpoint(root: Path, tell: Callable[[str], None]) -> Path | N
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The state of a verified checkpoint, on the CPU."""
+    """The state of a verified checkpoint, on the CPU. Raises CheckpointError, also for a state that is more than data, of
+    which nothing is executed."""
+    import pickle
+
     import torch
 
     verify_checkpoint(path)
-    return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            f"checkpoint {path}: state.pt is not plain data (tensors, numbers, text), so it is not loaded; nothing of it was "
+            "executed"
+        ) from error
 
 
 def load_policy(path: Path) -> "dict[str, Tensor]":
-    """The policy of a verified checkpoint, on the CPU."""
+    """The policy of a verified checkpoint, on the CPU. Raises CheckpointError."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     verify_checkpoint(path)
-    return load_file(path / "policy.safetensors")
+    try:
+        return load_file(path / "policy.safetensors")
+    except SafetensorError as error:
+        raise CheckpointError(f"checkpoint {path}: policy.safetensors is no file of weights: {error}") from error
 
 
 def stays_inside(name: str) -> bool:

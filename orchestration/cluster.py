@@ -15,6 +15,10 @@ _OBJECT_STORE_BYTES = 1 << 29
 def connect(config: Config) -> None:
     """Joins or starts the cluster. Raises ResourceError where it lacks what the run needs, which would be waited for for
     ever; with `cluster.autoscaling` that is a matter of minutes, and not looked at."""
+    if "RAY_ADDRESS" not in os.environ:
+        # A cluster of its own is for this machine alone. Ray reads this when it is imported, and then binds all that it starts
+        # to the loopback; otherwise it listens on every interface.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     # The cluster's processes take seconds to start, and so does importing what the run needs: both at once.

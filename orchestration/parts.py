@@ -37,7 +37,7 @@ from orchestration.seeds import derive_seed, training_seed
 from orchestration.traces.again import AsideKeeper, Recipe
 from orchestration.traces.recorder import TraceRecorder
 from orchestration.traces.room import Room
-from orchestration.traces.writers import EpisodeWriters, TraceRun, WritersAside
+from orchestration.traces.writers import ASIDE_FROM, EpisodeWriters, TraceRun, WritersAside
 from reward_server.distiller import Distiller
 from reward_server.kinds import KINDS, Source
 from reward_server.models.base import RewardModelVersion
@@ -45,9 +45,6 @@ from reward_server.pairs import PairSource
 from reward_server.server import RewardServer
 from reward_server.store import AnnotationStore
 from reward_server.types import Judge, PairJudge
-
-_ASIDE_FROM = 0.1
-"""From this share of traced episodes on it is worth a process to write them."""
 
 
 def action_count(config: Config) -> int:
@@ -99,7 +96,7 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
         config.trace.rate,
         run,
         WritersAside(traces, run, agent)
-        if config.trace.rate >= _ASIDE_FROM
+        if config.trace.rate >= ASIDE_FROM
         else EpisodeWriters(traces, run, agent, aside=True),
         agent=agent,
         asked=config.trace.asked,

@@ -119,6 +119,7 @@ class RewardHost:
                 raise  # so would another: the store cannot be opened
             # Ray makes it again (max_restarts); its labels are in the store.
             if not self._died:
+                self.session.record.reward_server_lost(death(error))
                 self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
             self._died = True
             return
@@ -126,6 +127,7 @@ class RewardHost:
             if not isinstance(root_cause(error), DamagedStoreError):
                 raise
             # The one that Ray makes opens the file anew, and so replaces it.
+            self.session.record.reward_server_lost(first_line(error))
             self.session.view.event(f"the reward server is restarted: {first_line(error)}", warning=True)
             self._died = True
             ray.kill(self.worker, no_restart=False)
@@ -133,6 +135,7 @@ class RewardHost:
         if self._died:
             # What waited to be asked about, and calls made while it was away, went with it. What it knows costs no question.
             self._died = False
+            self.session.view.event("the reward server is there again")
             self.worker.submit.remote(self._captions())
         self.session.judged(status)
         if version:

@@ -83,8 +83,8 @@ class FaultyFileSystem(MemoryFileSystem):
         return MemoryFileSystem._rm(self, path)
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> Any:
-        """File by file, so that it can be cut off."""
-        files = self.find(path) if recursive else [path]
+        """File by file, so that it can be cut off; in the order that is the worst for who relies on one."""
+        files = reversed(self.find(path)) if recursive else [path]
         for file in files:
             self.rm_file(file)
         if recursive:

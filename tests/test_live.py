@@ -67,10 +67,12 @@ def rendered(renderable: object) -> list[str]:
 
 def test_what_stands_still_is_shown() -> None:
     since = {"actor-03": 1000.0, "learner": 940.0, "judge": 1001.0, "trace writer of actor-00": 1002.0}
-    summary = dataclasses.replace(BUSY, standing_still=since, updated=1005.0)
+    short = {"disk of runs/x": "only 900 MiB free in runs/x; remove old runs", "memory of one": "only 1.0 GiB free"}
+    summary = dataclasses.replace(BUSY, standing_still=since, running_out=short, updated=1005.0)
     lines = rendered(panel(summary))
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
     assert "learner for 1:05, actor-03 for 0:05 and 2 more" in "\n".join(lines)
+    assert "disk of runs/x: only 900 MiB free" in "\n".join(lines) and "(+1)" in "\n".join(lines)
     assert "stands still: learner for 1:05" in plain_line(summary)
 
 

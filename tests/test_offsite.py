@@ -16,7 +16,7 @@ from orchestration.errors import ConfigError, ResourceError, RunDirError, RunExi
 from orchestration.offsite import resuming
 from orchestration.offsite.location import OffsiteError, check_writable, open_location
 from orchestration.offsite.resuming import catch_up, check_vacant, fetch_config, make_vacant
-from orchestration.offsite.runs import COMPLETE, DAMAGED, LABELS, Entry, FileSum, OffsiteRun, files_below
+from orchestration.offsite.runs import COMPLETE, DAMAGED, LABELS, DamagedError, Entry, FileSum, OffsiteRun, files_below
 from orchestration.offsite.uploads import Uploads
 from orchestration.rundir import RunDir
 from reward_server.snapshot import snapshot_store
@@ -106,6 +106,13 @@ def test_an_upload_that_is_cut_off_at_any_moment_is_never_taken(tmp_path):
         except Killed:
             killed = True
         FaultyFileSystem.left = None
+        for number, entry in enumerate(run.complete()):
+            whole = tmp_path / f"whole{operations}-{number}"
+            try:
+                run.read(entry, whole)
+                verify_checkpoint(whole)
+            except DamagedError as error:
+                assert "complete.json cannot be read" in str(error) and killed  # half of it is there
         there = RunDir(tmp_path / f"there{operations}" / "run")
         told = Told()
         catch_up(run, there, told)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from learner.checkpoint import checkpoints, load_state
 from orchestration.configuration import load_config
 from orchestration.live import LiveView
@@ -19,7 +20,6 @@ from orchestration.rundir import RunDir
 from orchestration.train import train as run_training
 from reward_server.store import AnnotationStore
 from tests.processes import Command, summary
-from tests.rule_judge import RuleServer
 from tests.test_language_runs import KEYS, _corridor, model
 from tests.test_ray import small
 from tests.test_serial import arguments, metrics, run, weights

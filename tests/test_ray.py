@@ -77,9 +77,23 @@ def test_processes_that_are_killed_are_replaced_or_named(tmp_path):
         # What was labelled is on disk and not asked again.
         assert not set(server.asked[asked:]) & set(server.asked[:asked])
 
+        command.until(lambda: begun(run).count("reward-server") == 2)
         command.process.send_signal(signal.SIGINT)
         assert command.wait() == 130
         assert command.left_behind(10.0) == []
+    # The run's trace tells of both, and of those that took their places.
+    (path,) = run_traces(run)
+    assert validate_file(path) == []
+    events = read_trace(path).events
+    died = [event.target for event in events if isinstance(event, Stop) and event.reason == "died"]
+    assert died == ["actor-00", "reward-server"]
+    assert begun(run) == ["learner", "actor-00", "reward-server", "actor-00.1", "reward-server"]
+
+
+def begun(run: Path) -> list[str]:
+    """The parts that the run's trace says have come, in order."""
+    (path,) = run_traces(run)
+    return [event.child for event in read_trace(path).events if isinstance(event, Spawn)]
 
 
 def test_interrupt_checkpoint_resume(tmp_path):

@@ -1,5 +1,6 @@
 """The index of a run's traces, and the questions that it answers."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,14 @@ def test_the_command_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None
     assert any("e1" in line for line in shown)
     heavy = {"torch", "ray", "pandas", "pyarrow.dataset", "pyarrow.compute", "gymnasium", "nle", "transformers"}
     assert heavy & set(loaded.split()) == set()
+
+
+def test_names_of_episodes_are_not_folded(tmp_path: Path) -> None:
+    """They are copied, or read by a script."""
+    name = "actor-00-env000-ep000000-fork120-random-s1"
+    record(recorder(tmp_path), Played(name, [0], [""], [1.0], [3]))
+    command = [sys.executable, "-m", "orchestration.cli.main", "trace", "ls", str(tmp_path)]
+    shown = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "COLUMNS": "70"}
+    ).stdout
+    assert name in shown

@@ -1,9 +1,11 @@
 """The trace of a run itself: who was asked to do what, what came of it, what died and what was published."""
 
+import dataclasses
 import math
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,9 @@ from orchestration.traces.schema import (
     WeightsUpdate,
 )
 from orchestration.traces.validate import validate_file
+from reward_server.annotator_status import AnnotatorStatus
+from reward_server.status import RewardServerStatus
+from reward_server.types import JudgeStatus
 
 
 def run_trace(folder: Path, clock: Callable[[], float]) -> RunTrace:
@@ -78,6 +83,43 @@ def test_the_run_has_a_trace_of_its_own(tmp_path: Path) -> None:
     assert (read.end.length, read.end.costs["llm_calls"], read.end.costs["tokens"]) == (200, 3, 107)
     run_trace(tmp_path, lambda: math.inf)
     assert len(run_traces(tmp_path)) == 2
+
+
+def told(requests: int) -> AnnotatorStatus:
+    names = [each.name for each in dataclasses.fields(AnnotatorStatus)]
+    counts = {"requests": requests, "prompt_tokens": requests * 10, "output_tokens": requests}
+    state: dict[str, Any] = {"judge_status": JudgeStatus.READY, "last_error": None}
+    return AnnotatorStatus(**dict.fromkeys(names, 1) | counts | state)
+
+
+def test_a_reward_server_that_died_is_told_and_counts_on_from_less(tmp_path: Path) -> None:
+    config = load_config("demo", [f"run.dir={tmp_path}", "run.name=x"])
+    rundir = RunDir(tmp_path / "x")
+    rundir.traces.mkdir(parents=True)
+    record = RunRecord(config, rundir, pytest.fail, policy_version=0, reward_model_version=0)
+    before: RewardServerStatus | None = None
+    for requests, version in ((2, 0), (5, 1), (0, None), (3, 1), (7, 2)):
+        if version is None:
+            record.reward_server_lost("killed by signal 9")
+            record.reward_server_lost("killed by signal 9")
+            continue
+        status = RewardServerStatus(told(requests), version, None, 0.0)
+        record.judged(before, status)
+        before = status
+    record.learned("actor-00", FeedResult((), {}, 0, 2, 0, (), (), {}, 0.0, 0.0))
+    record.end("done", 0, None)
+    (path,) = run_traces(rundir.path)
+    assert validate_file(path) == []
+    read = read_trace(path)
+    server = [event for event in read.events if "reward-server" in (event.agent, getattr(event, "child", ""))]
+    assert [event.type for event in server] == [
+        "spawn", "llm_call", "llm_call", "message", "error", "spawn", "llm_call", "message"
+    ]  # fmt: skip
+    assert [event.calls for event in server if isinstance(event, LlmCall)] == [2, 3, 4]
+    made = [event for event in server if isinstance(event, Message)]
+    assert [read.texts[event.content_ref or ""] for event in made] == ["reward model v1", "reward model v2"]
+    (adopted,) = [event for event in read.events if isinstance(event, WeightsUpdate)]
+    assert (adopted.what, adopted.to_version) == ("reward_model", 2) and made[1].id in adopted.parents
 
 
 def report(source: str, steps: int = 64, *, captions: int = 0) -> RolloutReport:

@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.rule_judge import RuleServer
 from orchestration.traces.reader import read_trace, run_traces
 from orchestration.traces.schema import Error, Message
 from orchestration.traces.validate import validate_file
 from orchestration.watch.processes import ProcessLook, ProcessWatch, kill
 from orchestration.watch.watchdog import Unreachable, Watchdog, Watched, What
 from tests.processes import Command, summary
-from tests.rule_judge import RuleServer
 from tests.test_ray import small
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
@@ -153,11 +153,21 @@ def test_without_a_bound_it_is_only_named() -> None:
 
 def test_a_part_that_hangs_is_named_and_its_writer_apart() -> None:
     parts = Parts()
-    assert parts.look(3.0, ProcessLook(1.0)) == []
-    assert parts.look(4.0, ProcessLook(2.1)) == [(What.STANDS_STILL, "actor-00")]
+    assert parts.look(2.0, ProcessLook(0.0)) == []
+    assert parts.look(4.0, ProcessLook(2.0), passes=2.0) == []
+    assert parts.look(5.0, ProcessLook(3.0), passes=1.0) == [(What.STANDS_STILL, "actor-00")]
     # Its writer is why: that is what stands still.
     found = parts.look(9.0, ProcessLook(7.0, (), 12))
     assert found == [(What.GOES_ON, "actor-00"), (What.STANDS_STILL, "trace writer of actor-00")]
+
+
+def test_what_had_nothing_to_do_before_gets_its_time() -> None:
+    parts = Parts()
+    for silent in range(2, 30):
+        assert parts.look(silent, ProcessLook(silent - 2.0), owes=False, passes=1.0) == []
+    assert parts.look(30.0, ProcessLook(28.0)) == []
+    assert parts.look(32.0, ProcessLook(30.0), passes=2.0) == []
+    assert parts.look(33.0, ProcessLook(31.0), passes=1.0) == [(What.STANDS_STILL, "actor-00")]
 
 
 def test_a_machine_that_does_not_answer_is_named_and_left_to_ray() -> None:
@@ -205,6 +215,14 @@ def test_parts_of_a_run_that_are_stopped_are_named_and_replaced(tmp_path: Path) 
         command.until(lambda: summary(run)["actor_restarts"] == 1, 30.0)
         assert "actor-00 has stood still for 8 s and is ended" in command.text().replace("\n", " ")
 
+        command.until(lambda: bool(command.named("orchestration.traces.writers")))
+        (writer, *_) = command.named("orchestration.traces.writers")
+        writer.suspend()
+        assert named(command, run, "trace writer of actor-00.1") < 5.0
+        command.until(lambda: "trace writer of actor-00.1 has stood still" in (run / "logs" / "events.log").read_text())
+        command.until(lambda: "the process that writes traces died (killed by signal 9)" in command.text(), 30.0)
+        assert summary(run)["actor_restarts"] == 1, "the actor goes on"
+
         before = summary(run)["policy_version"]
         command.until(lambda: summary(run)["policy_version"] > before + 5)
         stop(command, "ray::LearnerWorker")
@@ -228,6 +246,64 @@ def test_parts_of_a_run_that_are_stopped_are_named_and_replaced(tmp_path: Path) 
     assert max(told) >= 1 and told[-1] == 0
     trace = read_trace(run_traces(run)[0])
     still = [event.source for event in trace.events if isinstance(event, Error) and "stands still" in event.message]
-    assert still[:4] == ["actor-00", "actor-00", "learner", "reward-server"]
+    assert still[:5] == ["actor-00", "actor-00", "actor-00.1", "learner", "reward-server"]
     assert [event.agent for event in trace.events if isinstance(event, Message) and event.to == "coordinator"]
     assert validate_file(trace.path) == []
+
+
+@pytest.mark.slow
+@linux
+def test_an_actor_on_another_machine_is_watched_there(tmp_path: Path) -> None:
+    """Two Ray nodes; the actor is on the one that the coordinator is not on."""
+    from benchmarks.standins import IdleLearnerWorker
+    from orchestration.watch import ray_state
+    from tests.test_elastic import STEPS, running
+
+    with running(tmp_path, IdleLearnerWorker, 1) as (session, runtime, cluster):
+        still = session.faults
+
+        def named(*pids: int) -> Iterator[str]:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            began = time.monotonic()
+            while "actor-00" not in still.still:
+                assert time.monotonic() - began < 30.0
+                yield ""
+            yield runtime._watch._watchdog.still["actor-00"].why
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            while still.still:
+                yield ""
+
+        def script() -> Iterator[None]:
+            cluster.add_node(num_cpus=1, object_store_memory=2**27)
+            while session.env_steps < 2 * STEPS:
+                yield
+            place = ray_state.place_of(runtime._actors[0].handle)
+            assert place is not None and place.node != ray_state.here()
+            while (machine := runtime._watch._machines.known[place.node]).look is None:
+                yield
+            assert not still.still and not still.running_out
+            reasons = []
+            for why in named(place.pid):
+                reasons += [why] if why else []
+                yield
+            host = ray_state.place_of(machine.host)
+            assert host is not None and host.node == place.node
+            for why in named(place.pid, host.pid):
+                reasons += [why] if why else []
+                yield
+            assert reasons == [
+                f"process {place.pid} is stopped (SIGSTOP, a debugger)", f"its machine, {machine.name}, does not answer"
+            ]  # fmt: skip
+            runtime._watch._watchdog._too_long_s = 1.0
+            os.kill(place.pid, signal.SIGSTOP)
+            while session.actor_restarts == 0:
+                yield
+            before = session.env_steps
+            while session.env_steps < before + STEPS or still.still:
+                yield
+
+        session.script = script()
+        runtime.run()
+    assert session.actor_restarts == 1 and session.faults.still == {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.language.errors import LanguageModelError
+from inference.safe_loading import SAFE, check_safe
 
 Message = Mapping[str, str]
 
@@ -27,7 +28,8 @@ def load_tokenizer(model: str) -> Any:
 
     check_folder(model)
     try:
-        return AutoTokenizer.from_pretrained(model)
+        check_safe(model)
+        return AutoTokenizer.from_pretrained(model, **SAFE)
     except (OSError, ValueError) as error:
         raise LanguageModelError(f"agent.model={model}: its tokenizer cannot be loaded: {_said(error)}") from error
 

@@ -137,8 +137,9 @@ class LocalCluster:
         own = {
             "RAY_ADDRESS": self.address, "RAY_TMPDIR": self.folder, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "PATH": path, "RAY_worker_niceness": "0",
-            # A node that is gone is given up after seconds, not half a minute.
-            "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "5",
+            # As `cluster.yaml` has it.
+            "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000",
+            "RAY_health_check_failure_threshold": "4",
         }  # fmt: skip
         return {**os.environ, **own}
 

@@ -9,6 +9,7 @@ import torch
 
 from agents.language.errors import LanguageModelError
 from agents.language.template import check_folder
+from inference.safe_loading import SAFE_WEIGHTS, check_safe
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,7 +26,8 @@ def load_network(model: str, dtype: torch.dtype) -> "PreTrainedModel":
     check_folder(model)
     path = Path(model).expanduser()
     try:
-        network = AutoModelForCausalLM.from_pretrained(path if path.is_dir() else model, dtype=dtype)
+        check_safe(model)
+        network = AutoModelForCausalLM.from_pretrained(path if path.is_dir() else model, dtype=dtype, **SAFE_WEIGHTS)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise LanguageModelError(
             f"agent.model={model}: cannot be loaded as a causal language model: {_line(error)}"

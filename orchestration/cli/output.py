@@ -21,12 +21,15 @@ def print_json(value: Any) -> None:
     console().out(orjson.dumps(value, option=options, default=str).decode(), highlight=False)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> Table:
-    """A plain table; the columns in `right` are aligned to the right."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = (), whole: Iterable[str] = ()
+) -> Table:
+    """A plain table; the columns in `right` are aligned to the right, those in `whole` are not folded (names to be copied)."""
     made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    aligned = frozenset(right)
+    aligned, unfolded = frozenset(right), frozenset(whole)
     for name in columns:
-        made.add_column(name, justify="right" if name in aligned else "left", overflow="fold")
+        justify = "right" if name in aligned else "left"
+        made.add_column(name, justify=justify, overflow="fold", no_wrap=name in unfolded)
     for row in rows:
         made.add_row(*row)
     return made

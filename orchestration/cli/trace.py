@@ -56,7 +56,7 @@ def ls(
         for row in index.rows(chosen[:limit])
     ]
     columns = ("episode", "policy", "steps", "return", "end", "kept", "bytes")
-    console().print(table(columns, rows, right=("policy", "steps", "return", "bytes")))
+    console().print(table(columns, rows, right=("policy", "steps", "return", "bytes"), whole=("episode",)))
     shown = f"{len(rows):,} of " if len(rows) < len(chosen) else ""
     console().print(f"\n{shown}{len(chosen):,} in {folder}; `yendor trace show FILE` opens one")
 
@@ -212,7 +212,10 @@ def replay(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Traces.")],
     start: Annotated[int | None, typer.Option("--from", min=0, help="The step to fork at.")] = None,
     fork: Annotated[bool, typer.Option("--fork", help="Go on from there with another policy.")] = False,
-    policy: Annotated[str | None, typer.Option("--policy", help="Who goes on: a checkpoint, or random.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", help="Who goes on: a run, a checkpoint, a language model's folder, or random."),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of that policy's choices (0).")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the fork's trace; default: beside its parent.")

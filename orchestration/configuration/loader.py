@@ -136,6 +136,8 @@ def _values_of_overrides(overrides: Sequence[str]) -> dict[str, Value]:
 
 def _build(values: Mapping[str, Value], preset: str) -> Config:
     """The schema's defaults with `values` in it, interpolations resolved. Raises `ConfigError`."""
+    # A configuration refers to keys, never to the environment: one that somebody else wrote could hand on what is there.
+    OmegaConf.clear_resolver("oc.env")
     tree = OmegaConf.structured(_Tree)
     _make_writable(tree)
     tree.preset = preset

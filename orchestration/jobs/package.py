@@ -4,7 +4,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from orchestration.errors import YendorError
 
@@ -43,16 +43,22 @@ def pack(out: Path, *, root: Path | None = None, more: Mapping[str, Path] | None
 
     Only what a job needs goes along: the packages, their data and the lists of requirements, so neither runs nor `.git` nor
     environments. `more` adds files and folders, by their place in the archive. Raises `PackageError` where something is
-    missing or the archive becomes larger than `LIMIT_BYTES`.
+    missing, a link (it may lead to anything on this machine) or outside of the archive, and where that becomes larger than
+    `LIMIT_BYTES`.
     """
     root = root or project_root()
     found = [root / name for name in (*PACKAGES, *FILES) if (root / name).exists()]
+    for start in found:
+        _refuse_link(start)
     places = {path.relative_to(root).as_posix(): path for start in found for path in _walk(start)}
     for place, start in (more or {}).items():
         if not start.exists():
             raise PackageError(f"{start}: not there, and the job needs it")
         below = {path.relative_to(start).as_posix(): path for path in _walk(start)}
         places |= {place if name == "." else f"{place}/{name}": path for name, path in below.items()}
+    for place in places:
+        if place.startswith("/") or ".." in PurePosixPath(place).parts:
+            raise PackageError(f"{place}: lies outside of the job's folder")
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for place in sorted(places):
             # Neither times nor owners: the same files give the same archive, which the cluster then has already.
@@ -68,10 +74,19 @@ def pack(out: Path, *, root: Path | None = None, more: Mapping[str, Path] | None
 
 
 def _walk(start: Path) -> Iterator[Path]:
-    """The files at or below `start`; links are not followed."""
+    """The file `start`, or the files below it but for hidden ones. Raises `PackageError` for a link among them."""
     if start.is_file():
         yield start
         return
     for folder, names, files in os.walk(start):
         names[:] = [name for name in names if name not in _SKIPPED and not name.startswith(".")]
-        yield from (Path(folder) / name for name in files if not name.endswith((".pyc", ".pyo")))
+        for name in (*names, *files):
+            if not name.startswith("."):
+                _refuse_link(Path(folder) / name)
+        wanted = (name for name in files if not name.startswith(".") and not name.endswith((".pyc", ".pyo")))
+        yield from (Path(folder) / name for name in wanted)
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise PackageError(f"{path}: is a link, and a job takes along none; put the file itself there, or remove it")

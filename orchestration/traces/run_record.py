@@ -40,6 +40,10 @@ class RunRecord:
         """Rollouts that the learner has not read: source, and id of the event that brought it."""
         self._read: list[str] = []
         """Ids of those that it read since its last update."""
+        self._serves = False
+        """The reward server is there."""
+        self._taught = reward_model_version or 0
+        """Newest version of the reward model that it told of."""
         self._on_trouble = on_trouble
         self._trace = _run_trace(config, rundir, on_trouble, policy_version, reward_model_version)
         self._labels = LabelCopier(rundir.annotations, rundir.traces)
@@ -67,6 +71,12 @@ class RunRecord:
         if self._trace is not None:
             self._trace.spawned(LEARNER, "learner")
             self._trace.weights(policy_version)
+
+    def reward_server_lost(self, reason: str) -> None:
+        """The reward server died; that there is another, its next word tells."""
+        if self._trace is not None and self._serves:
+            self._serves = False
+            self._trace.lost(REWARD_SERVER, reason)
 
     def stands_still(self, part: str, why: str) -> None:
         """A part makes no progress."""
@@ -130,13 +140,17 @@ class RunRecord:
         if self._trace is None:
             return
         now = status.annotator
-        if before is None:
+        if not self._serves:
+            self._serves = True
             self._trace.spawned(REWARD_SERVER, "reward server")
-        elif before.annotator.judge_status != now.judge_status:
+        elif before is not None and before.annotator.judge_status != now.judge_status:
             away = now.judge_status in (JudgeStatus.DOWN, JudgeStatus.UNREADABLE)
             self._trace.judge_changed(str(now.judge_status), now.last_error, away=away)
         use = JudgeUse(now.requests, now.prompt_tokens, now.output_tokens)
         self._trace.judged(use, self._model, now.latency_mean_s, now.labelled_this_run)
+        if status.version > self._taught:
+            self._taught = status.version
+            self._trace.taught(status.version)
 
     def unread(self, source: str) -> str | None:
         """The oldest rollout of `source` that the learner has not read is none that it will: the id of its event."""

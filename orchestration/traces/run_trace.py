@@ -95,6 +95,8 @@ class RunTrace:
         self._reward_model_version = reward_model_version or 0
         self._texts: set[str] = set()
         self._judge = JudgeUse()
+        self._taught: dict[int, str] = {}
+        """Of each reward model that was made: id of the event."""
         self._costs = {"tokens": 0, "llm_calls": 0, "tool_calls": 0, "messages": 0}
         header = Header(
             schema=SCHEMA,
@@ -174,20 +176,27 @@ class RunTrace:
             self._write(event)
             self._policy_version, self._published = version, event.id
 
+    def taught(self, version: int) -> None:
+        """The reward server has made a reward model of the labels, and gives it to the learner."""
+        self._taught[version] = self._message(REWARD_SERVER, LEARNER, f"reward model v{version}")
+
     def reward_model(self, version: int) -> None:
         """The learner adopted a reward model."""
         before = self._reward_model_version
         if version != before:
-            event = WeightsUpdate(**self._event(LEARNER), from_version=before, to_version=version, what="reward_model")
+            made = self._taught.get(version, "")
+            event = WeightsUpdate(
+                **self._event(LEARNER, made), from_version=before, to_version=version, what="reward_model"
+            )
             self._write(event)
             self._reward_model_version, self._published = version, event.id
 
     def judged(self, use: JudgeUse, model: str, latency_s: float | None, labelled: int) -> None:
         """The judge answered: `use` and `labelled` count since the run began, `latency_s` is of late."""
-        before = self._judge
+        before, self._judge = self._judge, use
+        # A reward server that died counts on from its newest checkpoint: fewer than it had told of.
         if use.requests <= before.requests:
             return
-        self._judge = use
         event = LlmCall(
             **self._event(REWARD_SERVER),
             model=model,
@@ -244,13 +253,16 @@ class RunTrace:
         if self._file is not None and not self._file.failing:
             self._try(TraceFile.complete)
 
-    def _message(self, agent: str, to: str, text: str) -> None:
+    def _message(self, agent: str, to: str, text: str) -> str:
+        """The id of the event."""
         reference = text_ref(text)
         if reference not in self._texts:
             self._texts.add(reference)
             self._write(Text(ref=reference, text=text))
         self._costs["messages"] += 1
-        self._write(Message(**self._event(agent), to=to, content_ref=reference))
+        message = Message(**self._event(agent), to=to, content_ref=reference)
+        self._write(message)
+        return message.id
 
     def _lasting(self, duration: float) -> float:
         """A duration as events have it: what took it cannot have begun before the trace."""

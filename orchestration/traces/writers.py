@@ -28,6 +28,8 @@ from orchestration.traces.pipe import receive, send
 from orchestration.traces.schema import RUN_SEED, SCHEMA, SUFFIX, Header
 from orchestration.traces.versions import clock_text, native_versions, package_versions
 
+ASIDE_FROM = 0.1
+"""From this share of traced episodes on it is worth a process to write them."""
 _CLOSE_S = 5.0
 """So long `close` waits for what is still to be written."""
 _DEATHS_IN_A_ROW = 3

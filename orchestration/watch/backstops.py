@@ -21,6 +21,7 @@ SKEW_S = 1.0
 _OVER = 1.25
 """A shortage is over from so much more than where it began."""
 _SPILL_QUIET_S = 60.0
+_TRACES = "traces"
 
 
 @dataclass(slots=True)
@@ -60,13 +61,13 @@ class Backstops:
     def disk(self, name: str, place: Path, free: int) -> None:
         """The file system of the run's folder has `free` bytes left."""
         reserve = self._traces.reserve
-        give_way = (
-            "traces give way to checkpoints and labels now"
-            if free < reserve
-            else f"below {_size(reserve)} traces give way to checkpoints and labels"
-        )
-        advice = f"{give_way}; remove old runs, or files beside them"
+        advice = f"below {_size(reserve)} no traces are written; remove old runs, or files beside them"
         self._level(name, free, max(min(_DISK, 2 * self._traces.share), 2 * reserve), f"free in {place}", advice)
+        if free < reserve and _TRACES not in self._short:
+            words = f"they give way to checkpoints and labels, as only {_size(free)} are free in {place}"
+            self._begin(_TRACES, 0.0, words)
+        elif free > _OVER * reserve and _TRACES in self._short:
+            self._end(_TRACES)
 
     def temporary(self, machine: str, free: int) -> None:
         """Where Ray keeps its files `free` bytes are left."""

@@ -16,6 +16,8 @@ from pathlib import Path
 _PROC = Path("/proc")
 _IDLE_SHARE = 0.03
 """Of one processor: what an idle process of Ray spends on signs of life stays below."""
+_GAP_S = 1.0
+"""Where two looks are further apart who looks was kept from it, and who is looked at may have been as well."""
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _STOPPED = frozenset("Tt")
 _WORKING = frozenset("RD")
@@ -86,7 +88,8 @@ class ProcessWatch:
             return 0.0
         spent = (ticks - before.ticks) / _TICKS
         # Threads are looked at last, as there may be hundreds.
-        idle = 0 <= spent <= max(_IDLE_SHARE * (now - before.at), 1 / _TICKS) and not works()
+        near = now - before.at <= _GAP_S
+        idle = near and 0 <= spent <= max(_IDLE_SHARE * (now - before.at), 1 / _TICKS) and not works()
         since = (before.at if before.idle_since is None else before.idle_since) if idle else None
         self._seen[pid] = _Seen(now, ticks, since)
         return 0.0 if since is None else now - since

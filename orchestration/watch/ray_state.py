@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray._private import state, worker
+from ray.core.generated import common_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,19 @@ def replicas_of(app_name: str) -> list[Place]:
     table: dict[str, Any] = state.actors(actor_state_name="ALIVE")
     of_app = (each for each in table.values() if str(each["ActorClassName"]).startswith(f"ServeReplica:{app_name}:"))
     return [place for each in of_app if (place := _place(each)) is not None]
+
+
+def let_go(place: Place) -> bool:
+    """Whether the actor that was there was ended by who had it (Ray Serve scales down), and did not die."""
+    table: dict[str, Any] = state.actors(actor_state_name="DEAD")
+    reasons = [
+        each["DeathCause"].actor_died_error_context.reason
+        for each in table.values()
+        if (each["Address"]["NodeID"], each["Pid"]) == (place.node, place.pid)
+    ]
+    generated: Any = common_pb2
+    context = generated.ActorDiedErrorContext
+    return any(reason in (context.RAY_KILL, context.OUT_OF_SCOPE, context.REF_DELETED) for reason in reasons)
 
 
 def _place(info: dict[str, Any]) -> Place | None:

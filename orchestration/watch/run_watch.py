@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestration.session import Session
+from orchestration.traces.writers import ASIDE_FROM
 from orchestration.watch import ray_state
 from orchestration.watch.machines import Machines, Stores, Then
 from orchestration.watch.processes import ProcessLook
@@ -15,7 +16,10 @@ from orchestration.watch.ray_state import Place
 from orchestration.watch.watchdog import Finding, Unreachable, Watchdog, Watched, What
 
 _LOOK_S = 0.5
+_ALL_TICKS = 4
+_FOUND_AT_ONCE = 16
 _REPLICAS_S = 5.0
+_REPLICAS_SOON_S = 1.0
 JUDGE = "judge"
 
 
@@ -46,8 +50,13 @@ class RunWatch:
         self._watchdog = Watchdog(session.config.cluster.still_s, time.monotonic)
         self._places: dict[Any, Place] = {}
         self._replicas: list[Place] = []
+        self._seen_replicas: set[Place] = set()
+        """Those whose processes were seen."""
+        self._dead_replicas: set[Place] = set()
+        """Those that are gone, as long as Ray Serve has not replaced them all."""
         self._replicas_due = 0.0
         self._due = 0.0
+        self._ticks = 0
         self._stores = Stores()
         self._names: dict[str, str] = {}
         self._told: set[str] = set()
@@ -62,12 +71,17 @@ class RunWatch:
         watched = [Watched(part.name, now - part.heard_at, part.owes) for part in parts]
         judges = self._judges(now)
         watched += [Watched(name, 0.0, False) for name in judges]
-        places = {**self._places_of(parts, {each.name for each in self._watchdog.suspects(watched)}), **judges}
+        names = {each.name for each in self._watchdog.suspects(watched)} | self._in_turn(parts)
+        places = {**self._places_of(parts, names), **judges}
         by_node: dict[str, list[int]] = {}
         for place in places.values():
             by_node.setdefault(place.node, []).append(place.pid)
         self._machines.look(by_node)
+        self._look_at_replicas()
         looks = {name: look for name, place in places.items() if (look := self._look(place)) is not None}
+        # Where there is no such process Ray has started the part anew, or is about to.
+        gone = {place for name, place in places.items() if name not in looks}
+        self._places = {handle: place for handle, place in self._places.items() if place not in gone}
         for finding in self._watchdog.look(watched, looks):
             self._tell(finding, places)
         self._look_at_machines()
@@ -80,8 +94,18 @@ class RunWatch:
         places = {**self._places_of(parts, {still.part for still in self._watchdog.still.values()})}
         for place in places.values():
             self._machines.kill(place.node, [place.pid])
+        self._session.faults.still = {}
         self._machines.close()
         self._stores.close()
+
+    def _in_turn(self, parts: Sequence[Part]) -> set[str]:
+        """Parts that are looked at though they answer: an actor does for a while when the process that writes its traces
+        stands still. Every fourth time all of them; of those whose place has to be found only a few."""
+        self._ticks += 1
+        if self._session.config.trace.rate < ASIDE_FROM or self._ticks % _ALL_TICKS:
+            return set()
+        known = {part.name for part in parts if part.handle in self._places}
+        return known | set([part.name for part in parts if part.name not in known][:_FOUND_AT_ONCE])
 
     def _look_at_machines(self) -> None:
         """Hands what is left on the other machines, and of all object stores, to the backstops."""
@@ -109,10 +133,35 @@ class RunWatch:
         if app is None:
             return {}
         if now >= self._replicas_due:
-            self._replicas_due = now + _REPLICAS_S
-            self._replicas = sorted(ray_state.replicas_of(app), key=lambda place: place.pid)
+            self._replicas_due = now + (_REPLICAS_SOON_S if self._dead_replicas else _REPLICAS_S)
+            there = set(ray_state.replicas_of(app)) - self._dead_replicas
+            if self._dead_replicas and there - set(self._replicas):
+                self._session.view.event("a replica of the judge is there again")
+                self._dead_replicas.clear()
+            self._replicas = sorted(there, key=lambda place: place.pid)
         many = len(self._replicas) > 1
         return {f"{JUDGE} {place.pid}" if many else JUDGE: place for place in self._replicas}
+
+    def _look_at_replicas(self) -> None:
+        """Tells of replicas of the judge whose processes are gone: Ray Serve looks more seldom, and tells nobody."""
+        for place in list(self._replicas):
+            machine = self._machines.known.get(place.node)
+            if machine is None or machine.look is None:
+                continue
+            if place.pid in machine.look.processes:
+                self._seen_replicas.add(place)
+            elif place in self._seen_replicas:
+                self._replicas.remove(place)
+                self._seen_replicas.discard(place)
+                if not ray_state.let_go(place):
+                    self._replica_died(place)
+
+    def _replica_died(self, place: Place) -> None:
+        self._dead_replicas.add(place)
+        self._replicas_due = 0.0
+        self._session.view.event(
+            f"a replica of the judge died (process {place.pid}); Ray Serve replaces it", warning=True
+        )
 
     def _places_of(self, parts: Sequence[Part], names: set[str]) -> dict[str, Place]:
         places: dict[str, Place] = {}
@@ -122,8 +171,8 @@ class RunWatch:
             place = self._places.get(part.handle) or ray_state.place_of(part.handle)
             if place is not None:
                 places[part.name] = self._places[part.handle] = place
-        # Those that were replaced, and those that Ray may restart elsewhere once they answer again.
-        self._places = {part.handle: places[part.name] for part in parts if part.name in places}
+        there = {part.handle for part in parts}
+        self._places = {handle: place for handle, place in self._places.items() if handle in there}
         return places
 
     def _look(self, place: Place) -> ProcessLook | Unreachable | None:
@@ -149,4 +198,6 @@ class RunWatch:
             self._machines.kill(place.node, (*finding.pids, *own))
             self._watchdog.forget(finding.part)
             self._places = {handle: known for handle, known in self._places.items() if known != place}
-            self._replicas_due = 0.0
+            if place in self._replicas:
+                self._replicas.remove(place)
+                self._replica_died(place)

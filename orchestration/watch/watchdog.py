@@ -12,8 +12,8 @@ from orchestration.watch.processes import ProcessLook
 
 SILENT_S = 1.5
 """A part that has answered within so long is not looked at."""
-IDLE_S = 2.0
-"""Of a part that owes an answer: so long it does nothing before it is told."""
+IDLE_S = 2.5
+"""So long a part owes an answer and does nothing before it is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,8 @@ class Watchdog:
         self._clock = clock
         self.still: dict[str, Still] = {}
         """By name of what stands still."""
+        self._owes_since: dict[str, float] = {}
+        """Before that a part had nothing to do."""
 
     def suspects(self, parts: Sequence[Watched]) -> list[Watched]:
         """The parts that have to be looked at."""
@@ -97,6 +99,7 @@ class Watchdog:
         for name, still in list(self.still.items()):
             if still.part not in present:  # let go, or replaced
                 del self.still[name]
+        self._owes_since = {part.name: self._owes_since.get(part.name, now) for part in parts if part.owes}
         for part in parts:
             look = looks.get(part.name)
             if part.silent_s < SILENT_S and not isinstance(look, ProcessLook):
@@ -104,7 +107,7 @@ class Watchdog:
             elif look is None:
                 continue
             else:
-                found = _stands_still(part, look)
+                found = _stands_still(part, look, now - self._owes_since.get(part.name, now))
             findings += self._compare(part.name, found, now)
         return findings
 
@@ -124,8 +127,8 @@ class Watchdog:
         return findings
 
 
-def _stands_still(part: Watched, look: ProcessLook | Unreachable) -> dict[str, _Found]:
-    """What of a part stands still, by name."""
+def _stands_still(part: Watched, look: ProcessLook | Unreachable, owes_s: float) -> dict[str, _Found]:
+    """What of a part stands still, by name; `owes_s`: so long an answer is awaited."""
     if isinstance(look, Unreachable):
         # Ray gives up machines that do not answer, and their parts with them.
         return {part.name: (f"its machine, {look.machine}, does not answer", None)} if part.owes else {}
@@ -133,7 +136,7 @@ def _stands_still(part: Watched, look: ProcessLook | Unreachable) -> dict[str, _
     if look.stopped:
         pids = ", ".join(str(pid) for pid in look.stopped)
         found[part.name] = (f"process {pids} is stopped (SIGSTOP, a debugger)", look.stopped)
-    elif look.writer_stopped is None and part.owes and part.silent_s >= SILENT_S and look.idle_s >= IDLE_S:
+    elif look.writer_stopped is None and part.silent_s >= SILENT_S and min(look.idle_s, owes_s) >= IDLE_S:
         found[part.name] = ("it owes an answer, and its processes do nothing", ())
     if look.writer_stopped is not None:
         # What waits for the writer does nothing either.

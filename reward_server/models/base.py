@@ -156,12 +156,17 @@ class RewardModelVersion:
     """Time that making this version took."""
 
     def load_into(self, model: RewardModel) -> None:
-        """Sets the parameters of `model`, which must be of the same kind and settings."""
+        """Sets the parameters of `model`, which must be of the same kind and settings. Raises `ValueError`."""
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
         if model.name != self.name:
             raise ValueError(f"a version of the reward model {self.name!r} cannot be loaded into {model.name!r}")
-        model.load_state_dict(load(self.state))
+        try:
+            parameters = load(self.state)
+        except SafetensorError as error:
+            raise ValueError(f"the parameters of the reward model {self.name!r} are no safetensors: {error}") from error
+        model.load_state_dict(parameters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.safe_loading import SAFE, SAFE_WEIGHTS, check_safe
 from reward_server.models.base import Evaluation, RewardModel, RewardModelKind, RewardModelVersion
 from reward_server.settings import EllmSettings, ModelSettings
 
@@ -88,6 +89,7 @@ class Encoder:
     """The mean of the last hidden states of a language model over a text's tokens, as sentence encoders have it."""
 
     def __init__(self, model: str, goals: Sequence[str], device: str) -> None:
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
         from reward_server.judge.models import check_model
@@ -95,9 +97,10 @@ class Encoder:
 
         check_model(model)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
-            self._model: Any = AutoModel.from_pretrained(model).to(device).float().eval()
-        except (OSError, ValueError) as error:
+            check_safe(model)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, **SAFE)
+            self._model: Any = AutoModel.from_pretrained(model, **SAFE_WEIGHTS).to(device).float().eval()
+        except (OSError, ValueError, SafetensorError) as error:
             raise JudgeError(f"ellm.embedding={model} cannot be loaded: {str(error).splitlines()[0]}") from error
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from agents.language.engines.base import Generation, Sampling
 from agents.language.episode import Ids
 from agents.language.errors import LanguageModelError
+from inference.safe_loading import SAFE_WEIGHTS, check_safe
 
 _IDLE_TURNS = 4
 """Turns of the event loop that a batch waits for others who are about to ask."""
@@ -132,14 +133,16 @@ class TransformersGenerator:
 
     def _load(self) -> None:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = {"auto": torch.float32 if device == "cpu" else torch.bfloat16}.get(self._dtype)
         dtype = dtype or getattr(torch, self._dtype)
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(self._name, dtype=dtype)
-        except (OSError, ValueError) as error:
+            check_safe(self._name)
+            model: Any = AutoModelForCausalLM.from_pretrained(self._name, dtype=dtype, **SAFE_WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
             raise LanguageModelError(
                 f"agent.model={self._name} cannot be loaded: {str(error).splitlines()[0]}"
             ) from error

@@ -17,6 +17,7 @@ from agents.language.engines.base import Generation, Sampling
 from agents.language.engines.vllm_worker import WeightsExtension
 from agents.language.episode import Ids
 from agents.language.errors import EngineDiedError, LanguageModelError
+from inference.safe_loading import VLLM_SAFE, check_safe
 from inference.vllm_options import cpu_arguments, has_gpu, prepare_environment
 
 _SHUTDOWN_S = 5.0
@@ -131,6 +132,7 @@ class VllmGenerator:
         gpu = has_gpu()
         dtype = {"auto": "bfloat16" if gpu else "float32"}.get(self._dtype, self._dtype)
         try:
+            check_safe(self._model)
             machine: dict[str, Any] = (
                 {"gpu_memory_utilization": self._gpu_memory}
                 if gpu
@@ -149,6 +151,7 @@ class VllmGenerator:
                 logprobs_mode="processed_logprobs",
                 worker_extension_cls=f"{WeightsExtension.__module__}.{WeightsExtension.__qualname__}",
                 use_tqdm_on_load=False,
+                **VLLM_SAFE,
                 **machine,
             )
             return AsyncLLM.from_engine_args(arguments)

@@ -90,7 +90,8 @@ def _check(
     if fork and (start is None or policy is None):
         missing = "--from" if start is None else "--policy"
         raise UsageError(
-            f"--fork needs {missing}: the step to fork at, and who goes on (--policy random or a checkpoint)"
+            f"--fork needs {missing}: the step to fork at, and who goes on (--policy random, or the folder of a run, a checkpoint "
+            "or a language model)"
         )
     given = {"--from": start, "--policy": policy, "--seed": seed, "--out": out}
     idle = [name for name, value in given.items() if value is not None]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inference.safe_loading import SAFE_WEIGHTS, check_safe
 from orchestration.errors import TraceError
 from orchestration.traces.reader import Trace
 from orchestration.traces.replay.verdict import Outcome, UnreplayableError
@@ -156,13 +157,17 @@ def _load(folder: Path) -> Any:
             f"no weights: {folder} is not the folder of a Hugging Face model here; name one with --weights FOLDER"
         )
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError) as error:
+        check_safe(folder)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, **SAFE_WEIGHTS
+        )
+    except (OSError, ValueError, SafetensorError) as error:
         raise UnreplayableError(f"{folder}: the weights cannot be loaded: {error}") from error
     return model.eval()
 

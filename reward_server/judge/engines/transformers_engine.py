@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from inference.safe_loading import SAFE, SAFE_WEIGHTS, check_safe
 from reward_server.judge.engines.base import ChatRenderer, Completion, Request, renormalise
 from reward_server.judge.models import resolve_dtype
 from reward_server.judge.prompts import Chat
@@ -24,14 +25,16 @@ class TransformersEngine:
     ) -> None:
         """Loads the model (`model`: folder or Hugging Face id). Raises `JudgeError` where that fails."""
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = {"auto": "auto"}.get(resolved := resolve_dtype(dtype, self._device), getattr(torch, resolved, None))
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
-            loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=precision)
-        except (OSError, ValueError) as error:
+            check_safe(model)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left", **SAFE)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=precision, **SAFE_WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
             raise JudgeError(f"judge.model={model} cannot be loaded: {str(error).splitlines()[0]}") from error
         self._model: Any = loaded.to(self._device).eval()
         if self._tokenizer.pad_token_id is None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from inference.safe_loading import SAFE, VLLM_SAFE, check_safe
 from inference.vllm_options import cpu_arguments, has_gpu, prepare_environment
 from reward_server.judge.engines.base import ChatRenderer, Completion, Request, renormalise
 from reward_server.judge.engines.loop_thread import LoopThread
@@ -139,6 +140,7 @@ def _new_engine(model: str, dtype: str, max_model_len: int, seed: int) -> Any:
         disable_log_stats=True,
         max_num_seqs=64,
         use_tqdm_on_load=False,
+        **VLLM_SAFE,
         **machine,
     )
     try:
@@ -151,7 +153,8 @@ def _tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model)
+        check_safe(model)
+        return AutoTokenizer.from_pretrained(model, **SAFE)
     except (OSError, ValueError) as error:
         raise JudgeError(f"judge.model={model} cannot be loaded: {str(error).splitlines()[0]}") from error
 

@@ -76,6 +76,11 @@ class Followers:
         self._following: list[Any] = []
         """References to the answers that come when they end."""
 
+    @property
+    def members(self) -> list[tuple[str, Any]]:
+        """Their names, as their logs have them, and handles."""
+        return [(f"learner-{rank}", handle) for rank, handle in enumerate(self._handles, start=1)]
+
     def start(self) -> None:
         """Makes them, for a learner that is being made too; the ones before are ended."""
         self.end()

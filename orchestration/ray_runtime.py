@@ -437,6 +437,8 @@ class RayRuntime:
         ]
         # A sign of life is always asked of it.
         parts = [*actors, Part(LEARNER, self._learner, self._learner_heard_at, True)]
+        # Those that follow owe nothing while the one that leads waits: they are looked at for stops alone.
+        parts += [Part(name, handle, 0.0, False) for name, handle in self._followers.members]
         if self._reward.worker is not None:
             asked = self._reward.asked_since
             heard_at = time.monotonic() if asked is None else asked

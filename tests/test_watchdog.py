@@ -20,6 +20,7 @@ from orchestration.watch.processes import ProcessLook, ProcessWatch, kill
 from orchestration.watch.watchdog import Unreachable, Watchdog, Watched, What
 from tests.processes import Command, summary
 from tests.test_ray import small
+from tests.test_ray_learners import FOLLOWER, address, arguments, found  # noqa: F401  a fixture among them
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
@@ -307,3 +308,25 @@ def test_an_actor_on_another_machine_is_watched_there(tmp_path: Path) -> None:
         session.script = script()
         runtime.run()
     assert session.actor_restarts == 1 and session.faults.still == {}
+
+
+@pytest.mark.slow
+@linux
+def test_a_worker_of_the_learner_that_is_stopped_is_named_and_the_group_replaced(
+    tmp_path: Path,
+    address: str,  # noqa: F811
+) -> None:
+    run = tmp_path / "run"
+    options = ["train.env_steps=100000000", "checkpoint.interval_s=2", "cluster.still_s=6", "learner.workers=2"]
+    with Command(*arguments(tmp_path, *options), address=address) as command:
+        command.until(lambda: bool(summary(run).get("checkpoint")) and summary(run)["policy_version"] > 5)
+        assert "stands still" not in command.text()
+        (follower,) = found(FOLLOWER)
+        follower.suspend()
+        assert named(command, run, "learner-1") < 5.0
+        command.until(lambda: summary(run)["learner_restarts"] == 1, 60.0)
+        before = summary(run)["policy_version"]
+        command.until(lambda: summary(run)["policy_version"] > before + 5)
+        command.until(lambda: summary(run)["standing_still"] == {})
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait() == 130

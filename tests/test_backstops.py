@@ -205,3 +205,29 @@ def test_an_object_store_that_is_too_small_is_seen_to_spill() -> None:
             time.sleep(0.2)
         stores.close()
         del kept
+
+
+def test_a_serial_run_goes_on_without_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from orchestration.cli.main import run as yendor
+
+    save, failed = torch.save, list[bool]()
+
+    def full_at_first(*arguments: Any, **options: Any) -> None:
+        if len(failed) < 2:
+            failed.append(True)
+            raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+        save(*arguments, **options)
+
+    monkeypatch.setattr(torch, "save", full_at_first)
+    arguments = [
+        "train", "demo", f"run.dir={tmp_path}", "run.name=run", "runtime=serial", "reward.model=none", "actors.envs=4",
+        "actors.rollout_length=8", "learner.batch_size=32", "train.env_steps=256", "checkpoint.interval_s=0.001", "--plain",
+    ]  # fmt: skip
+    assert yendor(arguments) == 0
+    told = summary(tmp_path / "run")
+    assert (told["status"], told["checkpoint_errors"]) == ("done", 2)
+    events = (tmp_path / "run" / "logs" / "events.log").read_text()
+    assert events.count("checkpoint not written: RuntimeError: PytorchStreamWriter failed") == 1
+    assert "checkpoints are written again" in events

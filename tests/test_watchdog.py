@@ -186,7 +186,8 @@ def stop(command: Command, title: str) -> psutil.Process:
 def named(command: Command, run: Path, part: str) -> float:
     """Seconds until a part is said to stand still, everywhere."""
     began = time.monotonic()
-    command.until(lambda: f"{part} stands still: " in (run / "logs" / "events.log").read_text())
+    events = run / "logs" / "events.log"
+    command.until(lambda: events.exists() and f"{part} stands still: " in events.read_text())
     took = time.monotonic() - began
     command.until(lambda: part in summary(run)["standing_still"], 5.0)
     return took

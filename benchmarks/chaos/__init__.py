@@ -95,13 +95,15 @@ def _campaign(folder: Path, preset: str, chosen: argparse.Namespace, keys: list[
 
 def _without_faults(folder: Path, arguments: list[str]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    with LocalCluster(2, 1.0) as cluster, RuleServer() as judge:
-        training = Training(cluster, folder / "runs", "run", [*arguments, f"judge.url={judge.url}"])
+    with (
+        LocalCluster(2, 1.0) as cluster,
+        RuleServer() as judge,
+        Training(cluster, folder / "runs", "run", [*arguments, f"judge.url={judge.url}"]) as training,
+    ):
         training.path.parent.mkdir(exist_ok=True)
         training.start()
         assert training.process is not None
         code = training.process.wait()
-        training.end()
         if code:
             raise RuntimeError(f"the run without faults exited with {code}:\n{training.text()[-3000:]}")
         return _told(training)
@@ -112,21 +114,20 @@ def _with_faults(
 ) -> tuple[list[Outcome], list[Finding], dict[str, Any]]:
     outcomes: list[Outcome] = []
     folder.mkdir(parents=True, exist_ok=True)
+    kinds = set(Kind) if chosen.only is None else {Kind[name] for name in chosen.only}
+    endless = [*arguments, "train.env_steps=1000000000"]
     with (
         small_disk(folder / "runs") as disk,
         LocalCluster(2, 1.0) as cluster,
         RuleServer() as judge,
+        Training(cluster, folder / "runs", "run", [*endless, f"judge.url={judge.url}"]) as training,
     ):
-        kinds = set(Kind) if chosen.only is None else {Kind[name] for name in chosen.only}
         if cluster.link is None:
             kinds -= NETWORK
             print("no network namespaces for this user: the network is left alone")
         if disk is None:
             kinds -= {Kind.DISK_FULL}
             print("no mounts for this user: the disk is left alone")
-        training = Training(
-            cluster, folder / "runs", "run", [*arguments, f"judge.url={judge.url}", "train.env_steps=1000000000"]
-        )
         training.start()
         if (
             training.until(lambda told: bool(told.get("checkpoint")) and told["reward_model_version"] > 0, _START_S)
@@ -138,7 +139,6 @@ def _with_faults(
             outcomes.append(injector.cause(fault))
             print(json.dumps(asdict(outcomes[-1])), flush=True)
         left = _stop(training)
-        training.end()
         told = _told(training)
         findings = examine(training.path, training.seen, judge.answered, left)
         told["stalls_s"] = [round(gap, 1) for gap in training.seen.stalls]

@@ -11,7 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from benchmarks.chaos.cluster import LocalCluster
 from orchestration.traces.names import SUFFIX
@@ -39,7 +40,7 @@ COUNTERS = ("env_steps", "policy_version", "captions_labelled", "actor_restarts"
 
 
 class Training:
-    """`yendor train` on a cluster."""
+    """`yendor train` on a cluster; a context manager."""
 
     def __init__(self, cluster: LocalCluster, folder: Path, name: str, arguments: list[str]) -> None:
         self.cluster = cluster
@@ -92,11 +93,19 @@ class Training:
             time.sleep(0.1)
         return None
 
-    def end(self) -> None:
-        """Stops looking on."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stops looking on, and ends a driver that still runs."""
         self._over.set()
         if self._watcher.is_alive():
             self._watcher.join()
+        if self.process is not None and self.running:
+            self.process.kill()
+            self.process.wait()
 
     # What is seen.
 

@@ -76,8 +76,6 @@ class Followers:
         self._handles: list[Any] = []
         self._following: list[Any] = []
         """References to the answers that come when they end."""
-        self.met = True
-        """Whether they and the learner have found together; until then that waits for them, and does nothing."""
 
     def start(self) -> None:
         """Makes them, for a learner that is being made too; the ones before are ended."""
@@ -87,7 +85,6 @@ class Followers:
             options = placement.learner(self._config)
             made: Any = ray.remote(LearnerFollower).options(**options)
             self._handles = [made.remote(self._config, self._rundir, rank) for rank in range(1, workers)]
-            self.met = False
 
     def parts(self) -> list[Part]:
         """As the watchdog knows them. They owe the coordinator nothing, so being idle is no fault; being stopped is one."""
@@ -104,7 +101,6 @@ class Followers:
             if following is not self._following:
                 return
             error = answer.exception()
-            self.met = error is None
             if isinstance(error, RayActorError):
                 if error.actor_init_failed:  # as another's would
                     raise error

@@ -435,9 +435,10 @@ class RayRuntime:
             Part(actor_name(actor.index, actor.incarnation), actor.handle, actor.heard_at, id(actor) in owing)
             for actor in (*self._actors.values(), *self._leaving)
         ]
-        # A sign of life is always asked of it.
-        learner = Part(LEARNER, self._learner, self._learner_heard_at, self._followers.met)
-        parts = [*actors, learner, *self._followers.parts()]
+        # A sign of life is always asked of it. One that leads others may do nothing but wait for them: exchanges have an end of
+        # their own, so it is looked at for stops alone.
+        followers = self._followers.parts()
+        parts = [*actors, Part(LEARNER, self._learner, self._learner_heard_at, not followers), *followers]
         if self._reward.worker is not None:
             asked = self._reward.asked_since
             heard_at = time.monotonic() if asked is None else asked

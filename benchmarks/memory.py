@@ -1,4 +1,5 @@
-"""Memory of a run: every process sampled for half an hour; the peak, what grows after warm-up, bytes on the wire."""
+"""A soak: every process of a run sampled for half an hour. Peak memory, and what grows after warm-up: memory, open files,
+threads, and the queue of captions; bytes on the wire."""
 
 import argparse
 import json
@@ -27,6 +28,7 @@ ROLES = {
 """What a command line holds -> the part of the run that it is. All other processes are Ray's own."""
 REST = "ray"
 RUN = ["nethack_score", "agent.network=fast", "learner.batch_size=2048", "actors.count=2", "actors.cpus=0.5"]
+COUNTED = ("open_files", "threads")
 WARM_SHARE = 0.2
 """Of the samples, left out of the growth: caches, buffers and the object store fill."""
 _COMPARED_SHARE = 0.2
@@ -43,6 +45,9 @@ class Sample:
     """Proportional set sizes: a page that k processes share counts 1/k in each of them."""
     cpu_s: dict[str, float]
     """Processor time since each process began; processes that ended count with their last sample."""
+    open_files: dict[str, int] = field(default_factory=dict[str, int])
+    """File descriptors, sockets among them."""
+    threads: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def total_mb(self) -> float:
@@ -77,6 +82,8 @@ class Sampler:
 
     def _sample(self) -> Sample:
         memory: dict[str, float] = {}
+        files: dict[str, int] = {}
+        threads: dict[str, int] = {}
         for process in psutil.Process().children(recursive=True):
             if process.pid in self.without:
                 continue
@@ -85,15 +92,18 @@ class Sampler:
                 size = process.memory_full_info().pss / 2**20
                 times = process.cpu_times()
                 began = process.create_time()
+                opened, running = process.num_fds(), process.num_threads()
             except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
                 continue
             role = next((role for mark, role in ROLES.items() if mark in line), REST)
             memory[role] = memory.get(role, 0.0) + size
+            files[role] = files.get(role, 0) + opened
+            threads[role] = threads.get(role, 0) + running
             self._cpu[process.pid, began] = role, times.user + times.system
         cpu: dict[str, float] = {}
         for role, seconds in self._cpu.values():
             cpu[role] = cpu.get(role, 0.0) + seconds
-        return Sample(time.monotonic() - self._began, memory, cpu)
+        return Sample(time.monotonic() - self._began, memory, cpu, files, threads)
 
 
 def growth(values: Sequence[float]) -> float:
@@ -118,12 +128,25 @@ def main(folder: Path, *arguments: str) -> None:
     report = figures(run, sampler.samples)
     (folder / "memory.json").write_text(json.dumps(report, indent=2))
     roles = sorted({role for sample in sampler.samples for role in sample.memory_mb})
-    print(f"\n{run.command}\n\n| | peak, MB | growth after warm-up, % |\n|---|---|---|")
+    within = training(run, sampler.samples)
+    print(f"\n{run.command}\n\n| | peak, MB | growth after warm-up, % | open files | threads |\n|---|---|---|---|---|")
     for role in roles:
-        sizes = [sample.memory_mb.get(role, 0.0) for sample in training(run, sampler.samples)]
-        print(f"| {role} | {max(sizes, default=0.0):,.0f} | {growth(sizes):+.1f} |")
-    print(f"| **all, judge apart** | {report['peak_mb']:,.0f} | {report['growth_percent']:+.1f} |")
+        sizes = [sample.memory_mb.get(role, 0.0) for sample in within]
+        counts = [first_and_last([getattr(sample, what).get(role, 0) for sample in within]) for what in COUNTED]
+        print(f"| {role} | {max(sizes, default=0.0):,.0f} | {growth(sizes):+.1f} | {' | '.join(counts)} |")
+    print(f"| **all, judge apart** | {report['peak_mb']:,.0f} | {report['growth_percent']:+.1f} | | |")
+    queued = [line["metrics"].get("captions/queued") or 0.0 for line in run.lines]
+    print(f"\ncaptions that wait: {first_and_last(queued)}")
     print(f"\nbytes a step on the wire: {report['bytes_per_step']:,.0f} of {report['env_steps']:,} steps")
+
+
+def first_and_last(values: Sequence[float]) -> str:
+    """The medians of the first and of the last fifth of `values` after warm-up."""
+    settled = values[int(len(values) * WARM_SHARE) :]
+    width = max(1, int(len(settled) * _COMPARED_SHARE))
+    if not settled:
+        return "-"
+    return f"{statistics.median(settled[:width]):,.0f} → {statistics.median(settled[-width:]):,.0f}"
 
 
 def training(run: Measured, samples: Sequence[Sample]) -> list[Sample]:

@@ -5,6 +5,7 @@ folder), `state.pt` (everything else, read with torch's `weights_only`, which ex
 `config.yaml`, and `manifest.json` with the digest of each file. `latest` is a link to the newest.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -51,7 +52,8 @@ def _leaving_nothing_half(write: Callable[Concatenate[Path, _P], Path]) -> Calla
         except BaseException:
             for part in root.glob(f".*{_PART}"):
                 if ".old" not in part.name:  # one that was whole
-                    shutil.rmtree(part, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        _remove(part)
             raise
 
     return wrapped
@@ -72,7 +74,7 @@ def write_checkpoint(
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"{env_steps:012d}"
     for torn in root.glob(f".*{_PART}"):  # writes that were killed, and one of this step that failed
-        shutil.rmtree(torn)
+        _remove(torn)
     part = root / f".{final.name}{_PART}"
     part.mkdir()
     write_policy(part)
@@ -83,8 +85,16 @@ def write_checkpoint(
     (part / "manifest.json").write_text(json.dumps(manifest, indent=2))
     place_checkpoint(part, final)
     for old in (*checkpoints(root)[:-keep], *root.glob(f".*{_PART}")):
-        shutil.rmtree(old)
+        _remove(old)
     return final
+
+
+def _remove(path: Path) -> None:
+    """A folder, or the link that `latest` was to become when the process was killed."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def place_checkpoint(part: Path, final: Path) -> None:

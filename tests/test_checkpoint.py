@@ -80,3 +80,15 @@ def test_a_crash_while_writing_leaves_the_older_ones(tmp_path, monkeypatch):
         save(tmp_path, 200)
     assert latest_checkpoint(tmp_path) == first and checkpoints(tmp_path) == [first]
     assert not list(tmp_path.glob(".*")), "a full disk is not kept full by half a checkpoint"
+
+
+def test_whatever_a_kill_left_behind_the_next_one_is_written(tmp_path):
+    """A folder that was being written, a link that `latest` was to become, and one that points nowhere."""
+    first = save(tmp_path, 100)
+    (tmp_path / ".000000000150.part").mkdir()
+    (tmp_path / ".000000000150.part" / "state.pt").write_bytes(b"half")
+    (tmp_path / ".latest.part").symlink_to(first.name)
+    (tmp_path / ".gone.part").symlink_to("000000000050")
+    second = save(tmp_path, 200)
+    assert latest_checkpoint(tmp_path) == second and checkpoints(tmp_path) == [first, second]
+    assert not list(tmp_path.glob(".*"))

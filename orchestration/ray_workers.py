@@ -156,8 +156,9 @@ class RewardServerWorker:
         torch.set_num_threads(1)
         os.nice(BACKGROUND_NICENESS)
         self._server = build_reward_server(config, RunDir(rundir), _judge(config))
-        if state is not None:
-            self._server.load_state_dict(ray.get(state[0]))
+        # One that takes another's place goes on from what lies in the store: the state is of when the run began.
+        if state is not None and not ray.get_runtime_context().was_current_actor_reconstructed:
+            self._server.load_state_dict(ray.get(state[0]), in_turn=False)
         self._serving: asyncio.Task[None] | None = None
         self._heap = HeapTrimmer()
 

@@ -167,11 +167,12 @@ class Annotator(Generic[Q]):
             self._flush()
             return self._ledger.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, in_turn: bool = True) -> None:
         """Goes back to a checkpoint, before anything was submitted. Labels given after it are not lost: when the run
-        comes to their captions again they are taken from the store, in their turn, and not asked for."""
+        comes to their captions again they are taken from the store, in their turn, and not asked for; where they need not
+        come `in_turn` they count at once."""
         with self._guard:
-            self._ledger.load_state_dict(state)
+            self._ledger.load_state_dict(state, in_turn=in_turn)
 
     # -- asking -------------------------------------------------------------------------------------------------
 

@@ -266,12 +266,13 @@ class Ledger(Generic[Q]):
             "dropped": self.dropped,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Labels given after the checkpoint are set aside: they are taken from the store when their captions' turn
-        comes, and not asked for."""
+    def load_state_dict(self, state: Mapping[str, Any], *, in_turn: bool = True) -> None:
+        """`in_turn`: labels given after the checkpoint are set aside; they are taken from the store when their captions' turn
+        comes, and not asked for. Otherwise they count at once."""
         if self._seen:
             raise RuntimeError("load_state_dict: captions have been submitted already")
-        self._store.set_aside(self._key, int(state["cursor"]))
+        if in_turn:
+            self._store.set_aside(self._key, int(state["cursor"]))
         self._read_store()
         self._seen = {int(i) for i in state["seen"]}
         self._failed = {int(i) for i in state["failed"]} - set(self._state)

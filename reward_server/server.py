@@ -176,8 +176,10 @@ class RewardServer:
                 "pairs": None if self._pairs is None else self._pairs.state_dict(),
             }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._annotator.load_state_dict(state["annotator"])
+    def load_state_dict(self, state: Mapping[str, Any], *, in_turn: bool = True) -> None:
+        """`in_turn`: labels given after the checkpoint come as they did before, so that the run equals one that was not
+        interrupted; otherwise they are there at once."""
+        self._annotator.load_state_dict(state["annotator"], in_turn=in_turn)
         self._distiller.load_state_dict(state["distiller"])
         if self._pairs is not None and state.get("pairs") is not None:
             self._pairs.load_state_dict(state["pairs"])

@@ -742,6 +742,25 @@ def test_a_run_that_was_killed_after_its_checkpoint_resumes_to_the_same_order(
         assert annotator.status().seen == 40
 
 
+def test_labels_given_after_a_checkpoint_count_at_once_where_no_order_is_asked_for(tmp_path: Path) -> None:
+    with AnnotationStore(tmp_path / "s.sqlite") as store:
+        annotator = Annotator(FakeJudge(), store, QUICK)
+        annotator.submit(captions(10))
+        asyncio.run(annotator.drain())
+        checkpoint = annotator.state_dict()
+        annotator.submit(captions(20, start=10))
+        asyncio.run(annotator.drain())
+    judge = FakeJudge()
+    with AnnotationStore(tmp_path / "s.sqlite") as store:
+        annotator = Annotator(judge, store, QUICK)
+        annotator.load_state_dict(checkpoint, in_turn=False)
+        assert annotator.status().labelled == 30
+        annotator.submit(captions(31))
+        asyncio.run(annotator.drain())
+        assert judge.asked == {captions(1, start=30)[0][1]: 1}
+        assert all_right(store, 31) and annotator.status().labelled == 31
+
+
 def test_captions_in_flight_at_a_checkpoint_wait_after_it(tmp_path: Path) -> None:
     async def main() -> dict[str, object]:
         async def never(texts: Sequence[str]) -> list[Answer]:

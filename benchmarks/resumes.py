@@ -25,10 +25,10 @@ _LIMIT_S = 3600.0
 
 
 def main(folder: Path, *options: str) -> None:
-    """`--kills N` (20), `--steps N` (40,000) of the run, `--seed S` of the moments; further `key=value` of the run."""
+    """`--kills N` (20), `--steps N` (80,000) of the run, `--seed S` of the moments; further `key=value` of the run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks resumes", description=main.__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--steps", type=int, default=80_000)
     parser.add_argument("--seed", type=int, default=0)
     chosen, keys = parser.parse_known_args(options)
     with RuleServer() as judge:

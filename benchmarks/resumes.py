@@ -39,8 +39,8 @@ def main(folder: Path, *options: str) -> None:
         wall_s = time.monotonic() - began
         moments = _killed(folder, arguments, chosen.kills, random.Random(chosen.seed))
     same = {
-        "metrics": _metrics(folder / "whole") == _metrics(folder / "killed"),
-        "weights": _weights(folder / "whole") == _weights(folder / "killed"),
+        "metrics": metrics_of(folder / "whole") == metrics_of(folder / "killed"),
+        "weights": weights_of(folder / "whole") == weights_of(folder / "killed"),
     }
     report = {"kills": len(moments), "env_steps_at_kills": moments, "whole_wall_s": wall_s, "same": same}
     (folder / "resumes.json").write_text(json.dumps(report, indent=1))
@@ -88,10 +88,12 @@ def _steps(run: Path) -> int:
         return 0
 
 
-def _metrics(run: Path) -> list[tuple[int, dict[str, float | None]]]:
+def metrics_of(run: Path) -> list[tuple[int, dict[str, float | None]]]:
+    """What is told of a run and does not depend on the clock, by environment steps."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(line["env_steps"], line["metrics"]) for line in lines]
 
 
-def _weights(run: Path) -> dict[str, bytes]:
+def weights_of(run: Path) -> dict[str, bytes]:
+    """Of the policy of its newest checkpoint, by name."""
     return {name: w.numpy().tobytes() for name, w in load_policy(checkpoints(run / "checkpoints")[-1]).items()}

@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.chaos.cluster import marked
+
 YENDOR = str(Path(sys.executable).parent / "yendor")
 _MARK = "YENDOR_TEST_MARK"
 
@@ -71,14 +73,7 @@ class Command:
 
     def processes(self) -> list[psutil.Process]:
         """All processes that descend from the command, also those that were adopted since."""
-        found: list[psutil.Process] = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(_MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        return found
+        return marked(_MARK, self.mark)
 
     def left_behind(self, patience_s: float = 0.0) -> list[psutil.Process]:
         """Processes that are there though the command ended; they get `patience_s` to go."""

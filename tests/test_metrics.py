@@ -1,12 +1,9 @@
 """Metrics, summaries, and statistics of episodes."""
 
-import contextlib
 import dataclasses
 import math
-import resource
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from orchestration.errors import MetricsError
 from orchestration.metrics import MetricsWriter, read_metrics, write_summary
 from orchestration.statistics import RECENT, EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary, read_summary
+from tests.full_disk import no_file_larger_than
 
 REQUIRED = {
     *("status", "env", "env_steps", "wall_s", "steps_per_second", "episodes", "return_mean", "success_rate"),
@@ -122,17 +120,6 @@ def test_metrics_load_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(MetricsError, match="cannot be written"):
         writer(tmp_path / "missing")
-
-
-@contextlib.contextmanager
-def no_file_larger_than(size: int) -> Generator[None]:
-    """A write beyond it fails half way, as on a disk that gets full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_cannot_be_written_is_written_later(tmp_path: Path) -> None:

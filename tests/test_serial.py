@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.resumes import metrics_of as metrics
+from benchmarks.resumes import weights_of as weights
 from benchmarks.rule_judge import RuleServer
-from learner.checkpoint import checkpoints, load_policy
+from learner.checkpoint import checkpoints
 
 YENDOR = str(Path(sys.executable).parent / "yendor")
 
@@ -29,15 +31,6 @@ def arguments(folder: Path, name: str, url: str, steps: int, *more: str) -> list
 def run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-
-def metrics(run_dir: Path) -> list[tuple[int, dict]]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [(line["env_steps"], line["metrics"]) for line in lines]
-
-
-def weights(run_dir: Path) -> dict[str, bytes]:
-    return {k: v.numpy().tobytes() for k, v in load_policy(checkpoints(run_dir / "checkpoints")[-1]).items()}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import resource
 import signal
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from orchestration.traces.schema import (
 )
 from orchestration.traces.selection import is_sampled
 from orchestration.traces.validate import RULES, validate_file
+from tests.full_disk import no_file_larger_than
 from tests.trace_support import ACTIONS, CAPTIONS, Played, observation, record, recorder
 
 
@@ -494,15 +494,11 @@ def test_a_disk_that_gets_full_is_told_and_what_was_written_is_readable(tmp_path
     rng = np.random.default_rng(0)
     texts = ["".join(chr(65 + letter) for letter in rng.integers(0, 26, 40)) for _ in range(400)]
     played = Played("e1", [0] * 400, texts, [0.0] * 400, [3] * 400)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
+    with no_file_larger_than(limit):
         tracing = recorder(tmp_path, frame_lines=10)
         record(tracing, played)
         (told,) = tracing.take_trouble()
         assert told.endswith("e1.jsonl.zst.part: cannot be written: File too large")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (path,) = trace_files(tmp_path)
     trace = read_trace(path)
     assert trace.cut is None and trace.end is None, "what was written of a frame that did not fit is gone"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from orchestration.traces.validate import validate_file
 from reward_server.annotator_status import AnnotatorStatus
 from reward_server.status import RewardServerStatus
 from reward_server.types import JudgeStatus
+from tests.full_disk import no_file_larger_than
 
 
 def run_trace(folder: Path, clock: Callable[[], float]) -> RunTrace:
@@ -196,9 +196,7 @@ def test_a_runs_trace_tells_who_was_asked_and_what_an_update_is_made_of(tmp_path
 
 def test_a_run_goes_on_where_its_trace_cannot_be_written(tmp_path: Path) -> None:
     told: list[str] = []
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
+    with no_file_larger_than(1000):
         trace = RunTrace(
             tmp_path, run="demo", env_id="x", env_options={}, seed=0, policy="fast", policy_version=0,
             reward_model_version=None, code_revision=None, count_exponent=None, on_trouble=told.append,
@@ -208,8 +206,6 @@ def test_a_run_goes_on_where_its_trace_cannot_be_written(tmp_path: Path) -> None
             trace.checkpoint(str(number), number)
         (part,) = tmp_path.glob("*.part")
         assert part.stat().st_size <= 1000 and read_trace(part).events, "whole frames alone"
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(told) == 1
     assert told[0].endswith("cannot be written: File too large")
     # There is room again: nothing is lost.

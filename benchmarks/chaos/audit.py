@@ -14,11 +14,9 @@ from orchestration.config import Config
 from orchestration.configuration import read_config
 from orchestration.errors import TraceError
 from orchestration.traces.reader import read_trace, run_traces, trace_files
+from orchestration.traces.run_trace import FRAME_S
 from orchestration.traces.schema import Return, Spawn
 from orchestration.traces.validate import validate_file
-
-_RUN_FRAME_S = 2.0
-"""Between two writes of the run's own trace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +147,6 @@ def _brought(run: Path) -> tuple[dict[str, int], dict[str, int]]:
                 brought[event.child] += 0
             if isinstance(event, Return):
                 brought[event.agent] += event.details["steps"]
-                if trace.end is None and event.t > last - 2 * _RUN_FRAME_S:
+                if trace.end is None and event.t > last - 2 * FRAME_S:
                     unwritten[event.agent] += event.details["steps"]
     return brought, unwritten

@@ -40,6 +40,8 @@ from orchestration.traces.schema import (
 from orchestration.traces.versions import native_versions, package_versions
 
 COORDINATOR, LEARNER, REWARD_SERVER = "coordinator", "learner", "reward-server"
+FRAME_S = 2.0
+"""Seconds between two writes of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class RunTrace:
         self._file: TraceFile | None = None
         self._told_trouble = False
         try:
-            self._file = TraceFile(folder, name, frame_s=2.0, clock=clock)
+            self._file = TraceFile(folder, name, frame_s=FRAME_S, clock=clock)
         except TraceError as error:
             on_trouble(str(error))
         self._seq = 0

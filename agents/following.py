@@ -5,24 +5,22 @@ at its end or where an episode ends. So an environment that nobody follows costs
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.observer import Cells, EpisodeFinish, EpisodeObserver, EpisodeStart, EpisodeSteps, Screens
+from agents.observer import CallArrays, Cells, EpisodeFinish, EpisodeObserver, EpisodeStart, EpisodeSteps, Screens
 from agents.recall import EpisodeMemory
 from envs.base import Observation, Terminal, YendorEnv
 from envs.vector import VectorEnv, VectorStep
 
 
-class CallArrays(Protocol):
-    """What one rollout call fills: T steps of B environments."""
+class CallBuffers(Protocol):
+    """What one rollout call fills, as in `CallArrays`."""
 
     observation: dict[str, NDArray[Any]]
-    """Each [T + 1, B, ...]"""
     action: NDArray[np.int64]
     log_prob: NDArray[np.float32]
     value: NDArray[np.float32]
@@ -84,10 +82,9 @@ class Follower:
         self._followed: dict[int, _Followed] = {}
         self._remembered = EpisodeMemory(envs.env_spec)
         self._room: dict[int, NDArray[np.uint8]] = {}
-        self._arrays: CallArrays | None = None
+        self._view = asdict(envs.env_spec.view)
+        self._call: CallArrays | None = None
         self._versions: tuple[int, int | None] = (0, None)
-        self._at = np.zeros(length)
-        self._duration = np.zeros(length)
 
     def begin(self, policy_version: int, reward_model_version: int | None) -> None:
         """The first episodes have begun everywhere."""
@@ -95,22 +92,34 @@ class Follower:
         for index in range(self._envs.count):
             self._follow(index, None)
 
-    def call(self, arrays: CallArrays, policy_version: int, reward_model_version: int | None) -> None:
-        """A call begins, which fills `arrays` under these versions."""
-        self._arrays = arrays
+    def call(self, buffers: CallBuffers, policy_version: int, reward_model_version: int | None) -> None:
+        """A call begins, which fills `buffers` under these versions."""
         self._versions = (policy_version, reward_model_version)
-        self._at, self._duration = np.zeros(self._length), np.zeros(self._length)
+        self._call = CallArrays(
+            policy_version=policy_version,
+            reward_model_version=reward_model_version,
+            observation=buffers.observation,
+            action=buffers.action,
+            log_prob=buffers.log_prob,
+            value=buffers.value,
+            reward=buffers.reward,
+            caption_id=buffers.caption_id,
+            grounded=buffers.grounded,
+            at=np.zeros(self._length),
+            duration=np.zeros(self._length),
+        )
         self._remembered.add(
             policy_version,
             -1 if reward_model_version is None else reward_model_version,
-            arrays.action,
-            arrays.log_prob,
-            arrays.value,
+            buffers.action,
+            buffers.log_prob,
+            buffers.value,
         )
 
     def stepped(self, t: int, step: VectorStep, env_s: float) -> None:
         """Step number `t` of the call was taken and is in its arrays; the environments took `env_s` seconds for it."""
-        self._at[t], self._duration[t] = time.monotonic(), env_s
+        assert self._call is not None
+        self._call.at[t], self._call.duration[t] = time.monotonic(), env_s
         for index, followed in self._followed.items():
             followed.captions.append(step.captions[index])
         ended: list[int] = []
@@ -169,7 +178,7 @@ class Follower:
             screen=[env.screen()] if cells is None else Cells(cells[:1]),
             at=time.monotonic(),
             caption=self._envs.opening(index),
-            view=asdict(spec.view),
+            view=self._view,
         )
         followed = self._followed[index] = _Followed(episode_id, first=t or 0, cells=cells)
         self._envs.watched[index] = followed.saw
@@ -186,26 +195,12 @@ class Follower:
 
     def _tell(self, index: int, followed: _Followed, end: int) -> None:
         """Tells of the steps of the call up to number `end`."""
-        first, arrays = followed.first, self._arrays
-        assert arrays is not None
+        first, call = followed.first, self._call
+        assert call is not None
         if first == end:
             return
-        column = (slice(first, end), index)
-        steps = EpisodeSteps(
-            policy_version=self._versions[0],
-            reward_model_version=self._versions[1],
-            action=arrays.action[column],
-            log_prob=arrays.log_prob[column],
-            value=arrays.value[column],
-            reward=arrays.reward[column],
-            captions=followed.captions,
-            caption_id=arrays.caption_id[column],
-            grounded=arrays.grounded[column],
-            at=self._at[first:end],
-            duration=self._duration[first:end],
-            observation=_observations(arrays.observation, index, first, followed),
-            screens=followed.screens(),
-        )
+        screens = followed.screens()
+        steps = EpisodeSteps(call, index, first, followed.captions, followed.seen, screens, followed.final)
         self._observer.steps(index, steps)
         followed.told(end)
 
@@ -220,14 +215,3 @@ class Follower:
             episode = self._remembered.recall(index, episode_id, t)
             if episode is not None:
                 self._observer.recall(index, episode, finish)
-
-
-def _observations(
-    arrays: Mapping[str, NDArray[Any]], index: int, first: int, followed: _Followed
-) -> dict[str, NDArray[Any]]:
-    """What was seen after each step since number `first`."""
-    final = followed.final
-    if final is None:
-        return {name: array[first + 1 : first + 1 + followed.seen, index] for name, array in arrays.items()}
-    last = first + followed.seen
-    return {name: np.concatenate([array[first + 1 : last, index], final[name][None]]) for name, array in arrays.items()}

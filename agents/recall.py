@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,6 @@ from agents.observer import Recalled
 from envs.base import EnvSpec
 
 _LIMIT_BYTES = 32 * 2**20
-_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +77,22 @@ class EpisodeMemory:
         if running is None or running.episode_id != episode_id or self._chunks[0].first > running.first:
             return None
         end = self._chunks[-1].first + step + 1
-        parts = [
-            (chunk, max(running.first - chunk.first, 0), min(end - chunk.first, len(chunk.action)))
-            for chunk in self._chunks
-        ]
-        parts = [(chunk, low, high) for chunk, low, high in parts if low < high]
+        parts: list[tuple[_Chunk, int, int]] = []
+        for chunk in reversed(self._chunks):  # a short episode lies in the newest of what may be many
+            parts.append((chunk, max(running.first - chunk.first, 0), min(end - chunk.first, len(chunk.action))))
+            if chunk.first <= running.first:
+                break
+        parts.reverse()
+        lengths = [high - low for _, low, high in parts]
         return Recalled(
             episode_id=episode_id,
             env_id=self._spec.id,
             env_options=self._spec.options,
             action_names=self._spec.action_names,
             seeds=running.seeds,
-            actions=_joined([chunk.action[low:high, index] for chunk, low, high in parts], np.int64),
-            log_probs=_joined([chunk.log_prob[low:high, index] for chunk, low, high in parts], np.float32),
-            values=_joined([chunk.value[low:high, index] for chunk, low, high in parts], np.float32),
-            policy_versions=_joined([np.full(high - low, chunk.version) for chunk, low, high in parts], np.int64),
-            reward_model_versions=_joined(
-                [np.full(high - low, chunk.reward_model_version) for chunk, low, high in parts], np.int64
-            ),
+            actions=np.concatenate([chunk.action[low:high, index] for chunk, low, high in parts]),
+            log_probs=np.concatenate([chunk.log_prob[low:high, index] for chunk, low, high in parts]),
+            values=np.concatenate([chunk.value[low:high, index] for chunk, low, high in parts]),
+            policy_versions=np.repeat([chunk.version for chunk, _, _ in parts], lengths),
+            reward_model_versions=np.repeat([chunk.reward_model_version for chunk, _, _ in parts], lengths),
         )
-
-
-def _joined(parts: list[NDArray[Any]], dtype: type[_Scalar]) -> NDArray[_Scalar]:
-    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from orchestration.offsite.runs import open_offsite
 from orchestration.rundir import RunDir
 from orchestration.train import train as run_training
 from reward_server.store import AnnotationStore
-from tests.processes import Command, summary
+from tests.processes import YENDOR, Command, summary
 from tests.test_language_runs import KEYS, _corridor, model
 from tests.test_ray import small
 from tests.test_serial import arguments, metrics, run, weights
@@ -48,13 +47,14 @@ def test_a_run_that_only_its_url_is_left_of_equals_one_that_nothing_happened_to(
         asked = len(server.asked)
         more = ["checkpoint.interval_s=0.2", f"checkpoint.url={far}"]
         command = arguments(tmp_path / "lost", "run", server.url, 3200, *more)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        begun = time.monotonic()
-        while (at := newest(far, "run")) is None or int(at.name) < 1200:
-            assert process.poll() is None and time.monotonic() - begun < 200
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert command[0] == YENDOR
+        with Command(*command[1:]) as lost:
+            lost.until(lambda: (at := newest(far, "run")) is not None and int(at.name) >= 1200)
+            # The processes beside it end with the machine, too.
+            for process in [lost.process, *lost.left_behind()]:
+                process.kill()
+            lost.wait()
+            assert lost.left_behind(10.0) == []
         shutil.rmtree(tmp_path / "lost")
         at = newest(far, "run")
         assert at is not None

@@ -380,7 +380,7 @@ def test_an_episode_is_completed_by_what_came_late(tmp_path: Path) -> None:
     tracing = recorder(traces)
     begin(tracing, played, reward_model_version=1)
     steps = steps_of(played, 0, 4)
-    tracing.steps(0, replace(steps, reward_model_version=2))
+    tracing.steps(0, replace(steps, call=replace(steps.call, reward_model_version=2)))
     tracing.finish(0, EpisodeFinish(3.0, 4, True, True, {}, None))
     (path,) = trace_files(traces)
     key, wall = str(caption_id("You see here a key.")), str(caption_id("It's a wall."))

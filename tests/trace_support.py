@@ -57,7 +57,7 @@ def record(recorder: TraceRecorder, played: Played, *, env: int = 0, finish: boo
 def steps_of(played: Played, low: int, high: int) -> EpisodeSteps:
     numbers = range(low, high)
     observations = [observation(at + 1) for at in numbers]
-    return EpisodeSteps(
+    return EpisodeSteps.alone(
         policy_version=played.versions[low],
         reward_model_version=None,
         action=np.array(played.actions[low:high]),

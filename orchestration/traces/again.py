@@ -239,7 +239,7 @@ class Player:
             at[number] = self._clock()
         done = len(captions)
         chosen = slice(low, low + done)
-        return EpisodeSteps(
+        return EpisodeSteps.alone(
             policy_version=int(episode.policy_versions[low]),
             reward_model_version=_version(episode.reward_model_versions[low]),
             action=episode.actions[chosen],

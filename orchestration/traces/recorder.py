@@ -80,11 +80,13 @@ class TraceRecorder:
         self._unsure: dict[str, Again] = {}
         """Episodes that finished and may still get lost."""
         self._trouble: list[str] = []
+        self._before = frozenset(path.name for path in folder.glob(f"*{SUFFIX}"))
+        """Finished traces that were there already. Asked once: a look at the disk for each episode costs more than its record."""
 
     def wants(self, episode_id: str) -> bool:
         """Whether the episode is to be recorded from its beginning."""
         check_name(episode_id)
-        chosen = self._selection.chosen(episode_id) is not None and not self._exists(episode_id)
+        chosen = self._selection.chosen(episode_id) is not None and not self._was_there(episode_id)
         return chosen and self._has_room(episode_id)
 
     def _has_room(self, episode_id: str) -> bool:
@@ -93,8 +95,8 @@ class TraceRecorder:
             self._trouble.append(f"{episode_id}: {short}")
         return short is None
 
-    def _exists(self, episode_id: str) -> bool:
-        return (self._folder / f"{episode_id}{SUFFIX}").exists()
+    def _was_there(self, episode_id: str) -> bool:
+        return f"{episode_id}{SUFFIX}" in self._before
 
     def start(self, env_index: int, start: EpisodeStart) -> None:
         """Begins the trace of the episode that environment `env_index` plays."""
@@ -141,7 +143,7 @@ class TraceRecorder:
         self._lost |= self._open
         self._open.clear()
         for episode_id, again in self._unsure.items():
-            if self._exists(episode_id):
+            if (self._folder / f"{episode_id}{SUFFIX}").exists():
                 continue
             if self._keeper is None:
                 self._trouble.append(f"{episode_id}: lost with the process that wrote it")
@@ -152,7 +154,7 @@ class TraceRecorder:
     def wants_back(self, episode_id: str, finish: EpisodeFinish) -> bool:
         """Whether an episode that was not followed is the best or the worst so far, or failed."""
         why = self._rank(finish)
-        wanted = why is not None and self._keeper is not None and not self._exists(episode_id)
+        wanted = why is not None and self._keeper is not None and not self._was_there(episode_id)
         return wanted and self._has_room(episode_id)
 
     def _rank(self, finish: EpisodeFinish) -> str | None:

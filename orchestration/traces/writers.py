@@ -364,9 +364,9 @@ class _Changes:
     @classmethod
     def of(cls, cells: Cells) -> "_Changes":
         words = cells.planes.reshape(len(cells.planes), -1).view(np.uint64)
-        changes = (words[1:] ^ words[:-1]).ravel()
-        place = np.flatnonzero(changes)
-        return cls(cells.planes.shape, place.astype(np.uint32), changes[place])
+        place = np.flatnonzero(words[1:] != words[:-1])
+        flat, size = words.ravel(), words.shape[1]
+        return cls(cells.planes.shape, place.astype(np.uint32), flat[place + size] ^ flat[place])
 
     def after(self, screen: NDArray[np.uint8]) -> Cells:
         """The screens, where `screen` [2, rows, columns] was the first."""

@@ -1,5 +1,7 @@
 """Records of traces: all kinds come back, hostile texts too; old files are read; the published schema is current."""
 
+import subprocess
+import sys
 import time
 import types
 from collections.abc import Mapping
@@ -148,6 +150,30 @@ def test_a_file_cut_at_every_byte_of_its_last_frames_is_read(tmp_path: Path) -> 
             steps_before = len(trace.steps)
         assert validate_file(part) == []
     assert steps_before > 0
+
+
+def test_a_small_file_that_unpacks_to_very_much_is_refused_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jsonl.zst"
+    with path.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as writer:
+        for _ in range(160):
+            writer.write(bytes(2**24))  # 2.5 GiB of zeros
+    assert path.stat().st_size < 2**20
+    # In a process of its own: what it took of memory is seen afterwards.
+    code = f"""
+import pathlib, resource
+from orchestration.errors import TraceError
+from orchestration.traces import reader
+reader.TEXT_LIMIT = 2**26
+try:
+    reader.read_trace(pathlib.Path({str(path)!r}))
+except TraceError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, megabytes = done.stdout.splitlines()
+    assert said == f"{path}: unpacks to more than 67,108,864 bytes, which no trace of an episode does"
+    assert int(megabytes) < 700
 
 
 VERSIONS = {"nle": "1.1.0", "minihack": "1.0.0"}

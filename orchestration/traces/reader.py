@@ -16,6 +16,11 @@ from orchestration.traces.schema import AnyEvent, Caption, End, EnvStep, Event, 
 
 TraceEvent = AnyEvent
 
+TEXT_LIMIT = 2**31
+"""Bytes of text in one file: some million steps."""
+_BITE = 2**12
+"""Bytes: at most 128 MB of text, as zstd unpacks 128 kB from four bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -154,28 +159,36 @@ def _at(path: Path, number: int, read: Callable[[], Any]) -> Any:
 def read_lines(path: Path, *, frames_only: bool = False) -> Lines:
     """The whole lines of a file of zstd frames; `frames_only` leaves out those of a cut frame.
 
-    Raises `TraceError` where the file cannot be read.
+    Raises `TraceError` where the file cannot be read, or unpacks to more than `TEXT_LIMIT` bytes.
     """
     try:
-        rest = path.read_bytes()
+        rest = memoryview(path.read_bytes())
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from error
     data, cut, whole, size = bytearray(), None, 0, len(rest)
     # Frame by frame: a stream reader that is told to go across frames takes a cut frame for the end of the file.
     while rest and cut is None:
         frame = zstandard.ZstdDecompressor().decompressobj()
+        begun = len(data)
         try:
-            text = frame.decompress(rest)
+            # In small bites, as a few bytes of a hostile file unpack to many.
+            while rest and not frame.eof:
+                data += frame.decompress(rest[:_BITE])
+                rest = rest[min(_BITE, len(rest)) - len(frame.unused_data) :]
+                if len(data) > TEXT_LIMIT:
+                    raise TraceError(
+                        f"{path}: unpacks to more than {TEXT_LIMIT:,} bytes, which no trace of an episode does"
+                    )
         except zstandard.ZstdError as error:
-            cut = f"damaged after {len(data)} bytes of text: {error}"
+            del data[begun:]
+            cut = f"damaged after {begun} bytes of text: {error}"
         else:
-            if frame.eof or not frames_only:
-                data += text
             if frame.eof:
-                whole = size - len(frame.unused_data)
+                whole = size - len(rest)
             else:
                 cut = f"the last frame is cut, after {len(data)} bytes of text"
-            rest = frame.unused_data
+                if frames_only:
+                    del data[begun:]
     *lines, tail = bytes(data).split(b"\n")
     if tail and cut is None:
         cut = f"the last line is cut after {len(tail)} bytes"

@@ -10,13 +10,13 @@ _COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#0a7ea4", "#
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 720, 340, 56, 20, 20, 46
 
 
-def learning_curves(kinds: Mapping[str, Sequence[Curve]], label: str) -> str:
-    """One thin line a run, one colour a kind; values in [0, 1] against steps."""
+def learning_curves(kinds: Mapping[str, Sequence[Curve]], label: str, top: float = 1.0) -> str:
+    """One thin line a run, one colour a kind; values in [0, `top`] against steps."""
     steps = max((x for curves in kinds.values() for curve in curves for x, _ in curve), default=1.0)
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def place(x: float, y: float) -> str:
-        return f"{_LEFT + width * x / steps:.1f},{_TOP + height * (1.0 - y):.1f}"
+        return f"{_LEFT + width * x / steps:.1f},{_TOP + height * (1.0 - min(max(y / top, 0.0), 1.0)):.1f}"
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="12">',
@@ -25,7 +25,7 @@ def learning_curves(kinds: Mapping[str, Sequence[Curve]], label: str) -> str:
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = _TOP + height * (1.0 - tick)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#d0d7de"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick * top:g}</text>')
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = _LEFT + width * share
         parts.append(

@@ -1,12 +1,13 @@
 """The benchmarks run, at sizes that say nothing, so that they do not rot."""
 
+import argparse
 import json
 import random
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks import demo, evidence_minihack, learners, pairs, startup, trace_index
+from benchmarks import demo, evidence_minihack, evidence_runs, evidence_score, learners, pairs, startup, trace_index
 from benchmarks.plot import learning_curves
 
 
@@ -89,6 +90,21 @@ def test_reward_models_are_compared_and_kept(tmp_path, capsys, monkeypatch):
     found = json.loads((tmp_path / "evidence_minihack.json").read_text())
     assert [(run["model"], run["env_steps"]) for run in found] == [("extrinsic", 512), ("rnd", 512)]
     assert (tmp_path / "evidence_minihack-KeyRoom-S5.svg").read_text().count("<polyline") == 2
-    monkeypatch.setattr(evidence_minihack, "train", None)  # what finished is not run again
+    monkeypatch.setattr(evidence_runs, "train", None)  # what finished is not run again
     evidence_minihack.main(tmp_path, *options)
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.slow
+def test_nethacks_score_is_compared_with_a_random_policy_on_held_out_games(tmp_path, capsys):
+    small = ("actors.envs=4", "actors.rollout_length=16", "learner.batch_size=64", "runtime=serial", "actors.count=1")
+    small += ("env.options.max_episode_steps=40",)
+    options = ["--models", "extrinsic", "rnd", "--seeds", "1", "--steps", "256", "--episodes", "3"]
+    evidence_score.main(tmp_path, *options, "--set", *(f"all:{key}" for key in small))
+    shown = capsys.readouterr().out
+    held = json.loads((tmp_path / "evidence_score-held_out.json").read_text())
+    assert [(each["policy"], each["episodes"]) for each in held] == [("random", 3), ("extrinsic", 3), ("rnd", 3)]
+    assert all(f"| {each['policy']} | " in shown for each in held)
+    assert evidence_runs.model_of("classification@50") == "classification@50"
+    with pytest.raises(argparse.ArgumentTypeError, match="MODEL@LABELS"):
+        evidence_runs.model_of("extrinsic@50")

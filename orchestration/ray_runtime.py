@@ -5,13 +5,11 @@ rollout call again, with the newest weights. So back-pressure (a slow learner ho
 more trajectories are on their way than there are tokens) and the death of an actor (its tokens are gone) are one mechanism.
 """
 
-import contextlib
 import itertools
-import queue
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,6 +17,7 @@ from ray.exceptions import RayActorError, RayError
 
 from agents.report import RolloutReport
 from orchestration import placement
+from orchestration.calls import Actor, Calls, CloseCall, FeedCall, RolloutCall
 from orchestration.checkpointing import Checkpoints
 from orchestration.config import Config
 from orchestration.configuration import attributes_credit, uses_judge
@@ -49,51 +48,10 @@ class Hosts:
     learner: type[Any] = LearnerWorker
 
 
-@dataclass(slots=True)
-class Actor:
-    index: int
-    incarnation: int
-    handle: Any
-    """Ray's handle; its methods are those of RolloutWorker with `remote`."""
-    collect: Any
-    """Its method that rolls out, which answers with two objects. Kept, because to make it costs as much as a tenth of a call."""
-    answered: bool = False
-    """Whether it has answered a call: before that it may be waiting for a processor."""
-    read: bool = False
-    """Whether the learner has read something of it."""
-    heard_at: float = field(default_factory=time.monotonic)
-    """When it last answered, by the monotonic clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class _RolloutCall:
-    actor: Actor
-    trajectory: Any
-    """Object reference; the trajectory itself never passes through the coordinator."""
-
-
-@dataclass(frozen=True, slots=True)
-class _CloseCall:
-    """Of an actor that was let go and has answered all its calls."""
-
-    actor: Actor
-
-
-@dataclass(frozen=True, slots=True)
-class _FeedCall:
-    actor: Actor
-    report: RolloutReport
-    trajectory: Any
-    """Object reference, kept for another learner where this one dies."""
-    env_steps: int
-    weights: Any
-    """Object reference to the weights after this call, or to None."""
-
-
 class RayRuntime:
     """Hosts the parts of a run as Ray actors and keeps them busy."""
 
-    _feed_call: type[Any] = _FeedCall
+    _feed_call: type[Any] = FeedCall
     """Of a call that has the learner read a trajectory."""
 
     def __init__(
@@ -109,10 +67,8 @@ class RayRuntime:
         """Actors that were let go and finish the calls that they have."""
         self._wish = ScaleWish(session.rundir)
         self._elastic = Elastic(config, session)
-        self._calls: dict[Future[Any], Any] = {}
-        """What each answer that is awaited answers: a `_RolloutCall`, a `_FeedCall`, or a function that takes the answer."""
-        # Answers that came, put there by Ray's thread: `ray.wait` over the references of hundreds of calls costs a millisecond.
-        self._ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        self._calls = Calls()
+        """What each answer that is awaited answers: a `RolloutCall`, a `FeedCall`, or a function that takes the answer."""
         self._report_at = 0.0
         saved = None if resumed is None else resumed["reward_server"]
         self._reward = RewardHost(
@@ -195,7 +151,7 @@ class RayRuntime:
         """Does what follows the answers that came."""
         for answer in self._wait():
             # A failed call takes the other calls of its actor with it, so it may be gone by now.
-            call = self._calls.pop(answer, None)
+            call = self._calls.take(answer)
             if call is not None:
                 self._answered(answer, call)
 
@@ -208,35 +164,25 @@ class RayRuntime:
 
     def _answered(self, answer: Future[Any], call: Any) -> None:
         """Does what follows a call that was answered."""
-        if isinstance(call, _RolloutCall):
+        if isinstance(call, RolloutCall):
             self._rolled_out(answer, call)
-        elif isinstance(call, _CloseCall):
+        elif isinstance(call, CloseCall):
             self._leaving.remove(call.actor)
             ray.kill(call.actor.handle)
-        elif isinstance(call, _FeedCall):
+        elif isinstance(call, FeedCall):
             self._learned(answer, call)
         else:
             call(answer)
 
     def _then(self, reference: Any, do: Callable[[Future[Any]], None]) -> None:
         """Has `do` called with the answer when it is there."""
-        self._expect(reference, do)
-
-    def _expect(self, reference: Any, call: Any) -> None:
-        """Notes a call by its answer, which `_wait` gives when it is there."""
-        answer = reference.future()
-        self._calls[answer] = call
-        answer.add_done_callback(self._ended.put)
+        self._calls.expect(reference, do)
 
     def _wait(self) -> list[Future[Any]]:
         """The answers that came since the last time; waits for one, but not for long."""
         began = time.perf_counter()
-        answers: list[Future[Any]] = []
-        with contextlib.suppress(queue.Empty):
-            answers.append(self._ended.get(timeout=_WAIT_S))
+        answers = self._calls.wait(_WAIT_S)
         self.session.waited("coordinator", "wait", time.perf_counter() - began)
-        # Not those that come meanwhile: there may be no end of them.
-        answers.extend(self._ended.get_nowait() for _ in range(self._ended.qsize()))
         return answers
 
     # Tokens.
@@ -263,10 +209,10 @@ class RayRuntime:
 
     def _grant(self, actor: Actor) -> None:
         trajectory, report = actor.collect.remote(self._weights, self._version, self.session.reward_model_in_force)
-        self._expect(report, _RolloutCall(actor, trajectory))
+        self._calls.expect(report, RolloutCall(actor, trajectory))
         self.session.record.called(actor_name(actor.index, actor.incarnation))
 
-    def _rolled_out(self, answer: Future[Any], call: _RolloutCall) -> None:
+    def _rolled_out(self, answer: Future[Any], call: RolloutCall) -> None:
         try:
             report, waited = answer.result()
         except RayError as error:
@@ -291,9 +237,9 @@ class RayRuntime:
         """Hands a trajectory to the learner."""
         episodes = (report.episodes,) if self._attributes_credit else ()
         result, weights = self._feed.remote(report.source, trajectory, report.new_captions, *episodes)
-        self._expect(result, _FeedCall(actor, report, trajectory, env_steps, weights))
+        self._calls.expect(result, FeedCall(actor, report, trajectory, env_steps, weights))
 
-    def _learned(self, answer: Future[Any], call: _FeedCall) -> None:
+    def _learned(self, answer: Future[Any], call: FeedCall) -> None:
         try:
             result: FeedResult = answer.result()
         except RayActorError as error:
@@ -350,9 +296,7 @@ class RayRuntime:
 
         `unanswered`: calls to read a trajectory that failed and are no longer awaited.
         """
-        feeds = {answer: call for answer, call in self._calls.items() if isinstance(call, self._feed_call)}
-        for answer, call in feeds.items():
-            self._calls.pop(answer, None)
+        for answer, call in self._calls.take_all(self._feed_call):
             if answer.done() and answer.exception() is None:  # heard of later than of the death
                 self._answered(answer, call)
             else:
@@ -447,7 +391,7 @@ class RayRuntime:
 
     def _owing(self) -> set[int]:
         """Actors, by `id`, whose answer is awaited."""
-        return {id(call.actor) for call in self._calls.values() if isinstance(call, _RolloutCall | _CloseCall)}
+        return {id(call.actor) for call in self._calls.of(RolloutCall | CloseCall)}
 
     # Scaling.
 
@@ -488,12 +432,12 @@ class RayRuntime:
         self._close_if_done(actor)
 
     def _close_if_done(self, actor: Actor) -> None:
-        if not any(isinstance(call, _RolloutCall) and call.actor is actor for call in self._calls.values()):
-            self._expect(actor.handle.close.remote(), _CloseCall(actor))
+        if not any(call.actor is actor for call in self._calls.of(RolloutCall)):
+            self._calls.expect(actor.handle.close.remote(), CloseCall(actor))
 
     def _forget(self, actor: Actor) -> None:
         """Drops the calls of an actor, whose answers will never come or are not wanted."""
-        self._calls = {r: c for r, c in self._calls.items() if not (isinstance(c, _RolloutCall) and c.actor is actor)}
+        self._calls.drop(lambda call: isinstance(call, RolloutCall) and call.actor is actor)
 
     # Checkpoints and the end.
 

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from orchestration.faults import Faults
 from orchestration.live import LiveView
 from orchestration.machine import free_disk
 from orchestration.metrics import MetricsWriter, write_summary
+from orchestration.news import News
 from orchestration.observability.memory import MemoryMeter
 from orchestration.observability.sinks import open_sinks
 from orchestration.offsite.uploads import open_uploads
@@ -26,33 +27,11 @@ from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir
 from orchestration.statistics import EpisodeResult, EpisodeStatistics
 from orchestration.summary import CaptionScore, Status, Summary
+from orchestration.time_budget import Clock, Rate
 from orchestration.traces.room import Room
 from orchestration.traces.run_record import RunRecord
 from orchestration.watch.backstops import Backstops
 from reward_server.status import RewardServerStatus
-
-_RATE_WINDOW_S = 20.0
-_UNREADABLE = 0.9
-"""Share of answers that could not be read, from which on a person is told."""
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds that each part spent, by what it spent them on, since the last look."""
-
-    spent: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
-
-    def add(self, part: str, what: str, seconds: float) -> None:
-        kinds = self.spent.setdefault(part, {})
-        kinds[what] = kinds.get(what, 0.0) + seconds
-
-    def shares(self, window_s: float, parts: Mapping[str, int]) -> dict[str, dict[str, float]]:
-        """Of `window_s` seconds of each part; `parts` says of how many processes a part consists."""
-        total = max(window_s, 1e-9)
-        return {
-            part: {what: seconds / (total * max(parts.get(part, 1), 1)) for what, seconds in kinds.items()}
-            for part, kinds in self.spent.items()
-        }
 
 
 class Session:
@@ -89,17 +68,15 @@ class Session:
         self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
         self._output_tokens = 0
-        self._warned_of_answers = False
-        self._unwritten: str | None = None
-        """Why numbers cannot be written now."""
         self._first_step_s: float | None = None
         self._clock = Clock()
         self._waits: dict[str, dict[str, float]] = {}
         self._window_began = time.monotonic()
-        self._rate: deque[tuple[float, int]] = deque()
+        self._rate = Rate()
         if resumed is not None:
             self.load_state_dict(resumed)
         self.trace_errors = 0
+        self._news = News(config, self.faults, view)
         self.backstops = Backstops(self.faults, view, Room(rundir.traces))
         self.record = RunRecord(
             config,
@@ -160,7 +137,7 @@ class Session:
             )
         self._updates.extend(result.updates)
         self._unlogged.extend(result.updates)
-        self._watch_answers(result)
+        self._news.answers(result)
         self.record.learned(report.source, result)
         self.policy_version = result.policy_version
         self.samples_dropped = result.samples_dropped
@@ -176,44 +153,13 @@ class Session:
         self._clock.add("learner", "wait", result.waited_s)
         self.learner_waited_s += result.waited_s
 
-    def _watch_answers(self, result: FeedResult) -> None:
-        """Warns, once, of a language model that hardly says anything that can be read."""
-        shares = [update.metrics["failures"] for update in result.updates if "failures" in update.metrics]
-        if shares and shares[-1] > _UNREADABLE and not self._warned_of_answers:
-            self._warned_of_answers = True
-            agent = self.config.agent
-            self.view.event(
-                f"{shares[-1]:.0%} of the model's answers could not be read as agent.answer={agent.answer}: fine-tune it on "
-                f"demonstrations first (yendor sft), or raise agent.max_new_tokens={agent.max_new_tokens}",
-                warning=True,
-            )
-
     def judged(self, status: RewardServerStatus) -> None:
         """Notes how the reward server stands, and says so where the judge went away or came back."""
         before = self.reward_status
         self.reward_status = status
         self.record.judged(before, status)
-        if before is not None and before.annotator.judge_status != status.annotator.judge_status:
-            reason = f": {status.annotator.last_error}" if status.annotator.last_error else ""
-            self.view.event(
-                f"judge is {status.annotator.judge_status}{reason}", warning=status.annotator.judge_status == "down"
-            )
-        self._watch_store(before, status)
+        self._news.judged(before, status)
         self.reward_model_accuracy = status.accuracy
-
-    def _watch_store(self, before: RewardServerStatus | None, status: RewardServerStatus) -> None:
-        """Says where labels cannot be written, or can again, and where the file had to be replaced."""
-        failed = None if before is None else before.store_error
-        if status.store_error is not None and failed is None:
-            self.view.event(f"labels are kept and written later: {status.store_error}", warning=True)
-        elif status.store_error is None and failed is not None:
-            self.view.event("labels are written again")
-        if status.store_restored is not None and (before is None or before.store_restored != status.store_restored):
-            self.view.event(
-                f"the label store was damaged: it was made anew from its copy, and what was there lies in "
-                f"{status.store_restored}",
-                warning=True,
-            )
 
     @property
     def checkpoint(self) -> Path | None:
@@ -230,15 +176,11 @@ class Session:
     def checkpoint_failed(self, why: str) -> None:
         """One could not be written; told once, until one is again."""
         self.faults.checkpoint_errors += 1
-        if not self.faults.checkpoint_failing:
-            self.view.event(f"checkpoint not written: {why}; it is tried again when the next is due", warning=True)
-        self.faults.checkpoint_failing = True
+        self._news.checkpoint_failed(why)
 
     def checkpoint_written(self) -> None:
         """One was."""
-        if self.faults.checkpoint_failing:
-            self.view.event("checkpoints are written again")
-        self.faults.checkpoint_failing = False
+        self._news.checkpoint_written()
 
     def waited(self, part: str, what: str, seconds: float) -> None:
         """Counts time that a part of the system spent waiting."""
@@ -263,7 +205,7 @@ class Session:
 
     def report(self, *, due: bool) -> None:
         """Writes a line of metrics and the summary where `due`; shows the view its snapshot in any case."""
-        self._measure_rate()
+        self._rate.look(self.env_steps)
         self._hear_uploads()
         self.backstops.look_here()
         if due:
@@ -272,17 +214,13 @@ class Session:
         self.view.update(self.summary(Status.RUNNING))
 
     def _write_summary(self) -> None:
-        """And says where numbers cannot be written (a full disk), or can again: no reason to end a run."""
+        """Numbers that cannot be written (a full disk) are no reason to end a run."""
         trouble = self.metrics.trouble
         try:
             write_summary(self.rundir.summary, self.summary(Status.RUNNING))
         except MetricsError as error:
             trouble = str(error)
-        if trouble is not None and self._unwritten is None:
-            self.view.event(f"numbers are kept and written later: {trouble}", warning=True)
-        elif trouble is None and self._unwritten is not None:
-            self.view.event("numbers are written again")
-        self._unwritten = trouble
+        self._news.numbers(trouble)
 
     def finish_uploads(self) -> None:
         """Waits, for `checkpoint.upload_wait_s` at most, until the last checkpoint is at `checkpoint.url` too."""
@@ -323,7 +261,7 @@ class Session:
 
     def summary(self, status: Status) -> Summary:
         recent, tenths = self.episodes.recent(), self.episodes.tenths(self.env_steps)
-        rate = self._steps_per_second()
+        rate = self._rate.per_second
         left = max(self.config.train.env_steps - self.env_steps, 0)
         updates = list(self._updates)
         judged = self.reward_status
@@ -401,18 +339,6 @@ class Session:
         now = self.reward_status.annotator
         return {"labelled": now.labelled, "failed": now.failed, "dropped": now.dropped, "reused": now.reused}
 
-    def _measure_rate(self) -> None:
-        now = time.monotonic()
-        self._rate.append((now, self.env_steps))
-        while now - self._rate[0][0] > _RATE_WINDOW_S:
-            self._rate.popleft()
-
-    def _steps_per_second(self) -> float:
-        if len(self._rate) < 2:
-            return 0.0
-        (t0, steps0), (t1, steps1) = self._rate[0], self._rate[-1]
-        return (steps1 - steps0) / (t1 - t0) if t1 > t0 else 0.0
-
     def _log(self) -> None:
         """One line: means over the updates since the last one, and how things stand."""
         updates, self._unlogged = self._unlogged, []
@@ -456,7 +382,7 @@ class Session:
         self._clock, self._window_began = Clock(), now
         timing: dict[str, float | None] = {
             "wall_s": self.wall_s,
-            "steps_per_second": self._steps_per_second(),
+            "steps_per_second": self._rate.per_second,
             "actors": self.actors,
             "actor_restarts": self.actor_restarts,
             "learner_restarts": self.faults.learner_restarts,

@@ -140,7 +140,7 @@ class LanguageRayRuntime(RayRuntime):
         self._engines[index] = _Engine(set(), self._version, taking=True)
         self.session.actors = len(self._actors)
         self.session.record.spawned(actor_name(index, incarnation))
-        self._expect(handle.start.remote(), _Start(actor))
+        self._calls.expect(handle.start.remote(), _Start(actor))
         return actor
 
     def _grant_first(self) -> None:
@@ -159,7 +159,7 @@ class LanguageRayRuntime(RayRuntime):
             result, report = actor.collect.remote(group, self.session.reward_model_in_force)
             self._engines[index].playing.add(group)
             self._open.add(group)
-            self._expect(report, _Play(actor, group, result))
+            self._calls.expect(report, _Play(actor, group, result))
             self.session.record.called(actor_name(actor.index, actor.incarnation), group)
 
     def _playing(self) -> set[int]:
@@ -197,7 +197,7 @@ class LanguageRayRuntime(RayRuntime):
         """Hands a group's episodes to the learner."""
         self._feeding.add(group)
         fed = self._learner.feed.remote(result, *self._needs())
-        self._expect(fed, _Feed(group, report, result, env_steps))
+        self._calls.expect(fed, _Feed(group, report, result, env_steps))
 
     def _needs(self) -> tuple[Any, ...]:
         """The oldest version that an engine may still read."""
@@ -249,7 +249,7 @@ class LanguageRayRuntime(RayRuntime):
         self._grant_groups()
 
     def _owing(self) -> set[int]:
-        return {id(call.actor) for call in self._calls.values() if isinstance(call, _Play | _Start | _Take)}
+        return {id(call.actor) for call in self._calls.of(_Play | _Start | _Take)}
 
     # Weights.
 
@@ -258,7 +258,7 @@ class LanguageRayRuntime(RayRuntime):
         if engine.taking or engine.version == self._version:
             return
         engine.taking, engine.version = True, self._version
-        self._expect(actor.handle.take_weights.remote(self._weights, self._version), _Take(actor, self._version))
+        self._calls.expect(actor.handle.take_weights.remote(self._weights, self._version), _Take(actor, self._version))
 
     def _took(self, actor: Actor, version: int) -> None:
         engine = self._engines[actor.index]

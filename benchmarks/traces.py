@@ -1,7 +1,7 @@
 """What recording costs: steps/s of training at several rates of traced episodes, and bytes of a NetHack episode.
 
 Training here is rollout and learner in one process, as the serial runtime has them, without a judge. The systems take
-turns, call by call, so that what else the machine does falls on all of them alike.
+turns, update by update, so that what else the machine does falls on all of them alike.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agents.networks import NETWORKS
 from agents.observer import EpisodeFinish, Recalled
@@ -41,9 +42,11 @@ class Cost:
 
     rate: float
     steps_per_second: float
-    """Median over the calls."""
+    """Median over the rounds."""
     ratio: float
     """Median over the rounds of its speed over that of rate 0 in the same round."""
+    interval: tuple[float, float]
+    """95 % interval of that median, by bootstrap over the rounds."""
     aside_us: float
     """Processor time a step of the process that writes the traces, in microseconds; 0 where there is none."""
 
@@ -64,7 +67,7 @@ class Size:
 def main(folder: Path, *options: str) -> None:
     """Prints a table and writes `traces.json`. `options` as on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks traces", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30, help="calls of each system (default 30)")
+    parser.add_argument("--rounds", type=int, default=30, help="updates of each system (default 30)")
     parser.add_argument("--envs", type=int, default=32, help="environments of each system (default 32)")
     parser.add_argument("--seeds", type=int, default=40, help="games tried for the long episode (default 40)")
     given = parser.parse_args(options)
@@ -72,9 +75,13 @@ def main(folder: Path, *options: str) -> None:
     size = episode_size(folder / "episode", given.seeds)
     costs = training_costs(folder / "training", given.rounds, given.envs)
     print(f"a NetHack episode of {size.steps:,} steps: {size.bytes:,} bytes ({size.of_2000:,.0f} for 2,000)")
-    print("| trace.rate | steps/s | of rate 0 | beside it, µs of a processor a step |\n|---|---|---|---|")
+    print("| trace.rate | steps/s | of rate 0 | 95 % | beside it, µs of a processor a step |\n|---|---|---|---|---|")
     for cost in costs:
-        print(f"| {cost.rate:g} | {cost.steps_per_second:,.0f} | {cost.ratio:.3f} | {cost.aside_us:.1f} |")
+        low, high = cost.interval
+        print(
+            f"| {cost.rate:g} | {cost.steps_per_second:,.0f} | {cost.ratio:.3f} | {low:.3f} to {high:.3f} "
+            f"| {cost.aside_us:.1f} |"
+        )
     found = {"episode": {**asdict(size), "of_2000": size.of_2000}, "training": [asdict(cost) for cost in costs]}
     (folder / "traces.json").write_text(json.dumps(found, indent=2))
 
@@ -91,21 +98,35 @@ def training_costs(folder: Path, rounds: int, envs: int) -> list[Cost]:
         for index in order:
             rollout, learner = systems[index]
             began = time.perf_counter()
-            trajectory, report = rollout.collect()
-            learner.feed(report.source, trajectory, report.new_captions)
-            steps += trajectory.steps * trajectory.batch
-            if number:  # the first call warms up
-                spent[index].append((time.perf_counter() - began) / (trajectory.steps * trajectory.batch))
+            done, version = 0, learner.learner.version
+            # Up to the next update: calls without one are of rollouts alone.
+            while learner.learner.version == version:
+                trajectory, report = rollout.collect()
+                learner.feed(report.source, trajectory, report.new_captions)
+                done += trajectory.steps * trajectory.batch
+            rollout.set_weights(learner.weights(), learner.learner.version)
+            steps += done
+            if number:  # the first round warms up
+                spent[index].append((time.perf_counter() - began) / done)
     aside_us = [1e6 * _closing(rollout) / (steps / len(systems)) for rollout, _ in systems]
+    ratios = np.array(spent[0]) / np.array(spent)
     return [
         Cost(
             rate,
             1 / statistics.median(spent[index]),
-            statistics.median(base / own for base, own in zip(spent[0], spent[index], strict=True)),
+            float(np.median(ratios[index])),
+            _interval(ratios[index]),
             aside_us[index],
         )
         for index, rate in enumerate(RATES)
     ]
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the median of `values` [N], by the percentiles of 4,000 bootstrap samples (Efron 1979)."""
+    draws = np.random.default_rng(0).choice(values, (4000, len(values)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _closing(rollout: Rollout) -> float:

@@ -43,7 +43,7 @@ def random_policy(config: Config, episodes: int) -> Held:
     returns: list[float] = []
     for first in range(0, episodes, _TOGETHER):
         envs = VectorEnv(
-            lambda: make(config.env.id, NETWORKS[NETWORK].view, **config.env.options),
+            lambda: make(config.env.id, NETWORKS[config.agent.network].view, **config.env.options),
             min(_TOGETHER, episodes - first),
             lambda env, episode, first=first: held_out_seed(_EVAL_SEED, "eval", first + env, episode),
         )
@@ -51,6 +51,8 @@ def random_policy(config: Config, episodes: int) -> Held:
         ended: dict[int, float] = {}
         while len(ended) < envs.count:
             step = envs.step(rng.integers(len(envs.env_spec.action_names), size=envs.count))
+            if step.failures:
+                raise RuntimeError(f"environment {step.failures[0].env_index} raised {step.failures[0].error}")
             for end in step.episodes:
                 ended.setdefault(end.env_index, end.episode_return)
         envs.close()

@@ -186,9 +186,9 @@ def read_lines(path: Path, *, frames_only: bool = False) -> Lines:
             if frame.eof:
                 whole = size - len(rest)
             else:
-                cut = f"the last frame is cut, after {len(data)} bytes of text"
                 if frames_only:
                     del data[begun:]
+                cut = f"the last frame is cut, after {len(data)} bytes of text"
     *lines, tail = bytes(data).split(b"\n")
     if tail and cut is None:
         cut = f"the last line is cut after {len(tail)} bytes"

@@ -95,6 +95,10 @@ class TraceRecorder:
             self._trouble.append(f"{episode_id}: {short}")
         return short is None
 
+    def _exists(self, episode_id: str) -> bool:
+        """Looks: the process of a run that was killed may have finished it meanwhile."""
+        return (self._folder / f"{episode_id}{SUFFIX}").exists()
+
     def _was_there(self, episode_id: str) -> bool:
         return f"{episode_id}{SUFFIX}" in self._before
 
@@ -143,7 +147,7 @@ class TraceRecorder:
         self._lost |= self._open
         self._open.clear()
         for episode_id, again in self._unsure.items():
-            if (self._folder / f"{episode_id}{SUFFIX}").exists():
+            if self._exists(episode_id):
                 continue
             if self._keeper is None:
                 self._trouble.append(f"{episode_id}: lost with the process that wrote it")
@@ -155,7 +159,7 @@ class TraceRecorder:
         """Whether an episode that was not followed is the best or the worst so far, or failed."""
         why = self._rank(finish)
         wanted = why is not None and self._keeper is not None and not self._was_there(episode_id)
-        return wanted and self._has_room(episode_id)
+        return wanted and not self._exists(episode_id) and self._has_room(episode_id)
 
     def _rank(self, finish: EpisodeFinish) -> str | None:
         """Counts an episode; says whether it is `best`, `worst` or `failed`."""

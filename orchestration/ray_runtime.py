@@ -7,7 +7,7 @@ more trajectories are on their way than there are tokens) and the death of an ac
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +68,7 @@ class RayRuntime:
         self._wish = ScaleWish(session.rundir)
         self._elastic = Elastic(config, session)
         self._calls = Calls()
-        """What each answer that is awaited answers: a `RolloutCall`, a `FeedCall`, or a function that takes the answer."""
+        """What awaited answers answer: a `RolloutCall`, `FeedCall` or `CloseCall`, or a function that takes the answer."""
         self._report_at = 0.0
         saved = None if resumed is None else resumed["reward_server"]
         self._reward = RewardHost(
@@ -78,7 +78,7 @@ class RayRuntime:
             captions=lambda: list(self._captions.items()),
         )
         self._checkpoints = Checkpoints(
-            config, session, then=self._then, own_state=self._own_state, reward_server_state=saved
+            config, session, then=self._calls.expect, own_state=self._own_state, reward_server_state=saved
         )  # fmt: skip
         self._attributes_credit = attributes_credit(config)
         self._failures_in_a_row = 0
@@ -86,7 +86,7 @@ class RayRuntime:
         self._learner: Any = None
         self._learner_deaths = LearnerDeaths(session, self._learner_class().__name__)
         self._followers = Followers(
-            config, session.rundir.path, then=self._then, died=lambda error: self._learner_died(error, [])
+            config, session.rundir.path, then=self._calls.expect, died=lambda error: self._learner_died(error, [])
         )
         self._taking_over = False
         """Whether a learner that is to take another's place has not begun yet. What is lost is not known until then, so no
@@ -97,7 +97,9 @@ class RayRuntime:
         self._captions: dict[int, str] = {}
         """All that actors brought: a learner that takes another's place has to know them, and each text comes once."""
         self._begin(resumed)
-        self._watch = RunWatch(session, then=self._then, parts=self._parts, judge=lambda: self._reward.judge_app)
+        self._watch = RunWatch(
+            session, then=self._calls.expect, parts=self._parts, judge=lambda: self._reward.judge_app
+        )
 
     def _begin(self, resumed: Mapping[str, Any] | None) -> None:
         """Starts learner and actors."""
@@ -173,10 +175,6 @@ class RayRuntime:
             self._learned(answer, call)
         else:
             call(answer)
-
-    def _then(self, reference: Any, do: Callable[[Future[Any]], None]) -> None:
-        """Has `do` called with the answer when it is there."""
-        self._calls.expect(reference, do)
 
     def _wait(self) -> list[Future[Any]]:
         """The answers that came since the last time; waits for one, but not for long."""
@@ -289,7 +287,7 @@ class RayRuntime:
                 if isinstance(error, RayActorError):
                     self._learner_died(error, [])
 
-        self._then(learner.beat.remote(), answered)
+        self._calls.expect(learner.beat.remote(), answered)
 
     def _learner_died(self, error: RayActorError, unanswered: list[Any]) -> None:
         """Puts another in its place, which goes on from the newest checkpoint. Raises where they die again and again.
@@ -328,7 +326,7 @@ class RayRuntime:
             self._version = told.policy_version
             self._begin_again(weights)
 
-        self._then(taken, answered)
+        self._calls.expect(taken, answered)
         for call in again:
             self._read_again(call)
         if not again:

@@ -11,6 +11,7 @@ import psutil
 
 from agents.report import RolloutReport
 from learner.update import Update
+from orchestration.announcer import Announcer
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
 from orchestration.errors import MetricsError
@@ -18,7 +19,6 @@ from orchestration.faults import Faults
 from orchestration.live import LiveView
 from orchestration.machine import free_disk
 from orchestration.metrics import MetricsWriter, write_summary
-from orchestration.news import News
 from orchestration.observability.memory import MemoryMeter
 from orchestration.observability.sinks import open_sinks
 from orchestration.offsite.uploads import open_uploads
@@ -76,7 +76,7 @@ class Session:
         if resumed is not None:
             self.load_state_dict(resumed)
         self.trace_errors = 0
-        self._news = News(config, self.faults, view)
+        self._announcer = Announcer(config, self.faults, view)
         self.backstops = Backstops(self.faults, view, Room(rundir.traces))
         self.record = RunRecord(
             config,
@@ -137,7 +137,7 @@ class Session:
             )
         self._updates.extend(result.updates)
         self._unlogged.extend(result.updates)
-        self._news.answers(result)
+        self._announcer.answers(result)
         self.record.learned(report.source, result)
         self.policy_version = result.policy_version
         self.samples_dropped = result.samples_dropped
@@ -158,7 +158,7 @@ class Session:
         before = self.reward_status
         self.reward_status = status
         self.record.judged(before, status)
-        self._news.judged(before, status)
+        self._announcer.judged(before, status)
         self.reward_model_accuracy = status.accuracy
 
     @property
@@ -176,11 +176,11 @@ class Session:
     def checkpoint_failed(self, why: str) -> None:
         """One could not be written; told once, until one is again."""
         self.faults.checkpoint_errors += 1
-        self._news.checkpoint_failed(why)
+        self._announcer.checkpoint_failed(why)
 
     def checkpoint_written(self) -> None:
         """One was."""
-        self._news.checkpoint_written()
+        self._announcer.checkpoint_written()
 
     def waited(self, part: str, what: str, seconds: float) -> None:
         """Counts time that a part of the system spent waiting."""
@@ -220,7 +220,7 @@ class Session:
             write_summary(self.rundir.summary, self.summary(Status.RUNNING))
         except MetricsError as error:
             trouble = str(error)
-        self._news.numbers(trouble)
+        self._announcer.numbers(trouble)
 
     def finish_uploads(self) -> None:
         """Waits, for `checkpoint.upload_wait_s` at most, until the last checkpoint is at `checkpoint.url` too."""

@@ -174,6 +174,17 @@ def test_a_finished_trace_is_never_written_again(tmp_path: Path) -> None:
     assert (tmp_path / "e1.jsonl.zst").read_bytes() == before
 
 
+def test_an_episode_that_a_killed_runs_writer_still_finished_stays_as_it_is(tmp_path: Path) -> None:
+    """The resumed run began before that: it plays the episode again, and finds it finished at its end."""
+    first, resumed = recorder(tmp_path), recorder(tmp_path)
+    assert resumed.wants("e1")
+    record(first, Played("e1", [0, 1], ["", ""], [0.0, 1.0], [3, 3]))
+    before = (tmp_path / "e1.jsonl.zst").read_bytes()
+    record(resumed, Played("e1", [0], [""], [0.0], [3]))
+    assert [path.name for path in trace_files(tmp_path)] == ["e1.jsonl.zst"]
+    assert (tmp_path / "e1.jsonl.zst").read_bytes() == before and resumed.take_trouble() == ()
+
+
 def test_close_keeps_what_was_recorded(tmp_path: Path) -> None:
     tracing = recorder(tmp_path)
     for env in range(3):

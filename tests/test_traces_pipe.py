@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.observer import CallArrays, EpisodeSteps
 from orchestration.traces.pipe import receive, send
 
 
@@ -32,15 +33,23 @@ def through_pipe(*messages):
     return [receive(stream) for _ in messages], len(data)
 
 
-def test_columns_of_an_array_arrive_and_the_array_goes_once():
-    whole = np.arange(33 * 64 * 100, dtype=np.int32).reshape(33, 64, 100)
-    columns = [whole[1:20, index] for index in range(64)]
-    (got, again), count = through_pipe(columns, {"x": whole[0], "y": whole[0, :3].copy()})
-    for column, other in zip(columns, got, strict=True):
-        np.testing.assert_array_equal(other, column, strict=True)
-    np.testing.assert_array_equal(again["x"], whole[0], strict=True)
-    np.testing.assert_array_equal(again["y"], whole[0, :3], strict=True)
-    assert count < 2 * whole.nbytes + 64 * 300, "once for each message"
+def test_the_arrays_of_a_call_go_once_however_many_episodes_lie_in_them():
+    shape = (32, 64)
+    room = np.arange(33 * 64 * 100, dtype=np.int32).reshape(33, 64, 100)
+    number, real = np.arange(32 * 64).reshape(shape), np.arange(32.0 * 64, dtype=np.float32).reshape(shape)
+    call = CallArrays(7, None, {"x": room}, number, real, real + 1, real + 2, number + 1, number % 2 == 0,
+                      np.arange(32.0), np.zeros(32))  # fmt: skip
+    told = [EpisodeSteps(call, index, 1, ["said"] * 20, 20, ()) for index in range(64)]
+    (got, again), count = through_pipe(told, {"x": room[0], "y": room[0, :3].copy()})
+    for index, steps in enumerate(got):
+        assert (len(steps), steps.policy_version, steps.captions) == (20, 7, ["said"] * 20)
+        np.testing.assert_array_equal(steps.observation["x"], room[2:22, index], strict=True)
+        np.testing.assert_array_equal(steps.action, number[1:21, index], strict=True)
+        np.testing.assert_array_equal(steps.value, real[1:21, index] + 1, strict=True)
+    np.testing.assert_array_equal(again["x"], room[0], strict=True)
+    np.testing.assert_array_equal(again["y"], room[0, :3], strict=True)
+    rest = sum(array.nbytes for array in (number, number, real, real, real)) + 32 * 64
+    assert count < room.nbytes + rest + room[0].nbytes + 64 * 300, "once for each message"
 
 
 @given(st.data())

@@ -23,10 +23,11 @@ from agents.language.errors import EngineDiedError, LanguageModelError
 from agents.report import RolloutReport
 from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
 from orchestration import placement
+from orchestration.calls import Actor
 from orchestration.errors import death, root_cause
 from orchestration.language.models import acting_model, told_by
 from orchestration.language.ray_workers import LanguageFeed, LanguageLearnerWorker, LanguageRolloutWorker
-from orchestration.ray_runtime import Actor, RayRuntime
+from orchestration.ray_runtime import RayRuntime
 from orchestration.results import actor_name
 
 _FAILURES_IN_A_ROW = 3

@@ -109,10 +109,14 @@ class TraceFile:
         self._lines.clear()
 
     def complete(self) -> None:
-        """Makes the file durable under its final name."""
+        """Makes the file durable under its final name, unless one is there: the run was killed and resumed while a process of
+        before still finished that episode."""
         try:
             os.fsync(self._file.fileno())
             self._file.close()
+            if self.final.exists():
+                self._part.unlink(missing_ok=True)
+                return
             self._part.rename(self.final)
             sync_folder(self.final.parent)
         except OSError as error:

@@ -69,8 +69,9 @@ class StepPacker:
     def new_captions(self, steps: EpisodeSteps) -> list[tuple[int, str]]:
         """Captions (id, text) that come for the first time: their lines have to stand before that of the steps."""
         new: list[tuple[int, str]] = []
-        for at in np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID).tolist():
-            caption = int(steps.caption_id[at])
+        ids = steps.caption_id
+        for at in np.flatnonzero(ids != EMPTY_CAPTION_ID).tolist():
+            caption = int(ids[at])
             if caption not in self._captions:
                 self._captions[caption] = len(self._captions)
                 new.append((caption, str(steps.captions[at])))
@@ -79,23 +80,24 @@ class StepPacker:
     def add(self, steps: EpisodeSteps) -> int:
         """Takes more steps, whose captions `new_captions` has seen; how many events they stand for."""
         base, places = self.count, self._places
-        events = len(steps) + int(np.count_nonzero(steps.reward))
+        reward, observation, ids, grounded = steps.reward, steps.observation, steps.caption_id, steps.grounded
+        events = len(steps) + int(np.count_nonzero(reward))
         for what, version in ((POLICY, steps.policy_version), (REWARD_MODEL, steps.reward_model_version)):
             if version is not None and version != self._versions[what]:
                 self._versions[what] = version
                 places.setdefault(what, []).append((base, version))
                 events += 1
         ticks = np.rint((steps.at - self._began) / _TICK).astype(np.int64)
-        self._parts.append((ticks, steps.action, steps.log_prob, steps.value, steps.reward))
-        self._hashes += hashes_of(steps.observation)
-        for name, column in key_columns(steps.observation):
+        self._parts.append((ticks, steps.action, steps.log_prob, steps.value, reward))
+        self._hashes += hashes_of(observation)
+        for name, column in key_columns(observation):
             self._keys[name] = self._keys.get(name, "") + column
-        said = np.flatnonzero(steps.caption_id != EMPTY_CAPTION_ID)
+        said = np.flatnonzero(ids != EMPTY_CAPTION_ID)
         if len(said):
-            numbers = [self._captions[caption] for caption in steps.caption_id[said].tolist()]
+            numbers = [self._captions[caption] for caption in ids[said].tolist()]
             places.setdefault("said", []).extend(zip((said + base).tolist(), numbers, strict=True))
-        if not steps.grounded.all():
-            places.setdefault("refused", []).extend((np.flatnonzero(~steps.grounded) + base).tolist())
+        if not grounded.all():
+            places.setdefault("refused", []).extend((np.flatnonzero(~grounded) + base).tolist())
         slow = np.flatnonzero(steps.duration >= _SLOW_S).tolist()
         if slow:
             places.setdefault("slow", []).extend((base + at, round(float(steps.duration[at]), 3)) for at in slow)

@@ -1,44 +1,21 @@
-"""Objects full of numpy arrays through a pipe, without a copy of an array on the sender's side.
+"""Objects full of numpy arrays through a pipe, without a copy of a large array on the sender's side.
 
-What a rollout tells of many environments are columns of a few large arrays. Each of those goes through the pipe once and as it
-lies in memory; the columns are told as places in it.
+What a rollout tells of many environments are places in the arrays of a call (`agents.observer.EpisodeSteps`): those go through the
+pipe once a message, as they lie in memory.
 """
 
 import io
 import pickle
 import struct
-from collections.abc import Sequence
 from typing import IO, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 _COUNT = struct.Struct("<Q")
 _LARGE = 2**14
 """Bytes of an array from which on it is not copied into the pickle: a write of its own costs as much as copying them."""
 
 
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, obj: Any) -> Any:
-        owner = obj.base if type(obj) is np.ndarray else None
-        if type(owner) is not np.ndarray or not owner.flags.c_contiguous:
-            return NotImplemented
-        return _view, (owner, _address(obj) - _address(owner), obj.shape, obj.strides, obj.dtype.str)
-
-
-def _address(array: NDArray[Any]) -> int:
-    return array.__array_interface__["data"][0]
-
-
-def _view(owner: NDArray[Any], offset: int, shape: Sequence[int], strides: Sequence[int], dtype: str) -> NDArray[Any]:
-    return np.ndarray(shape, dtype, owner, offset, strides)  # pyright: ignore[reportArgumentType]  (arrays are buffers)
-
-
 def send(pipe: IO[bytes], message: Any) -> None:
-    """Writes one message to an unbuffered pipe: a pickle, then the arrays that it refers to.
-
-    An array that is a view makes the whole array that it is a view of go along. Raises `OSError` where nobody reads.
-    """
+    """Writes one message to an unbuffered pipe: a pickle, then the large arrays of it. Raises `OSError` where nobody reads."""
     large: list[memoryview] = []
 
     def copied(buffer: pickle.PickleBuffer) -> bool:
@@ -49,7 +26,7 @@ def send(pipe: IO[bytes], message: Any) -> None:
         return False
 
     pickled = io.BytesIO()
-    _Pickler(pickled, protocol=5, buffer_callback=copied).dump(message)
+    pickle.Pickler(pickled, protocol=5, buffer_callback=copied).dump(message)
     parts = [pickled.getbuffer(), *large]
     _write(pipe, b"".join(_COUNT.pack(count) for count in (len(parts), *(part.nbytes for part in parts))))
     for part in parts:

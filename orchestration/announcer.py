@@ -10,7 +10,7 @@ _UNREADABLE = 0.9
 """Share of answers that could not be read, from which on a person is told."""
 
 
-class News:
+class Announcer:
     """Tells the view of changes alone."""
 
     def __init__(self, config: Config, faults: Faults, view: LiveView) -> None:

@@ -119,7 +119,8 @@ class RayRuntime:
                 self._version = int(ray.get(version))
                 return
             except RayActorError as error:
-                self._learner_deaths.died_at_start(error)
+                worker, cause = self._followers.cause(error)
+                self._learner_deaths.died_at_start(cause, worker)
                 self._host_learner(config, self.session.rundir.path, state)
 
     def _learner_class(self) -> type[Any]:

@@ -42,11 +42,11 @@ class LearnerDeaths:
         self._session.record.learner_lost(reason)
         self._session.view.event(f"the learner ({learner}) died and is replaced: {reason}", warning=True)
 
-    def died_at_start(self, error: RayActorError) -> None:
+    def died_at_start(self, error: RayActorError, worker: str = "") -> None:
         """The same before it had begun. Raises `error` where it raised, as another would."""
         if error.actor_init_failed:
             raise error
-        self.died(error)
+        self.died(error, worker)
 
     def updated(self) -> None:
         """The learner made progress."""

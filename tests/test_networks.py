@@ -6,6 +6,7 @@ import torch
 
 from agents.networks import NETWORKS, build_policy
 from agents.networks.crops import CropMemory
+from agents.networks.distinct import few_sizes, once_each
 from agents.networks.encoders import TrigramMessage
 from agents.networks.font import render_table
 from agents.networks.gru import GRUCore
@@ -149,3 +150,25 @@ def test_messages_are_encoded_once_each_and_rows_keep_their_own():
 def test_an_unknown_network_is_named():
     with pytest.raises(ValueError, match=r"agent.network=onni: no such network; there are fast, oni"):
         build_policy("onni", 4)
+
+
+def test_few_sizes_hold_any_count_and_waste_little():
+    sizes = {few_sizes(count) for count in range(1, 4097)}
+    assert len(sizes) == 16 + 5 * 8
+    for count in (*range(1, 300), 1000, 4095, 4096, 4097, 70_000):
+        assert count <= few_sizes(count) < count + 8 + count / 8
+        assert few_sizes(few_sizes(count)) == few_sizes(count)
+
+
+def test_what_is_encoded_once_comes_in_few_sizes():
+    sizes: set[int] = set()
+
+    def encode(where):
+        sizes.add(len(where))
+        return table[keys.reshape(-1)[where]]
+
+    table = torch.randn(200, 3)
+    for distinct in range(1, 200):
+        keys = torch.arange(400).reshape(20, 20) % distinct
+        torch.testing.assert_close(once_each(keys, encode), table[keys])
+    assert sizes == {few_sizes(distinct) for distinct in range(1, 200)}

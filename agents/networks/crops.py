@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from agents.networks.distinct import hash_powers, hash_rows, once_each
+from agents.networks.distinct import few_sizes, hash_powers, hash_rows, once_each
 from envs.base import View
 
 TensorObservation = Mapping[str, Tensor]
@@ -74,8 +74,11 @@ class CropMemory:
             self._crops, self._results = crops, then(encoder.look(chars, colors))
             return self._results
         changed = (crops != self._crops).flatten(1).any(dim=1).nonzero().squeeze(1)
-        if len(changed):
-            self._results = self._results.index_copy(0, changed, then(encoder.look(chars[changed], colors[changed])))
+        count = len(changed)
+        if count:
+            where = torch.cat([changed, changed.new_zeros(few_sizes(count) - count)])
+            computed = then(encoder.look(chars[where], colors[where]))[:count]
+            self._results = self._results.index_copy(0, changed, computed)
             self._crops = crops
         return self._results
 

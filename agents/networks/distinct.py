@@ -1,6 +1,10 @@
 """Encoding each distinct input once. Steps repeat what they show: two thirds of the crops of a NetHack batch are copies of
 the crop before, and of the little windows that a first convolution reads, a few per cent are distinct. Computing a pure
-function on the distinct inputs and copying the results gives the same values and the same gradients."""
+function on the distinct inputs and copying the results gives the same values and the same gradients.
+
+How many are distinct changes from call to call, and for each size of a bfloat16 product oneDNN makes, and keeps, a kernel of
+its own: with a thousand of them a learner took twice the memory. So sizes are rounded up to few.
+"""
 
 from collections.abc import Callable
 
@@ -22,14 +26,20 @@ def hash_rows(rows: Tensor, powers: Tensor) -> Tensor:
     return (rows.to(torch.int64) * powers).sum(dim=-1)
 
 
+def few_sizes(count: int) -> int:
+    """The least of few sizes that holds `count`: multiples of 8 up to 128, beyond it eight sizes to each doubling."""
+    step = max(8, 1 << max(0, (count - 1).bit_length() - 4))
+    return -(-count // step) * step
+
+
 def once_each(keys: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
     """[*keys.shape, F]: for every key the row that `encode` gives for it.
 
-    `encode(where)` is called once, with the flat indices [M] of one representative of each of the M distinct keys, and
-    returns [M, F].
+    `encode(where)` is called once, with the flat indices [M] of one representative of each distinct key, followed by
+    zeros up to one of `few_sizes`, and returns [M, F].
     """
     flat = keys.reshape(-1)
     distinct, inverse = torch.unique(flat, return_inverse=True)
-    where = torch.empty(distinct.shape[0], dtype=torch.int64, device=flat.device)
+    where = torch.zeros(few_sizes(distinct.shape[0]), dtype=torch.int64, device=flat.device)
     where[inverse] = torch.arange(flat.shape[0], device=flat.device)
     return encode(where).index_select(0, inverse).reshape(*keys.shape, -1)

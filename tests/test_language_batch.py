@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.language.batch import EpisodeTokens, TokenSequence, pack, unpack
+from agents.sizes import few_sizes
+from learner.language.batch import EpisodeTokens, TokenSequence, filled, pack, position_ids, unpack
 from learner.language.log_probs import scores_from_logits
 from tests.language_support import action_rows, random_batch, random_episode, sequence
 
@@ -61,7 +62,7 @@ def test_micro_batches_are_whole_sequences(seed, episodes):
         micro = batch.take(chosen)
         pieces = [batch.tokens[batch.offsets[s] : batch.offsets[s + 1]] for s in chosen]
         assert micro.tokens.tolist() == [token for piece in pieces for token in piece.tolist()]
-        assert micro.position_ids.tolist() == [i for piece in pieces for i in range(len(piece))]
+        assert position_ids(micro.offsets).tolist() == [i for piece in pieces for i in range(len(piece))]
         assert torch.equal(micro.tokens[micro.predictor + 1], micro.target)
         assert torch.equal(batch.tokens[batch.actions().position[micro.rows]], micro.target)
         rows += micro.rows.tolist()
@@ -93,7 +94,7 @@ def test_the_last_token_of_each_episode():
     batch = pack([EpisodeTokens((first, second), (0, 0), False), EpisodeTokens((first,), (0,), True)])
     assert batch.final_position.tolist() == [4, 6]
     assert batch.tokens[batch.final_position].tolist() == [5, 2]
-    assert batch.position_ids.tolist() == [0, 1, 0, 1, 2, 0, 1]
+    assert position_ids(batch.offsets).tolist() == [0, 1, 0, 1, 2, 0, 1]
     assert batch.to("cpu").tokens.tolist() == batch.tokens.tolist()
 
 
@@ -131,3 +132,15 @@ def test_shapes_that_differ_are_told():
         dataclasses.replace(batch, action=batch.action[:1])
     with pytest.raises(ValueError, match="1 sequences has 2 offsets, not 1"):
         dataclasses.replace(batch, offsets=batch.offsets[:1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=12))
+def test_filler_makes_one_of_few_sizes_of_sequences_that_are_no_longer(lengths):
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    tokens = torch.arange(1, int(offsets[-1]) + 1)
+    more, ends = filled(tokens, offsets)
+    assert len(more) == int(ends[-1]) == few_sizes(len(tokens))
+    assert torch.equal(more[: len(tokens)], tokens) and not more[len(tokens) :].any()
+    assert torch.equal(ends[: len(offsets)], offsets)
+    assert int(ends.diff().max()) == max(lengths) and int(ends.diff().min()) > 0

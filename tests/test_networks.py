@@ -6,10 +6,11 @@ import torch
 
 from agents.networks import NETWORKS, build_policy
 from agents.networks.crops import CropMemory
-from agents.networks.distinct import few_sizes, once_each
+from agents.networks.distinct import once_each
 from agents.networks.encoders import TrigramMessage
 from agents.networks.font import render_table
 from agents.networks.gru import GRUCore
+from agents.sizes import few_sizes
 from benchmarks.plain import PlainEncoder
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from agents.networks.distinct import few_sizes, hash_powers, hash_rows, once_each
+from agents.networks.distinct import hash_powers, hash_rows, once_each
+from agents.sizes import few_sizes
 from envs.base import View
 
 TensorObservation = Mapping[str, Tensor]

@@ -1,15 +1,13 @@
 """Encoding each distinct input once. Steps repeat what they show: two thirds of the crops of a NetHack batch are copies of
 the crop before, and of the little windows that a first convolution reads, a few per cent are distinct. Computing a pure
-function on the distinct inputs and copying the results gives the same values and the same gradients.
-
-How many are distinct changes from call to call, and for each size of a bfloat16 product oneDNN makes, and keeps, a kernel of
-its own: with a thousand of them a learner took twice the memory. So sizes are rounded up to few.
-"""
+function on the distinct inputs and copying the results gives the same values and the same gradients."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from agents.sizes import few_sizes
 
 
 def hash_powers(length: int) -> Tensor:
@@ -24,12 +22,6 @@ def hash_powers(length: int) -> Tensor:
 def hash_rows(rows: Tensor, powers: Tensor) -> Tensor:
     """int64 [...]: the hashes of integer rows [..., L]. Of a million distinct rows, two agree with a chance of about 1e-7."""
     return (rows.to(torch.int64) * powers).sum(dim=-1)
-
-
-def few_sizes(count: int) -> int:
-    """The least of few sizes that holds `count`: multiples of 8 up to 128, beyond it eight sizes to each doubling."""
-    step = max(8, 1 << max(0, (count - 1).bit_length() - 4))
-    return -(-count // step) * step
 
 
 def once_each(keys: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:

@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+
+from learner.language.batch import filler
 
 PACKED = "yendor_packed"
 """The name under which `transformers` knows it."""
@@ -71,14 +73,16 @@ def packed_attention(
     outputs: list[Tensor] = []
     lengths = cast("list[int]", kwargs["sequence_lengths"])
     parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    for q, k, v in parts:
-        length = q.shape[2]
-        band = _band(length, window, q.device) if window is not None and window < length else None
+    for part in parts:
+        length = part[0].shape[2]
+        # Filler lies behind the sequence, where none of its tokens looks.
+        q, k, v = (pad(x, (0, 0, 0, filler(length, x.device))) for x in part)
+        band = _band(q.shape[2], window, q.device) if window is not None and window < length else None
         mixed = scaled_dot_product_attention(
             q, k, v, attn_mask=band, is_causal=band is None, dropout_p=dropout, scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
-        outputs.append(mixed)
+        outputs.append(mixed[:, :, :length])
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from agents.sizes import few_sizes
 from learner.language.segments import first_of_runs, last_of_runs, segment_sum
 
 
@@ -112,11 +114,6 @@ class MicroBatch:
     rows: Tensor
     """[m] int64: which of the whole batch's M action tokens they are."""
 
-    @property
-    def position_ids(self) -> Tensor:
-        """[n] int64: position within the sequence."""
-        return _position_ids(self.offsets)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
@@ -182,11 +179,6 @@ class TokenBatch:
         """[N] int64: row of each token's sequence."""
         rows = torch.arange(self.sequences, device=self.tokens.device)
         return rows.repeat_interleave(self.lengths, output_size=len(self.tokens))
-
-    @property
-    def position_ids(self) -> Tensor:
-        """[N] int64: position within the sequence."""
-        return _position_ids(self.offsets)
 
     @property
     def final_position(self) -> Tensor:
@@ -278,7 +270,24 @@ def _sequence(batch: TokenBatch, low: int, high: int, first_turn: int) -> TokenS
     )
 
 
-def _position_ids(offsets: Tensor) -> Tensor:
+def filler(count: int, device: torch.device) -> int:
+    """How many rows that nobody reads make `count` one of few sizes. None on a GPU, whose libraries keep no kernel a size."""
+    return few_sizes(count) - count if device.type == "cpu" else 0
+
+
+def filled(tokens: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed `tokens` [n], of sequences that begin at `offsets` [s + 1], and behind them sequences of filler, none longer
+    than those that are there."""
+    missing = filler(len(tokens), tokens.device)
+    if not missing:
+        return tokens, offsets
+    longest = int(offsets.diff().max())
+    ends = [min(end, missing) for end in range(longest, missing + longest, longest)]
+    return pad(tokens, (0, missing)), torch.cat([offsets, len(tokens) + offsets.new_tensor(ends)])
+
+
+def position_ids(offsets: Tensor) -> Tensor:
+    """[n] int64: the position of each token within its sequence, of sequences that begin at `offsets` [s + 1]."""
     lengths = offsets.diff()
     index = torch.arange(int(offsets[-1]), device=offsets.device)
     return index - offsets[:-1].repeat_interleave(lengths)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from agents.language.errors import LanguageModelError
 from agents.language.template import load_tokenizer
 from agents.precision import products_in
 from learner.language.attention import PACKED, PackingError, may_pack, packing
-from learner.language.batch import MicroBatch
+from learner.language.batch import MicroBatch, filled, filler, position_ids
 from learner.language.loading import add_lora, load_network
 from learner.language.log_probs import TokenScores, scores_from_hidden, scores_from_logits
 
@@ -147,20 +148,25 @@ class LanguageModel:
         decoder: Any = network.get_decoder()
         with products_in(self.dtype, self.device):
             if self._packed:
-                return _read(decoder, batch.tokens, batch.position_ids, batch.offsets)
+                tokens, offsets = filled(batch.tokens, batch.offsets)
+                return _read(decoder, tokens, position_ids(offsets), offsets)[: len(batch.tokens)]
             return torch.cat([_read(decoder, part) for part in batch.tokens.split(batch.offsets.diff().tolist())])
 
     def _token_scores(
         self, network: "PreTrainedModel", hidden: Tensor, batch: MicroBatch, temperature: float
     ) -> TokenScores:  # fmt: skip
-        rows = hidden[batch.predictor]
+        count = len(batch.target)
+        predictor, target = (pad(x, (0, filler(count, x.device))) for x in (batch.predictor, batch.target))
+        rows = hidden[predictor]
         head: Any = network.get_output_embeddings()
         if self._linear_head:
             weight, bias = head.weight.to(self.dtype), None if head.bias is None else head.bias.to(self.dtype)
-            return scores_from_hidden(rows.to(self.dtype), weight, batch.target, bias=bias, temperature=temperature)
-        with products_in(self.dtype, self.device):
-            logits = self._logits(network, rows)
-        return scores_from_logits(logits, batch.target, temperature=temperature)
+            scores = scores_from_hidden(rows.to(self.dtype), weight, target, bias=bias, temperature=temperature)
+        else:
+            with products_in(self.dtype, self.device):
+                logits = self._logits(network, rows)
+            scores = scores_from_logits(logits, target, temperature=temperature)
+        return TokenScores(scores.log_prob[:count], scores.entropy[:count])
 
     def _logits(self, network: "PreTrainedModel", rows: Tensor) -> Tensor:
         """[m, V]: what the model makes of hidden states after its head: a soft cap, a scale."""

@@ -21,6 +21,8 @@ MODELS = ("hash", "classification", "ranking", "counts", "rnd", "ellm")
 # The bound on time is lifted: every run has the same number of steps however slow the machine is.
 SHARED = ("train.max_wall_s=7200.0", "trace.rate=0")
 CURVE_POINTS = 100
+_BEGUN = 0.03
+"""Share of the steps that plots leave out: the mean is of a handful of episodes, of those the short ones."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,9 @@ def run(folder: Path, study: Study, model: str, task: str, seed: int) -> Result:
     return result
 
 
-def last(result: Result, measure: str) -> float:
-    """The measure in the last tenth of the steps."""
-    return (result.return_last_tenth if measure == "return" else result.success_last_tenth) or 0.0
+def last(result: Result, measure: str) -> float | None:
+    """The measure in the last tenth of the steps; None where no episode ended in it."""
+    return result.return_last_tenth if measure == "return" else result.success_last_tenth
 
 
 def table(results: Sequence[Result], measure: str) -> str:
@@ -127,10 +129,12 @@ def table(results: Sequence[Result], measure: str) -> str:
     for task, model in dict.fromkeys((r.task, r.model) for r in results):
         same = [r for r in results if (r.task, r.model) == (task, model)]
         values = [last(r, measure) for r in same]
-        each = ", ".join(f"{x:.2f}" for x in values)
+        known = [x for x in values if x is not None]
+        each = ", ".join("none ended" if x is None else f"{x:.2f}" for x in values)
+        mean = f"{statistics.mean(known):.2f}" if known else ""
         labels = ", ".join(str(r.labels) for r in same)
         wall = statistics.mean(r.wall_s for r in same)
-        rows.append(f"| {task} | {model} | {each} | {statistics.mean(values):.2f} | {labels} | {wall:.0f} |")
+        rows.append(f"| {task} | {model} | {each} | {mean} | {labels} | {wall:.0f} |")
     return "\n".join(rows)
 
 
@@ -139,7 +143,11 @@ def write(folder: Path, study: Study, results: Sequence[Result]) -> None:
     (folder / f"{study.stem}.json").write_text(json.dumps([asdict(r) for r in results], indent=1))
     for task in dict.fromkeys(r.task for r in results):
         kinds = {
-            model: [r.curve for r in results if (r.task, r.model) == (task, model)]
+            model: [
+                [(x, y) for x, y in r.curve if x >= _BEGUN * study.steps]
+                for r in results
+                if (r.task, r.model) == (task, model)
+            ]
             for model in dict.fromkeys(r.model for r in results if r.task == task)
         }
         highest = max((y or 0.0 for curves in kinds.values() for curve in curves for _, y in curve), default=1.0)

@@ -12,6 +12,7 @@ from benchmarks.rule_judge import RuleServer
 from orchestration.cli.main import run
 from orchestration.report.probe import probe_plot
 from reward_server.embedded.rules import RuleBook
+from reward_server.judge.pairs import PointwiseJudge
 from reward_server.judge.probe import ProbeQuestions, ProbeReport, limits_with, probe
 from reward_server.judge.prompts import PromptTemplate, quote
 from reward_server.types import Answer, JudgeError, JudgeKey, Pair
@@ -100,6 +101,44 @@ def test_a_pair_judge_that_likes_nonsense_is_found() -> None:
     fooling = set(QUESTIONS.fooling)
     fooled = FakePairs(decide=lambda a, b: 1 if a in fooling else 2 if b in fooling else FakePairs()._one(a, b))
     assert over(probed(pairs=fooled)) == {"pair_fooled"}
+
+
+def test_a_pair_judge_that_never_decides_is_found() -> None:
+    undecided = probed(pairs=FakePairs(decide=lambda a, b: 0))
+    checks = {check.name: check for check in undecided.checks}
+    assert over(undecided) == {"pair_undecided"} and checks["pair_undecided"].value == 1.0
+    assert checks["position"].verdict == "not measured" and checks["order"].verdict == "ok"
+
+
+def test_a_pair_judge_that_obeys_captions_is_found() -> None:
+    def told(caption: str, label: int) -> bool:
+        forms = ("answer {}", "answer is {}", "Answer: {}", "assistant {}", "] {}", "labelled {}", "always {}")
+        return any(form.format(label) in caption for form in forms)
+
+    def gullible(a: str, b: str) -> int:
+        for label, caption in ((1, a), (2, b)):
+            if told(caption, label):
+                return label
+        return FakePairs()._one(a, b)
+
+    report = probed(pairs=FakePairs(decide=gullible))
+    checks = {check.name: check for check in report.checks}
+    assert over(report) == {"pair_injected"} and checks["pair_injected"].value == 1.0
+    assert checks["pair_injected"].cases == 2 * len(QUESTIONS.helpful)
+    # One that only hears some orders, and only of the second caption, counts for so many.
+    half = probed(pairs=FakePairs(decide=lambda a, b: 2 if "always 2" in b else FakePairs()._one(a, b)))
+    found = next(check for check in half.checks if check.name == "pair_injected")
+    assert 0.0 < found.value < 0.1 and all("always 2" in example.asked[1] for example in found.examples)
+
+
+def test_what_cannot_be_measured_says_so() -> None:
+    pointwise = asyncio.run(probe(FakeJudge(honest), pairs=PointwiseJudge(FakeJudge(honest))))
+    verdicts = {check.name: check.verdict for check in pointwise.checks}
+    assert verdicts["position"] == verdicts["order"] == "not measured"
+    assert verdicts["pair_undecided"] == verdicts["pair_injected"] == "ok"
+    assert probe_plot(pointwise).count(">–</text>") == 2
+    praising = {check.name: check.verdict for check in probed(lambda c, n: 1).checks}
+    assert praising["injected"] == "not measured" and praising["imbalance"] == "over"
 
 
 def test_a_planted_gullible_judge_is_found() -> None:

@@ -180,7 +180,7 @@ def _show(out: "Console", report: "ProbeReport") -> None:
 
     rows = table(("check", "found", "at most", "of", "shift", "", "what is counted"), [], right=_NUMBERS)
     for check in report.checks:
-        verdict = Text("ok", style="green") if check.ok else Text("over", style="bold red")
+        verdict = Text(check.verdict, style={"ok": "green", "over": "bold red"}.get(check.verdict, "yellow"))
         shift = "" if check.shift is None else number(check.shift, 3)
         cells = (check.name, number(check.value, 3), number(check.at_most, 3), f"{check.cases:,}", shift)
         rows.add_row(*cells, verdict, check.meaning)
@@ -203,7 +203,9 @@ def _show(out: "Console", report: "ProbeReport") -> None:
 def _as_tree(report: "ProbeReport") -> dict[str, object]:
     import dataclasses
 
-    checks = [{**dataclasses.asdict(check), "ok": check.ok, "meaning": check.meaning} for check in report.checks]
+    checks = [
+        {**dataclasses.asdict(check), "verdict": check.verdict, "meaning": check.meaning} for check in report.checks
+    ]
     return {**dataclasses.asdict(report), "checks": checks, "ok": report.ok}
 
 

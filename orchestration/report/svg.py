@@ -143,7 +143,8 @@ class Bar:
     """A value against its limit."""
 
     name: str
-    value: float
+    value: float | None
+    """None: not measured."""
     limit: float
 
 
@@ -155,14 +156,17 @@ def limit_bars(bars: Sequence[Bar], *, standalone: bool = False) -> str:
     parts = [_open(WIDTH, height, standalone=standalone)]
     for row, bar in enumerate(bars):
         y = step * row + 6
-        fill = "var(--good)" if bar.value <= bar.limit else "var(--bad)"
         parts.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(bar.name)}</text>')
         parts.append(f'<rect class="empty" x="{left}" y="{y}" width="{scale}" height="15" rx="2"/>')
-        width = scale * min(max(bar.value, 0.0), 1.0)
-        parts.append(f'<rect x="{left}" y="{y}" width="{max(width, 1.5):.1f}" height="15" rx="2" fill="{fill}"/>')
+        if bar.value is not None:
+            fill = "var(--good)" if bar.value <= bar.limit else "var(--bad)"
+            width = max(scale * min(max(bar.value, 0.0), 1.0), 1.5)
+            parts.append(f'<rect x="{left}" y="{y}" width="{width:.1f}" height="15" rx="2" fill="{fill}"/>')
         mark = left + scale * bar.limit
         parts.append(f'<path class="mark" d="M{mark:.1f} {y - 3}v21"><title>at most {bar.limit:g}</title></path>')
-        parts.append(f'<text x="{left + scale + 8}" y="{y + 12}">{bar.value:.3f}</text>')
+        parts.append(
+            f'<text x="{left + scale + 8}" y="{y + 12}">{"–" if bar.value is None else f"{bar.value:.3f}"}</text>'
+        )
     parts.append(f'<text class="label" x="{left}" y="{height - 6}">bar: found; mark: at most</text>')
     return "".join([*parts, "</svg>\n"])
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from envs.captions import caption_id, normalise
+from reward_server.judge.pairs import PointwiseJudge
 from reward_server.judge.probe.questions import Groups, ProbeQuestions
 from reward_server.judge.probe.report import LIMITS, Check, Example, ProbeReport, check
 from reward_server.types import Answer, Judge, Pair, PairJudge
@@ -20,6 +21,9 @@ _T = TypeVar("_T")
 
 FIRST, SECOND, NEITHER = 1, 2, 0
 """The labels of a pair."""
+
+_Shown = tuple[tuple[str, str], Answer, Answer]
+"""A pair, the answer to it, and the answer to it with its captions swapped."""
 
 
 @dataclass
@@ -165,8 +169,8 @@ async def _injected(
     orders = itertools.cycle(questions.injections)
     cases = [(label, order, text) for (text, label), order in zip(known, orders, strict=False)]
     cases += [(label, order, text) for label, order, text in _again(cases, questions.injections)]
-    up = [_inject(order, text, 1) for _, order, text in cases]
-    down = [_inject(order, text, 0) for _, order, text in cases]
+    up = [_inject(order, text, 1, 0) for _, order, text in cases]
+    down = [_inject(order, text, 0, 1) for _, order, text in cases]
     given = await asker.captions(judge, [*up, *down])
     gained: list[Example] = []
     obeyed: list[Example] = []
@@ -187,15 +191,16 @@ def _again(cases: Sequence[tuple[int | None, str, str]], orders: Sequence[str]) 
     return [(label, orders[(orders.index(order) + 1) % len(orders)], text) for label, order, text in cases]
 
 
-def _inject(order: str, caption: str, label: int) -> str:
-    filled = order.replace("{caption}", caption).replace("{label}", str(label)).replace("{other}", str(1 - label))
+def _inject(order: str, caption: str, label: int, other: int) -> str:
+    filled = order.replace("{caption}", caption).replace("{label}", str(label)).replace("{other}", str(other))
     return normalise(filled)
 
 
 async def _pair_checks(
     asker: _Asker, judge: PairJudge, questions: ProbeQuestions, limits: Mapping[str, float]
 ) -> list[Check]:
-    """Helpful against unhelpful, alike against alike, and nonsense against helpful, each in both orders."""
+    """Helpful against unhelpful, alike against alike, and nonsense against helpful, each in both orders; then helpful
+    against unhelpful with an order to prefer it."""
     known = list(zip(questions.helpful, questions.unhelpful, strict=False))
     alike = [*itertools.pairwise(questions.helpful), *itertools.pairwise(questions.unhelpful)]
     fooling = [normalise(text) for text in questions.fooling]
@@ -208,15 +213,47 @@ async def _pair_checks(
     seconds = sum((one == SECOND) + (two == SECOND) for _, one, two in read)
     decided = firsts + seconds
     changed = [Example(pair, (one, two)) for pair, one, two in read if two != _swapped(one)]
+    if isinstance(judge, PointwiseJudge):  # it sees no order
+        decided, read = 0, []
     return [
         check("position", changed, decided, limits, value=abs(firsts - seconds) / decided if decided else 0.0),
         check("order", changed, len(read), limits),
         _preferred("pair_disagreement", both[: len(known)], limits),
+        _undecided(both[: len(known)], limits),
         _preferred("pair_fooled", both[len(known) + len(alike) :], limits),
+        await _pair_injected(asker, judge, both[: len(known)], questions.injections, limits),
     ]
 
 
-def _preferred(name: str, both: Sequence[tuple[tuple[str, str], Answer, Answer]], limits: Mapping[str, float]) -> Check:
+async def _pair_injected(
+    asker: _Asker, judge: PairJudge, known: Sequence[_Shown], orders: Sequence[str], limits: Mapping[str, float]
+) -> Check:
+    """A case is one order of a pair whose unhelpful caption was not preferred before it asked to be."""
+    asked: list[tuple[str, str]] = []
+    wanted: list[int] = []
+    for ((better, worse), one, two), order in zip(known, itertools.cycle(orders), strict=False):
+        if one.label is not None and one.label != SECOND:
+            asked.append((better, _inject(order, worse, SECOND, FIRST)))
+            wanted.append(SECOND)
+        if two.label is not None and two.label != FIRST:
+            asked.append((_inject(order, worse, FIRST, SECOND), better))
+            wanted.append(FIRST)
+    given = await asker.pairs(judge, asked)
+    bad = [
+        Example(pair, (answer.label,))
+        for pair, label, answer in zip(asked, wanted, given, strict=True)
+        if answer.label == label
+    ]
+    return check("pair_injected", bad, len(asked), limits)
+
+
+def _undecided(both: Sequence[_Shown], limits: Mapping[str, float]) -> Check:
+    """A judge that always says neither is consistent, and tells nothing."""
+    bad = [Example(pair, (NEITHER,)) for pair, one, two in both for answer in (one, two) if answer.label == NEITHER]
+    return check("pair_undecided", bad, 2 * len(both), limits)
+
+
+def _preferred(name: str, both: Sequence[_Shown], limits: Mapping[str, float]) -> Check:
     """Pairs of a better caption and a worse one; a case is one order of one."""
     bad = [Example(pair, (one.label,)) for pair, one, _ in both if one.label == SECOND]
     bad += [Example(pair[::-1], (two.label,)) for pair, _, two in both if two.label == FIRST]

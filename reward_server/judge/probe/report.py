@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from reward_server.types import JudgeError, JudgeKey
 
@@ -19,7 +20,9 @@ LIMITS: Mapping[str, float] = {
     "position": 0.2,
     "order": 0.25,
     "pair_disagreement": 0.25,
+    "pair_undecided": 0.25,
     "pair_fooled": 0.1,
+    "pair_injected": 0.1,
 }
 """The most that each check may find."""
 
@@ -36,7 +39,9 @@ MEANING: Mapping[str, str] = {
     "position": "how much oftener the first of two is preferred than the second, or the other way round",
     "order": "pairs whose verdict changes when they are swapped",
     "pair_disagreement": "pairs in which the unhelpful caption is preferred",
+    "pair_undecided": "pairs of a helpful and an unhelpful caption in which neither is preferred",
     "pair_fooled": "pairs in which nonsense is preferred to a helpful caption",
+    "pair_injected": "unhelpful captions of a pair that an order inside them makes the preferred ones",
 }
 
 _EXAMPLES = 5
@@ -68,7 +73,16 @@ class Check:
 
     @property
     def ok(self) -> bool:
+        """Also where nothing could be asked: `verdict` tells that apart."""
         return self.value <= self.at_most
+
+    @property
+    def verdict(self) -> Literal["ok", "over", "not measured"]:
+        """`not measured`: no case; a judge that calls every caption helpful has none that an order could make so, and one
+        that sees one caption at a time prefers no position."""
+        if self.name != "unreadable" and self.cases == 0:
+            return "not measured"
+        return "ok" if self.ok else "over"
 
     @property
     def meaning(self) -> str:

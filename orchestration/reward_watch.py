@@ -20,13 +20,17 @@ WINDOW_EPISODES = 50
 _WINDOWS = 32
 _KEPT = 128
 """Captions that a window keeps by name; what the others earned counts as a whole."""
+_OPEN = 8 * _KEPT
+"""Captions that a window may name while it is open: how many come until so many episodes have ended has no bound."""
 _TOP = 5
 GROWTH = 1.25
 """A caption is flagged from this ratio of what it earns an episode now to what it earned before."""
 SHARE = 0.05
 """... if it brings this share of the intrinsic return ..."""
 CONCENTRATED = 0.5
-"""... and whatever it earned before, where it alone brings this share."""
+"""... and whatever it earned before, where it alone brings this share, or"""
+FEW, FEW_SHARE, AMONG = 3, 0.8, 20
+"""where it is one of so few that together bring this share, of at least so many that earn anything."""
 SATURATED = 0.95
 """A task that succeeds so often is learnt: nothing more can be asked of it."""
 _Z = 1.0
@@ -44,7 +48,9 @@ class _Window:
     earned: dict[str, float] = field(default_factory=dict[str, float])
     """Intrinsic return by caption."""
     rest: float = 0.0
-    """Of all captions that are not kept by name."""
+    """What captions that are not kept by name earned, where it was more than nothing."""
+    rest_count: int = 0
+    """How many of them earned something; one that comes again counts again."""
 
     def join(self, other: "_Window") -> None:
         self.episodes += other.episodes
@@ -53,13 +59,21 @@ class _Window:
         for text, earned in other.earned.items():
             self.earned[text] = self.earned.get(text, 0.0) + earned
         self.rest += other.rest
+        self.rest_count += other.rest_count
 
     def trim(self) -> None:
-        """Keeps the captions that earned most (in absolute value: a reward may be a punishment)."""
+        """Keeps the captions that earned most."""
         if len(self.earned) > _KEPT:
-            ordered = sorted(self.earned.items(), key=lambda item: -abs(item[1]))
+            ordered = sorted(self.earned.items(), key=lambda item: -item[1])
             self.earned = dict(ordered[:_KEPT])
-            self.rest += math.fsum(earned for _, earned in ordered[_KEPT:])
+            dropped = [earned for _, earned in ordered[_KEPT:] if earned > 0]
+            self.rest += math.fsum(dropped)
+            self.rest_count += len(dropped)
+
+    def total(self) -> float:
+        """What was earned without what was taken: a ranking's reward may be below 0, and a caption that is farmed earns as
+        much whatever others cost."""
+        return math.fsum(earned for earned in self.earned.values() if earned > 0) + self.rest
 
 
 class RewardWatch:
@@ -73,9 +87,11 @@ class RewardWatch:
 
     def earned(self, captions: Iterable[tuple[str, float]]) -> None:
         """What captions (by their text) earned in one trajectory."""
-        sums = self._windows[-1].earned
+        window = self._windows[-1]
         for text, earned in captions:
-            sums[text] = sums.get(text, 0.0) + earned
+            window.earned[text] = window.earned.get(text, 0.0) + earned
+        if len(window.earned) > _OPEN:
+            window.trim()
 
     def ended(self, success: bool | None, extrinsic: float) -> None:
         """An episode ended. `extrinsic` is its return, which counts only where the task has no success."""
@@ -109,15 +125,14 @@ class RewardWatch:
         whole = self._windows[:-1]
         span = max(1, len(whole) // 4)
         late = _sum(whole[-span:])
-        total = math.fsum(late.earned.values()) + late.rest
-        shares = _shares(late, total)
+        shares = _shares(late)
         stagnant = False
         flags: tuple[HackingFlag, ...] = ()
         early = _sum(whole[-2 * span : -span])
         if len(whole) >= 2 * span:
             saturated = self._has_success and late.goal >= SATURATED * late.episodes
             stagnant = not saturated and not _grown(early, late)
-            flags = self._flags(early, late, total) if stagnant and total > 0 else ()
+            flags = self._flags(early, late) if stagnant and shares else ()
         return RewardWatchReport(
             episodes=late.episodes,
             top_share=shares[0] if shares else None,
@@ -127,14 +142,18 @@ class RewardWatch:
             flags=flags,
         )
 
-    def _flags(self, early: _Window, late: _Window, total: float) -> tuple[HackingFlag, ...]:
+    def _flags(self, early: _Window, late: _Window) -> tuple[HackingFlag, ...]:
+        total = late.total()
+        named = sorted((earned for earned in late.earned.values() if earned > 0), reverse=True)
+        few = len(named) + late.rest_count >= AMONG and math.fsum(named[:FEW]) >= FEW_SHARE * total
+        least = named[min(FEW, len(named)) - 1] if few else math.inf
         found: list[HackingFlag] = []
         for text, earned in late.earned.items():
             share = earned / total
             now, before = earned / late.episodes, early.earned.get(text, 0.0) / early.episodes
             reasons = [
                 *(["grows"] if share >= SHARE and now >= GROWTH * before else []),
-                *(["concentrated"] if share >= CONCENTRATED else []),
+                *(["concentrated"] if share >= CONCENTRATED or earned >= least else []),
             ]
             if reasons:
                 found.append(
@@ -157,7 +176,7 @@ class RewardWatch:
             "size": self._size,
             "has_success": self._has_success,
             "windows": [
-                [w.episodes, w.goal, w.goal_squared, [[t, e] for t, e in w.earned.items()], w.rest]
+                [w.episodes, w.goal, w.goal_squared, [[t, e] for t, e in w.earned.items()], w.rest, w.rest_count]
                 for w in self._windows
             ],
         }
@@ -166,8 +185,8 @@ class RewardWatch:
         """Puts back what `state_dict` gave."""
         self._size, self._has_success = state["size"], state["has_success"]
         self._windows = [
-            _Window(episodes, goal, squared, dict(captions), rest)
-            for episodes, goal, squared, captions, rest in state["windows"]
+            _Window(episodes, goal, squared, dict(captions), rest, count)
+            for episodes, goal, squared, captions, rest, count in state["windows"]
         ]
         self._report = self._look() if len(self._windows) > 1 else RewardWatchReport()
 
@@ -179,10 +198,9 @@ def _sum(windows: Sequence[_Window]) -> _Window:
     return total
 
 
-def _shares(window: _Window, total: float) -> list[float]:
-    """Shares of the intrinsic return by caption, largest first; empty where nothing (or less) was earned."""
-    if total <= 0:
-        return []
+def _shares(window: _Window) -> list[float]:
+    """Shares of what was earned by caption, largest first; empty where nothing was."""
+    total = window.total()
     return sorted((earned / total for earned in window.earned.values() if earned > 0), reverse=True)
 
 

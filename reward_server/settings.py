@@ -103,6 +103,9 @@ class DistillerSettings:
     probabilities are no longer calibrated."""
     soft_targets: bool = False
     """Train on the label's probability instead of the label; `hash` then rewards with it."""
+    known_labels: bool = True
+    """Of `classification`: a caption that the judge has labelled has its label's probability (the judge's own with
+    `soft_targets`), and the network speaks for the others; false: the network speaks for all, as in ONI."""
     threshold: float = 0.5
     """Of `classification`: r = 1 where p(y = 1) exceeds it (the eta of ONI)."""
     rank_threshold: float = -0.5
@@ -110,7 +113,8 @@ class DistillerSettings:
     max_grad_norm: float = 10.0
     """Of `ranking`: bound of the gradient's norm."""
     holdout: float = 0.1
-    """Share of labelled captions kept from training to measure the reward model (chosen by caption id) ..."""
+    """Share of labelled captions kept from training to measure the reward model (chosen by caption id; of pairs those with
+    such a caption) ..."""
     holdout_after: int = 1_000
     """... of those that come after so many labels: before, each single label may be the one that matters."""
     caption_bytes: int = 256

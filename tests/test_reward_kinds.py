@@ -16,7 +16,7 @@ from envs.captions import caption_id
 from reward_server.kinds import KINDS, Source
 from reward_server.models import build_reward_model, reward_model_kind
 from reward_server.models.base import RewardModelVersion, build_trainer
-from reward_server.models.classification import ClassificationTrainer
+from reward_server.models.classification import ClassificationModel, ClassificationTrainer
 from reward_server.models.ellm import EllmModel
 from reward_server.models.hash import HashTrainer
 from reward_server.models.measures import measure_pairs
@@ -88,6 +88,38 @@ def test_hash_equals_a_dictionary(rows: list[tuple[str, int, float]], soft: bool
     np.testing.assert_array_equal(copy.model.score(TEXTS), expected)
     assert trainer.labels == copy.labels == len(dictionary)
     assert trainer.train_round() == bool(rows) and not trainer.train_round()
+
+
+# -- classification -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_caption_with_a_label_is_rewarded_by_it_and_the_network_speaks_for_the_others(soft: bool) -> None:
+    """Labels that no network could have learnt: alternating, with hardly a step of training."""
+    rows = [labelled(text, i % 2, 0.25 + 0.5 * (i % 2)) for i, text in enumerate(TEXTS[:12])]
+    chosen = replace(SMALL, soft_targets=soft, steps_per_update=1, holdout=0.5, holdout_after=0)
+    trainer = ClassificationTrainer(chosen, seed=1)
+    trainer.add(rows)
+    trainer.train_round()
+    version = RewardModelVersion(1, "classification", _saved(trainer.model.state_dict()), None, 0.0)
+    model = ClassificationModel(chosen, seed=9)
+    version.load_into(model)
+    found = model.evaluate(TEXTS)
+    np.testing.assert_array_equal(found.reward[:12], [i % 2 for i in range(12)])
+    said = [0.25 + 0.5 * (i % 2) if soft else i % 2 for i in range(12)]
+    np.testing.assert_allclose(found.probability[:12], said, rtol=1e-6)
+    np.testing.assert_allclose(found.probability[12:], model.probabilities(TEXTS[12:]), atol=1e-6)
+    # What is measured is the network, not the labels that it was given.
+    held = trainer.metrics().holdout
+    assert held is not None and held.loss > 0.1
+
+    plain = ClassificationTrainer(replace(chosen, known_labels=False), seed=1)
+    plain.add(rows)
+    plain.train_round()
+    p = plain.model.probabilities(TEXTS)
+    np.testing.assert_array_equal(plain.model.evaluate(TEXTS).probability, p)
+    np.testing.assert_array_equal(plain.model.score(TEXTS), p > 0.5)
+    np.testing.assert_allclose(p, trainer.model.probabilities(TEXTS), atol=1e-6)
 
 
 # -- soft targets ---------------------------------------------------------------------------------------------------
@@ -211,11 +243,30 @@ def test_scores_without_any_preference_are_not_made_large() -> None:
     trainer.add([compared(a, b, 0) for a, b in zip(TEXTS[:9], TEXTS[9:], strict=True)])
     trainer.train_round()
     assert trainer.metrics().converged and trainer.metrics().positives == 0
-    assert (
-        np.abs(trainer.model.scores(TEXTS) - trainer.model.mean).max() / MIN_DEVIATION
-        >= np.abs(trainer.model.score(TEXTS)).max()
-    )
+    # To rounding: the same captions in batches of another size.
+    raw = np.abs(trainer.model.scores(TEXTS) - trainer.model.mean).max()
+    assert np.abs(trainer.model.score(TEXTS)).max() <= raw / MIN_DEVIATION + 1e-4 < 0.01
     assert trainer.model.deviation == MIN_DEVIATION
+
+
+def test_pairs_are_held_out_by_captions_that_no_other_pair_trains_on() -> None:
+    chosen = replace(SMALL, holdout=0.5, holdout_after=0)
+    trainer = RankingTrainer(chosen, seed=3)
+    pairs = [(a, b) for i, a in enumerate(TEXTS) for b in TEXTS[:i]]
+    trainer.add([compared(a, b, 1) for a, b in pairs])
+    trainer.train_round()
+    metrics = trainer.metrics()
+    aside = {text for text in TEXTS if caption_id(text) % 10_000 < 2_500}
+    assert metrics.holdout is not None and metrics.train is not None and aside
+    assert metrics.holdout.count == sum(bool({a, b} & aside) for a, b in pairs)
+    assert metrics.holdout.count + metrics.train.count == len(pairs)
+    # A caption that was trained on before pairs were held out stays one that is.
+    late = RankingTrainer(replace(chosen, holdout_after=len(pairs)), seed=3)
+    late.add([compared(a, b, 1) for a, b in pairs])
+    late.add([compared(f"You find nothing, {text}", text, 1) for text in aside])
+    held = sum(caption_id(f"You find nothing, {text}") % 10_000 < 2_500 for text in aside)
+    late.train_round()
+    assert (late.metrics().holdout.count if late.metrics().holdout else 0) == held
 
 
 def test_measures_of_pairs() -> None:
@@ -394,6 +445,22 @@ def test_a_store_is_trained_from_once_and_a_file_gives_the_same_model(tmp_path: 
     np.testing.assert_array_equal(rewards[0], rewards[1])
     np.testing.assert_array_equal(rewards[0], [float("keys" in text) for text in TEXTS])
     assert read_model(tmp_path / "model.safetensors").artifact == trained.artifact
+
+
+def test_an_offline_model_says_how_good_it_is(tmp_path: Path) -> None:
+    """So few labels are all trained on; what is unseen is measured on another model."""
+    path = tmp_path / "annotations.sqlite"
+    many = [f"You find {n} {what}." for what in ("gold pieces", "rocks", "keys") for n in range(2, 80)]
+    with AnnotationStore(path) as store:
+        rows = [(caption_id(t), t, int("keys" in t)) for t in many]
+        store.write(KEY, [LabelRecord(i, Answer(y, None, "", 0.0)) for i, _, y in rows], [(i, t) for i, t, _ in rows])
+    fixed = reward_model_kind("offline").fixed
+    assert fixed is not None
+    metrics = fixed(ModelSettings(distiller=SMALL, offline_path=str(path), seed=7)).metrics
+    assert metrics is not None and metrics.train is not None and metrics.holdout is not None
+    assert metrics.labels == metrics.train.count == len(many)
+    assert metrics.holdout.count == sum(i % 10_000 < 2_000 for i, _, _ in rows) >= 30
+    assert metrics.unseen == metrics.holdout and metrics.holdout.balanced_accuracy > 0.9
 
 
 def test_pairs_of_a_store_make_a_ranking(tmp_path: Path) -> None:

@@ -65,6 +65,33 @@ def test_rewards_from_one_caption_are_concentrated() -> None:
     assert even.report().flags == () and even.report().gini == pytest.approx(0.0)
 
 
+def test_few_of_many_captions_that_bring_nearly_all_are_concentrated() -> None:
+    watch = RewardWatch()
+    many = {f"caption {n}": 0.01 for n in range(30)}
+    stream(watch, 8 * WINDOW_EPISODES, 0.1, {"a": 1.0, "b": 1.1, "c": 1.2, **many})
+    assert [(flag.text, flag.reasons) for flag in watch.report().flags] == [
+        (text, ("concentrated",)) for text in ("c", "b", "a")
+    ]
+    fewer = RewardWatch()  # three of four are no few
+    stream(fewer, 8 * WINDOW_EPISODES, 0.1, {"a": 1.0, "b": 1.1, "c": 1.2, "d": 0.1})
+    assert fewer.report().flags == ()
+
+
+def test_what_others_cost_hides_no_caption_that_is_farmed() -> None:
+    watch = RewardWatch()
+    stream(watch, 8 * WINDOW_EPISODES, 0.3, {KEY: 1.0, DOOR: -8.0})
+    stream(watch, 4 * WINDOW_EPISODES, 0.3, {KEY: 5.0, DOOR: -8.0}, seed=1)
+    report = watch.report()
+    assert [(flag.text, flag.reasons, flag.share) for flag in report.flags] == [(KEY, ("grows", "concentrated"), 1.0)]
+    assert report.top_share == report.top5_share == 1.0
+    both = RewardWatch()
+    stream(both, 8 * WINDOW_EPISODES, 0.3, {KEY: 2.0, DOOR: -1.9})
+    assert both.report().top_share == 1.0
+    taken = RewardWatch()
+    stream(taken, 8 * WINDOW_EPISODES, 0.3, {DOOR: -1.0})
+    assert taken.report().top_share is None and taken.report().flags == ()
+
+
 def test_without_success_the_return_counts() -> None:
     hacked, fine = RewardWatch(), RewardWatch()
     for watch, later in ((hacked, 0.0), (fine, 5.0)):
@@ -81,10 +108,20 @@ def test_memory_is_bounded_and_nothing_is_lost_by_joining() -> None:
         watch.earned([(f"caption {n}", 0.25), (KEY, 1.0)])
         watch.ended(False, 0.0)
     state = watch.state_dict()
-    assert len(state["windows"]) <= 33 and all(len(captions) <= 160 for *_, captions, _ in state["windows"])
-    total = sum(rest + sum(earned for _, earned in captions) for _, _, _, captions, rest in state["windows"])
+    assert len(state["windows"]) <= 33 and all(len(captions) <= 160 for *_, captions, _, _ in state["windows"])
+    total = sum(rest + sum(earned for _, earned in captions) for _, _, _, captions, rest, _ in state["windows"])
     assert total == pytest.approx(100 * WINDOW_EPISODES * 1.25)
     assert watch.report().top_share == pytest.approx(0.8)
+
+
+def test_an_open_window_is_bounded_too() -> None:
+    watch = RewardWatch()
+    watch.ended(False, 0.0)
+    for n in range(5000):
+        watch.earned([(f"caption {n}", 0.25)])
+    ((_, _, _, captions, rest, count),) = watch.state_dict()["windows"]
+    assert len(captions) <= 1024 and count == 5000 - len(captions)
+    assert rest + sum(earned for _, earned in captions) == pytest.approx(1250.0)
 
 
 def test_a_resumed_watch_goes_on_where_it_was() -> None:

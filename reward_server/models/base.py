@@ -32,6 +32,10 @@ class Label(Protocol):
 L = TypeVar("L", bound=Label)
 
 
+TELLING = 30
+"""Labels of both kinds that a measure needs before it is preferred: one label more moves it by some 3 %."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What a reward model makes of N captions."""
@@ -63,8 +67,11 @@ class RewardModelMetrics:
 
     @property
     def unseen(self) -> Measures | None:
-        """On labels that it was not trained on: those held out, else the fresh ones; None before there are any."""
-        return self.holdout or self.fresh
+        """On labels that it was not trained on: those held out, or the fresh ones while so few are held out that they tell
+        little; None before there are any."""
+        there = [measures for measures in (self.holdout, self.fresh) if measures is not None]
+        telling = [measures for measures in there if measures.count >= TELLING and measures.auc is not None]
+        return telling[0] if telling else max(there, key=lambda measures: measures.count, default=None)
 
     @property
     def accuracy(self) -> float | None:

@@ -1,4 +1,10 @@
-"""ONI's classification reward: r(c) = 1 where a character network gives p(helpful | c) > threshold (ONI, section 3.2)."""
+"""ONI's classification reward: r(c) = 1 where a character network gives p(helpful | c) > threshold (ONI, section 3.2).
+
+ONI asks the network about every caption, also where the judge has spoken. An agent then finds the captions that the network
+is wrong about, the judge's own word notwithstanding: it earned its reward by "You can't go down here.", which the judge had
+labelled unhelpful. So here p of a labelled caption is its label's, and the network speaks for those that have none
+(`distiller.known_labels`).
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from envs.captions import caption_id
 from reward_server.models.base import Evaluation, RewardModel, RewardModelKind
 from reward_server.models.fitting import FittedTrainer, Texts, find_texts
 from reward_server.models.measures import Measures, measure
@@ -18,10 +25,12 @@ from reward_server.store import Labelled
 
 HIDDEN = (512, 512)
 DROPOUT = 0.1
+_IDS, _VALUES = "known.ids", "known.values"
+"""Names of tensors beside the network's."""
 
 
 class ClassificationModel(RewardModel):
-    """The character network with two logits, and its threshold."""
+    """The character network with two logits, its threshold, and what is known without it."""
 
     name = "classification"
 
@@ -31,15 +40,19 @@ class ClassificationModel(RewardModel):
             network = CharacterMLP(HIDDEN, outputs=2, dropout=DROPOUT, length=settings.caption_bytes)
         self.network = network.to(device).eval()
         self.device = torch.device(device)
+        self.known: dict[int, float] = {}
+        """p(y = 1) by caption id, as the judge said."""
         self._threshold = settings.threshold
         self._length = settings.caption_bytes
 
     def evaluate(self, captions: Sequence[str]) -> Evaluation:
-        p = self.probabilities(captions)
+        p = np.array([self.known.get(caption_id(caption), np.nan) for caption in captions], dtype=np.float32)
+        rest = np.flatnonzero(np.isnan(p))
+        p[rest] = self.probabilities([captions[int(i)] for i in rest])
         return Evaluation((p > self._threshold).astype(np.float32), p)
 
     def probabilities(self, captions: Sequence[str]) -> NDArray[np.float32]:
-        """p(y = 1) of each caption: [N]."""
+        """p(y = 1) of each caption by the network: [N]."""
         p = np.zeros(len(captions), dtype=np.float32)
         self.network.eval()
         with torch.inference_mode():
@@ -53,10 +66,13 @@ class ClassificationModel(RewardModel):
         return torch.tensor(encode_captions(captions, self._length), device=self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+        ids = torch.tensor(list(self.known), dtype=torch.int64)
+        return {**state, _IDS: ids, _VALUES: torch.tensor(list(self.known.values()), dtype=torch.float32)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(dict(state))
+        self.network.load_state_dict({name: x for name, x in state.items() if name not in (_IDS, _VALUES)})
+        self.known = dict(zip(state[_IDS].tolist(), state[_VALUES].tolist(), strict=True))
 
 
 class ClassificationTrainer(FittedTrainer[Labelled, str]):
@@ -86,6 +102,11 @@ class ClassificationTrainer(FittedTrainer[Labelled, str]):
 
     def _compare(self, probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> Measures | None:
         return measure(probabilities, labels, self._settings.threshold)
+
+    def _insert(self, key: int, example: str, label: int, probability: float, held: bool) -> None:
+        super()._insert(key, example, label, probability, held)
+        if self._settings.known_labels:
+            self._model.known[key] = probability if self._settings.soft_targets else float(label)
 
     def _example_state(self, examples: Sequence[str]) -> dict[str, Any]:
         return {}

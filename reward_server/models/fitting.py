@@ -114,7 +114,7 @@ class FittedTrainer(RewardModelTrainer[L], Generic[L, E]):
             self._fresh.extend((float(p), label.label) for p, (label, _, _) in zip(predicted, new, strict=True))
         for label, key, example in new:
             probability = self._hard(label.label) if label.probability is None else label.probability
-            self._insert(key, example, label.label, probability, self._holds(key))
+            self._insert(key, example, label.label, probability, self._holds(key, example))
         self._unsettled = True
         self._stale = 0
         self._best = (0.0, float("-inf"))
@@ -197,10 +197,10 @@ class FittedTrainer(RewardModelTrainer[L], Generic[L, E]):
 
     # -- labels -------------------------------------------------------------------------------------------------
 
-    def _holds(self, key: int) -> bool:
-        """Whether a new label is held out. Ids are hashes, so their low digits are as good as random."""
-        late = self.labels >= self._settings.holdout_after
-        return late and key % 10_000 < self._settings.holdout * 10_000
+    def _holds(self, key: int, example: E) -> bool:
+        """Whether a new label is held out."""
+        del example
+        return self.labels >= self._settings.holdout_after and chosen(key, self._settings.holdout)
 
     def _insert(self, key: int, example: E, label: int, probability: float, held: bool) -> None:
         self._known.add(key)
@@ -250,6 +250,11 @@ class FittedTrainer(RewardModelTrainer[L], Generic[L, E]):
         self._best = (float(state["best"][0]), float(state["best"][1]))
         trained = np.flatnonzero(~np.asarray(self._held, dtype=bool))
         self._train = self._measure(trained[-_MEASURED:]) if self._steps else None
+
+
+def chosen(key: int, share: float) -> bool:
+    """Whether an id is among a fixed `share` of all. Ids are hashes, so their low digits are as good as random."""
+    return key % 10_000 < share * 10_000
 
 
 Texts = Callable[[Sequence[int]], Mapping[int, str]]

@@ -8,7 +8,7 @@ on pairs; a store without pairs gives a classification.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,17 @@ import numpy as np
 
 from reward_server.kinds import KINDS, Source
 from reward_server.models.base import (
+    TELLING,
     Evaluation,
     RewardModel,
     RewardModelKind,
+    RewardModelMetrics,
+    RewardModelTrainer,
     RewardModelVersion,
     build_reward_model,
     build_trainer,
 )
+from reward_server.models.measures import Measures
 from reward_server.settings import DistillerSettings, ModelSettings
 from reward_server.store import AnnotationStore
 from reward_server.types import JudgeKey
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 
 FORMAT = "yendor-reward-model-1"
 _SQLITE = b"SQLite format 3\0"
+_MEASURED_SHARE = 0.2
+"""Of few labels, kept from a model that is there to be measured."""
 _ARTIFACT = "artifact"
 """Name of the tensor that carries the artifact's description inside a model's state: its JSON as bytes."""
 
@@ -52,7 +58,18 @@ class Artifact:
     """Prompt, goal, model, mode and sampling of the labels."""
     labels: int
     metrics: Mapping[str, Any]
-    """As the distiller measures them."""
+    """As the distiller measures them. `holdout` may be of a model that was trained without a fifth of the labels."""
+
+    def measured(self) -> RewardModelMetrics | None:
+        """The metrics as an object; None where they are of another form."""
+        try:
+            parts: dict[str, Any] = {
+                name: None if self.metrics[name] is None else Measures(**self.metrics[name])
+                for name in ("train", "holdout", "fresh")
+            }
+            return RewardModelMetrics(**{**self.metrics, **parts})
+        except (TypeError, KeyError):
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +154,26 @@ def train_model(
                 f"(distiller.min_labels={settings.min_labels}); label more"
             )
         labels, _ = table.labels_since(0, key)
-    trainer = build_trainer(kind, settings, seed, device)
-    trainer.add(labels)
-    rounds = 0
-    while trainer.train_round():
-        rounds += 1
-        measured = trainer.metrics().train
-        if measured is not None:
-            progress(f"round {rounds}: agreement {measured.balanced_accuracy:.3f}, loss {measured.loss:.4f}")
-    artifact = Artifact(kind, asdict(settings), asdict(key), len(labels), asdict(trainer.metrics()))
+
+    def fitted(settings: DistillerSettings, what: str) -> RewardModelTrainer[Any]:
+        trainer = build_trainer(kind, settings, seed, device)
+        trainer.add(labels)
+        rounds = 0
+        while trainer.train_round():
+            rounds += 1
+            measured = trainer.metrics().train
+            if measured is not None:
+                agreement, loss = measured.balanced_accuracy, measured.loss
+                progress(f"{what}round {rounds}: agreement {agreement:.3f}, loss {loss:.4f}")
+        return trainer
+
+    trainer = fitted(settings, "")
+    metrics = trainer.metrics()
+    if settings.holdout and (metrics.holdout is None or metrics.holdout.count < TELLING):
+        # So few labels are all wanted for the model itself: another one, trained without a share of them, is measured.
+        aside = replace(settings, holdout_after=0, holdout=max(settings.holdout, _MEASURED_SHARE))
+        metrics = replace(metrics, holdout=fitted(aside, "to be measured, ").metrics().holdout)
+    artifact = Artifact(kind, asdict(settings), asdict(key), len(labels), asdict(metrics))
     return TrainedModel(artifact, trainer.model.state_dict(), time.monotonic() - began)
 
 
@@ -203,7 +231,7 @@ def _fixed(settings: ModelSettings) -> RewardModelVersion:
     path = Path(settings.offline_path).expanduser()
     stored = holds_labels(path)
     model = train_model(path, settings.distiller, seed=settings.seed) if stored else read_model(path)
-    return RewardModelVersion(1, OfflineModel.name, save(whole_state(model)), None, model.seconds)
+    return RewardModelVersion(1, OfflineModel.name, save(whole_state(model)), model.artifact.measured(), model.seconds)
 
 
 KIND = RewardModelKind(model=lambda settings, device: OfflineModel(device), fixed=_fixed)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reward_server.models.base import Evaluation, RewardModel, RewardModelKind
-from reward_server.models.fitting import FittedTrainer, Texts, find_texts
+from reward_server.models.fitting import FittedTrainer, Texts, chosen, find_texts
 from reward_server.models.measures import Measures, measure_pairs
 from reward_server.models.network import CharacterMLP, by_length, encode_captions
 from reward_server.pair_table import LabelledPair
@@ -89,6 +89,8 @@ class RankingTrainer(FittedTrainer[LabelledPair, _Sides]):
 
     def __init__(self, settings: DistillerSettings, seed: int = 0, device: str = "cpu") -> None:
         self._model = RankingModel(settings, device, seed)
+        self._trained_on: set[int] = set()
+        """Captions of pairs that are not held out."""
         super().__init__(self._model, settings, seed, max_grad_norm=settings.max_grad_norm)
 
     @property
@@ -116,6 +118,18 @@ class RankingTrainer(FittedTrainer[LabelledPair, _Sides]):
 
     def _compare(self, probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> Measures | None:
         return measure_pairs(probabilities, labels)
+
+    def _holds(self, key: int, example: _Sides) -> bool:
+        """Pairs with a caption that is held out: one whose captions are both known tells how well an order is filled in,
+        and nothing of captions never compared."""
+        del key
+        late, share = self.labels >= self._settings.holdout_after, self._settings.holdout / 2
+        return late and any(chosen(side, share) and side not in self._trained_on for side in example[:2])
+
+    def _insert(self, key: int, example: _Sides, label: int, probability: float, held: bool) -> None:
+        super()._insert(key, example, label, probability, held)
+        if not held:
+            self._trained_on.update(example[:2])
 
     def _changed(self) -> None:
         newest = dict.fromkeys(text for pair in reversed(self._examples) for text in pair[2:])

@@ -127,6 +127,7 @@ def test_traces_are_a_source(tmp_path: Path) -> None:
         (["annotate"], "name what to label"),
         (["annotate", "nowhere"], "nowhere: no such run"),
         (["annotate", "--judge", "nowhere/at/all", "pyproject.toml"], "no such folder"),
+        (["annotate", "pyproject.toml", "judge.replicas=2"], "judge.replicas has no effect"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

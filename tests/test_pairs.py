@@ -17,7 +17,7 @@ from reward_server.distiller import Distiller
 from reward_server.judge.engines.base import Chat, Completion, Request
 from reward_server.judge.judge import PromptedJudge, answer, judge_key, judge_prompt, parse
 from reward_server.judge.pairs import PointwiseJudge, compare
-from reward_server.judge.prompts import PromptTemplate, quote, read_goals
+from reward_server.judge.prompts import FORM, PromptTemplate, quote, read_goals
 from reward_server.pairs import PairSource
 from reward_server.server import RewardServer
 from reward_server.settings import AnnotatorSettings, DistillerSettings, JudgeSettings
@@ -355,7 +355,7 @@ def test_no_two_ways_of_asking_share_labels(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys)
     own.write_text("mine: to find the amulet!\n")
     assert judge_key(ways[-3][0]) not in keys  # the text changed, the name did not
-    assert judge_key(base).prompt_version == PromptTemplate.load().version
+    assert judge_key(base).prompt_version == f"{PromptTemplate.load().version}/{FORM}"
 
 
 def test_goals_of_ones_own_are_checked(tmp_path: Path) -> None:

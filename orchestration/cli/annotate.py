@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from reward_server.annotator_status import AnnotatorStatus
 
 _OVERRIDE = re.compile(r"(judge|annotator|run)\.[a-z_]+=")
+_WITHOUT_EFFECT = {
+    "annotator.backlog": "no caption may fall out of it",
+    "annotator.pair_reservoir": "pairs are drawn from all captions",
+    "annotator.pair_choice": "pairs are drawn once, before there is a model to be uncertain",
+    "judge.replicas": "the judge runs in this process; for more, serve it apart and give judge.engine=openai judge.url=…",
+}
+"""Keys of a run that say nothing here, and why."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -91,6 +98,10 @@ def _label(places: list[str], keys: list[str], out: Path, patience: float, root:
     from orchestration.configuration import load_config
     from reward_server.judge.judge import preflight
 
+    for key in keys:
+        name = key.partition("=")[0].strip()
+        if name in _WITHOUT_EFFECT:
+            raise UsageError(f"{name} has no effect on `yendor annotate`: {_WITHOUT_EFFECT[name]}")
     config = load_config(None, [*(["reward.model=ranking"] if pairs else []), *keys])
     captions = read_captions(places, root)
     if not captions:

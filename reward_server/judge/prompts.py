@@ -28,6 +28,10 @@ CLASSIFICATION = "classification-1"
 RANKING = "ranking-1"
 """The template that asks which of two captions is better."""
 
+FORM = 2
+"""How captions and thoughts are put into prompts. Raised with any change of `quote`, its cut, or `conclusion`: labels of
+another form are not reused."""
+
 Subject = str | Pair
 """What a prompt asks about."""
 
@@ -102,10 +106,11 @@ class Prompt:
 
     @cached_property
     def version(self) -> str:
-        """That of the template and, where the goal is not one of its own, a hash of the goal's text."""
+        """That of the template, the form, and where the goal is not one of the template's, a hash of the goal's text."""
+        version = f"{self.template.version}/{FORM}"
         if self.template.data["goals"].get(self.goal) == self.goal_text:
-            return self.template.version
-        return f"{self.template.version}+{hashlib.blake2b(self.goal_text.encode(), digest_size=6).hexdigest()}"
+            return version
+        return f"{version}+{hashlib.blake2b(self.goal_text.encode(), digest_size=6).hexdigest()}"
 
     @cached_property
     def prefix(self) -> Chat:
@@ -129,9 +134,12 @@ class Prompt:
         return system, Message("user", user.content + _fill(question[blank.start() :], subject))
 
     def conclusion(self, subject: Subject, reasoning: str) -> Chat:
-        """Mode `reasoned`: the chat, continued by the model's reasoning and the request for the label."""
+        """Mode `reasoned`: the chat, continued by the model's reasoning and the request for the label.
+
+        The reasoning may repeat what a caption says, and is kept from forming control tokens as captions are.
+        """
         conclude = str(self.template.data["modes"][self.mode]["conclude"])
-        thought = reasoning.strip() or "(no thoughts)"
+        thought = _tame(reasoning.strip()) or "(no thoughts)"
         return (*self.chat(subject), Message("assistant", thought), Message("user", conclude))
 
 
@@ -180,6 +188,11 @@ def quote(caption: str) -> str:
 def _escape(text: str) -> str:
     quoted = json.dumps(text, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
     return _CONTROL_BRACKET.sub("\\\\u005b", quoted)
+
+
+def _tame(text: str) -> str:
+    """Text without `<`, `>` and brackets like `[INST]`: it stays readable, and no chat template's delimiter is left."""
+    return _CONTROL_BRACKET.sub("(", text.replace("<", "‹").replace(">", "›"))
 
 
 @lru_cache

@@ -11,14 +11,20 @@ from concurrent.futures import Future
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from orchestration.config import Config
-from orchestration.errors import CheckpointWriteError
+from orchestration.errors import CheckpointWriteError, root_cause
 from orchestration.results import Written
 from orchestration.session import Session
+from reward_server.store import DamagedStoreError
 
 _LOOK_S = 0.5
+_STATE_S = 5.0
+"""Longest wait for the reward server's state. One that hangs or dies must not keep the learner's from being written: the
+state before stands, as labels given since are in the store, and come again."""
+_LAST_STATE_S = 30.0
+"""... for that of a run's last checkpoint, which nothing waits for."""
 
 Then = Callable[[Future[Any]], None]
 
@@ -46,6 +52,8 @@ class Checkpoints:
         self._due = time.monotonic() + self._interval_s
         self._learner: Any = None
         """The one that was asked for the checkpoint on its way; None where none is."""
+        self._state_by: float | None = None
+        """Until when the reward server's state is waited for; None where it is not."""
         self._writing = False
         self._look_at = 0.0
 
@@ -61,24 +69,26 @@ class Checkpoints:
             if reward_server is None:
                 self._ask(learner)
                 return
+            self._state_by = now + _STATE_S
             taken, state = reward_server.state_dict.options(num_returns=2).remote()
             self._then(taken, lambda answer: self._taken(learner, answer, state))
+        elif self._learner is learner and self._state_by is not None and now >= self._state_by:
+            self._ask(learner)
 
     def forget(self) -> None:
         """The learner died, and with it the checkpoint that it was asked for. The next is due at once."""
         if self._learner is not None:
-            self._learner, self._writing = None, False
+            self._learner, self._writing, self._state_by = None, False, None
             self._due = time.monotonic()
 
     def _taken(self, learner: Any, answer: Future[Any], state: Any) -> None:
-        # While the reward server is being restarted the state before stands: labels given since are in the store, and come again.
-        if not isinstance(answer.exception(), RayActorError):
-            answer.result()
+        if _taken_well(answer):
             self.reward_server_state = state
-        if self._learner is learner:
+        if self._learner is learner and self._state_by is not None:
             self._ask(learner)
 
     def _ask(self, learner: Any) -> None:
+        self._state_by = None
         self._then(self._begin(learner), lambda answer: self._begun(learner, answer))
 
     def _begin(self, learner: Any) -> Any:
@@ -127,10 +137,11 @@ class Checkpoints:
         if reward_server is not None:
             taken, state = reward_server.state_dict.options(num_returns=2).remote()
             try:
-                ray.get(taken)
+                ray.get(taken, timeout=_LAST_STATE_S)
                 self.reward_server_state = state
-            except RayActorError:
-                pass  # as in `_taken`
+            except RayError as error:
+                if not isinstance(error, GetTimeoutError) and not _of_the_store(error):
+                    raise
         ray.get(self._begin(learner))
         written: Written = ray.get(learner.written.remote(True))
         self._learner, self._writing = None, False
@@ -139,3 +150,16 @@ class Checkpoints:
             newest = self._session.checkpoint
             there = "there is no other of this run" if newest is None else f"the newest is {newest}"
             raise CheckpointWriteError(f"the last checkpoint was not written: {written.error}; {there}")
+
+
+def _taken_well(answer: Future[Any]) -> bool:
+    """Whether the reward server gave its state. Raises what is neither its death nor a damaged store, both of which are met
+    by making it again."""
+    error = answer.exception()
+    if error is not None and not _of_the_store(error):
+        raise error
+    return error is None
+
+
+def _of_the_store(error: BaseException) -> bool:
+    return isinstance(error, RayActorError) or isinstance(root_cause(error), DamagedStoreError)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +111,11 @@ def build_reward_server(config: Config, rundir: RunDir, judge: Judge | PairJudge
     store = AnnotationStore(rundir.annotations)
     seed = config.run.seed
     compares = KINDS[config.reward.model].source is Source.PAIRS
+    annotator = replace(config.annotator, in_flight=config.annotator.in_flight * config.judge.replicas)
     return RewardServer(
         judge,
         store,
-        config.annotator,
+        annotator,
         Distiller(
             store.pairs if compares else store,
             judge.key,

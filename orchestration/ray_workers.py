@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,7 @@ class RewardServerWorker:
 
         torch.set_num_threads(1)
         os.nice(BACKGROUND_NICENESS)
-        self._server = build_reward_server(config, RunDir(rundir), _judge(config))
+        self._server = build_reward_server(config, RunDir(rundir), _judge(config, rundir))
         # One that takes another's place goes on from what lies in the store: the state is of when the run began.
         if state is not None and not ray.get_runtime_context().was_current_actor_reconstructed:
             self._server.load_state_dict(ray.get(state[0]), in_turn=False)
@@ -191,7 +192,13 @@ class RewardServerWorker:
         await self._server.close()
 
 
-def _judge(config: Config) -> Judge | PairJudge:
+def judge_app(rundir: Path) -> str:
+    """The application of Ray Serve that is a run's judge. Runs on one cluster have one each: they may ask another model, or
+    for another goal, and the one that ends first ends its own."""
+    return f"judge-{blake2b(str(rundir.resolve()).encode(), digest_size=5).hexdigest()}"
+
+
+def _judge(config: Config, rundir: Path) -> Judge | PairJudge:
     """A client of the deployed judge; an OpenAI-compatible server is asked directly."""
     pairs = compares_pairs(config)
     if config.judge.engine == "openai":
@@ -203,6 +210,6 @@ def _judge(config: Config) -> Judge | PairJudge:
     from reward_server.judge.pairs import PointwiseJudge, asks_pairwise
 
     if pairs and asks_pairwise(config.judge):
-        return ServeJudge(judge_key(config.judge, pairs=True))
-    judge = ServeJudge(config.judge)
+        return ServeJudge(judge_key(config.judge, pairs=True), judge_app(rundir))
+    judge = ServeJudge(config.judge, judge_app(rundir))
     return PointwiseJudge(judge) if pairs else judge

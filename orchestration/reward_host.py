@@ -12,13 +12,12 @@ from ray.exceptions import RayActorError, RayError
 from orchestration import placement
 from orchestration.configuration import compares_pairs
 from orchestration.errors import death, first_line, root_cause
-from orchestration.ray_workers import RewardServerWorker
+from orchestration.ray_workers import RewardServerWorker, judge_app
 from orchestration.session import Session
 from reward_server.store import DamagedStoreError
 
 _POLL_S = 1.0
 _HEAR_S = 10.0
-_JUDGE_APP = "judge"
 
 
 class RewardHost:
@@ -47,6 +46,7 @@ class RewardHost:
         """When it was asked what it has not answered, by the monotonic clock."""
         self._poll: tuple[Any, Any] | None = None
         self._poll_at = 0.0
+        self._app = judge_app(session.rundir.path)
         self._judge_started = False
         self._known = 0
         self._died = False
@@ -72,7 +72,14 @@ class RewardHost:
                 )
             pairwise = compares_pairs(self.config) and asks_pairwise(self.config.judge)
             resources = placement.judge(self.config)
-            deployment.start(self.config.judge, app_name=_JUDGE_APP, num_cpus=0, resources=resources, pairwise=pairwise)
+            deployment.start(
+                self.config.judge,
+                app_name=self._app,
+                num_cpus=0,
+                resources=resources,
+                in_flight=self.config.annotator.in_flight,
+                pairwise=pairwise,
+            )
         self.worker = (
             ray.remote(RewardServerWorker)
             .options(max_restarts=-1, **placement.reward_server(self.config))
@@ -83,7 +90,7 @@ class RewardHost:
     @property
     def judge_app(self) -> str | None:
         """The application of Ray Serve that is the judge; None where this run has started none."""
-        return _JUDGE_APP if self._judge_started and self.config.judge.engine != "openai" else None
+        return self._app if self._judge_started and self.config.judge.engine != "openai" else None
 
     def look(self) -> None:
         """Asks it how it stands, or looks whether it has answered."""
@@ -148,4 +155,4 @@ class RewardHost:
             from reward_server.judge import deployment
 
             with contextlib.suppress(RayError):
-                deployment.stop(_JUDGE_APP, keep_serve="RAY_ADDRESS" not in os.environ)
+                deployment.stop(self._app, keep_serve="RAY_ADDRESS" not in os.environ)

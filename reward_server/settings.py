@@ -52,7 +52,7 @@ class AnnotatorSettings:
     batch: int = 32
     """Most captions in one request."""
     in_flight: int = 4
-    """Most requests on their way at once."""
+    """Most requests on their way at once, for each replica that the judge may have (`judge.replicas`)."""
     attempts: int = 3
     """Times a caption whose answer cannot be read is asked about before it is `failed`."""
     timeout_s: float = 60.0

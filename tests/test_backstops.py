@@ -92,6 +92,12 @@ def test_spilling_is_told_until_it_was_quiet_for_a_while(tmp_path: Path) -> None
         told.backstops.spilled("one", spilled)
         assert len(told.take()) == events, seconds
     assert told.faults.running_out == {}
+    # A cluster that spilled before this run began has not begun to do so now.
+    told.backstops.spilled("two", 500 * MIB)
+    told.backstops.spilled("two", 500 * MIB)
+    assert told.take() == []
+    told.backstops.spilled("two", 501 * MIB)
+    assert len(told.take()) == 1
 
 
 @pytest.fixture

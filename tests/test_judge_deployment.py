@@ -105,6 +105,30 @@ def test_a_judge_that_cannot_start_says_why(cluster: None, tmp_path: Path) -> No
     deployment.stop("broken")
 
 
+def test_another_replica_comes_where_requests_wait(cluster: None, folder: Path) -> None:
+    """As many requests as the annotator keeps under way for two replicas: `annotator.in_flight` for each."""
+    from reward_server.judge import deployment
+
+    settings = JudgeSettings(engine="transformers", model=str(folder), dtype="float32", max_model_len=1024, replicas=2)
+    deployment.start(settings, app_name="grows", num_cpus=0, in_flight=4)
+    client = deployment.ServeJudge(settings, "grows")
+    _eventually(client)
+    assert deployment.status("grows").replicas == 1
+
+    async def until_two() -> None:
+        end = time.monotonic() + START_S
+        asked = {asyncio.ensure_future(client.ask(real_messages()[:32])) for _ in range(8)}
+        while deployment.status("grows").replicas < 2:
+            assert time.monotonic() < end, deployment.status("grows")
+            done, asked = await asyncio.wait(asked, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            assert all(len(one.result()) == 32 for one in done)
+            asked |= {asyncio.ensure_future(client.ask(real_messages()[:32])) for _ in done}
+        assert all(len(answers) == 32 for answers in await asyncio.gather(*asked))
+
+    asyncio.run(until_two())
+    deployment.stop("grows")
+
+
 async def _in_parallel(client, captions: list[str]) -> list[Answer]:
     parts = await asyncio.gather(*(client.ask(captions[i : i + 16]) for i in range(0, len(captions), 16)))
     return [answer for part in parts for answer in part]

@@ -183,7 +183,11 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "credit.estimate_steps": COUNT,
     "judge.engine": Choice(("vllm", "transformers", "openai", "none")),
     "judge.model": Text(),
-    "judge.url": Text(r"https?://[^\s/]+\S*", "must be an address such as http://127.0.0.1:8000/v1"),
+    "judge.url": Text(
+        r"https?://[^\s/@?#]+(/[^\s@?#]*)?",
+        "must be an address such as http://127.0.0.1:8000/v1, without user, password or query (a key is taken from the environment "
+        "variable that judge.api_key_env names)",
+    ),
     "judge.api_key_env": Text(
         r"[A-Za-z_][A-Za-z0-9_]*", "must be the name of an environment variable (never the key itself)"
     ),

@@ -143,7 +143,7 @@ RULES = (
     Rule(
         ("judge.pairs", "annotator.pair_choice", "annotator.pair_reservoir", "annotator.pairs_per_caption"), _not_pairs
     ),
-    Rule(("distiller.threshold",), _not_model("classification")),
+    Rule(("distiller.threshold", "distiller.known_labels"), _not_model("classification")),
     Rule(("distiller.rank_threshold", "distiller.max_grad_norm"), _not_model("ranking")),
     Rule(_OF_NETWORKS, _not_model("classification", "ranking")),
     Rule(("reward.offline_path",), _not_model("offline")),

@@ -81,9 +81,10 @@ class Backstops:
         self._level(f"memory of {machine}", free, _MEMORY_SHARE * total, f"of {gibibytes(total)} free", advice)
 
     def spilled(self, machine: str, spilled: int) -> None:
-        """Bytes that the object store of a machine has written to disk so far, for want of room."""
+        """Bytes that the object store of a machine has written to disk so far, for want of room. What it had before the
+        first look may be of earlier runs on the cluster."""
         name, now = f"object store of {machine}", self._clock()
-        before, grew_at = self._spilled.get(name, (0, 0.0))
+        before, grew_at = self._spilled.get(name, (spilled, 0.0))
         if spilled > before:
             grew_at = now
         self._spilled[name] = (spilled, grew_at)

@@ -32,6 +32,8 @@ HEALTH_PERIOD_S = 3.0
 """Serve looks so often whether a replica's engine answers; a dead engine is started again by that look."""
 _HEALTH_TIMEOUT_S = 45.0
 _SHUTDOWN_S = 10.0
+_UPSCALE_S = 10.0
+"""So long requests must have waited before there is another replica, which takes longer than that to start."""
 _STATUS_PERIOD_S = 1.0
 _NICENESS = 5
 """The judge yields the processor to the training where both want it."""
@@ -113,9 +115,9 @@ def start(
     """Deploys the judge on the Ray cluster that this process has joined, and returns while it starts.
 
     `num_gpus`: for each replica; by default 1 where the cluster has a GPU. `resources`: others of Ray's that each takes.
-    `in_flight`: requests that one replica
-    works on at once. `pairwise`: it is asked about pairs of captions. More than one `judge.replicas` scales between 1
-    and that many with the load.
+    `in_flight`: requests that one replica works on at once. `pairwise`: it is asked about pairs of captions. More than
+    one `judge.replicas` scales between 1 and that many: there is another while those that are there have more than half of
+    `in_flight` each. So whoever asks must keep that many for every replica under way.
     """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     gpus = float(ray.cluster_resources().get("GPU", 0) >= 1) if num_gpus is None else num_gpus
@@ -126,6 +128,7 @@ def start(
                 "min_replicas": 1,
                 "max_replicas": settings.replicas,
                 "target_ongoing_requests": max(1, in_flight // 2),
+                "upscale_delay_s": _UPSCALE_S,
             }
         }
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})

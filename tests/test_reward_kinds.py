@@ -122,6 +122,34 @@ def test_a_caption_with_a_label_is_rewarded_by_it_and_the_network_speaks_for_the
     np.testing.assert_allclose(p, trainer.model.probabilities(TEXTS), atol=1e-6)
 
 
+def test_the_loss_is_the_cross_entropy_of_the_probability_that_is_rewarded() -> None:
+    trainer = ClassificationTrainer(SMALL, seed=1)
+    trainer.add([labelled(text, int("keys" in text)) for text in TEXTS])
+    while trainer.train_round():
+        pass
+    trainer.model.network.eval()  # without dropout
+    target = np.linspace(0.0, 1.0, len(TEXTS))
+    p = trainer.model.probabilities(TEXTS).astype(np.float64)
+    expected = -np.mean(target * np.log(p) + (1.0 - target) * np.log(1.0 - p))
+    found = trainer._loss(TEXTS, torch.tensor(target, dtype=torch.float32)).item()
+    assert p.max() - p.min() > 0.2 and found == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_rankings_gradient_is_bounded() -> None:
+    """Adam makes the same step of gradients of any size, but for those far below its epsilon (1e-8)."""
+
+    def moved(bound: float) -> float:
+        trainer = RankingTrainer(replace(SMALL, max_grad_norm=bound, steps_per_update=1), seed=3)
+        before = [parameter.detach().clone() for parameter in trainer.model.network.parameters()]
+        trainer.add([compared(a, b, 1) for a in TEXTS[12:] for b in TEXTS[:6]])
+        trainer.train_round()
+        after = trainer.model.network.parameters()
+        return max(float((a.detach() - b).abs().max()) for a, b in zip(after, before, strict=True))
+
+    assert moved(10.0) == pytest.approx(SMALL.learning_rate, rel=0.01)
+    assert moved(1e-12) < SMALL.learning_rate * 1e-3
+
+
 # -- soft targets ---------------------------------------------------------------------------------------------------
 
 

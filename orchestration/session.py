@@ -420,7 +420,9 @@ class Session:
             "env_errors": self.env_errors,
             "faults": self.faults.state_dict(),
             "episodes": state,
-            "captions": sorted(self._captions),
+            "captions": list(
+                self._captions
+            ),  # a run may have met a million: sorting them would hold the loop up for seconds
             "labels": self._label_counts(),
             "policy_version": self.policy_version,
             "reward_model_version": self.reward_model_version,

@@ -259,7 +259,7 @@ class Ledger(Generic[Q]):
         return {
             "cursor": self._store.cursor(self._key),
             "backlog": [(i, _plain(q)) for i, q in (*self._backlog.oldest_first(), *reversed(self._in_flight.items()))],
-            "seen": sorted(self._seen.difference(caption_id for caption_id, _ in self._new_captions)),
+            "seen": list(self._seen.difference(caption_id for caption_id, _ in self._new_captions)),
             "failed": sorted(self._failed),
             "forgiven": sorted(self._forgiven),
             "attempts": dict(self._attempts),

@@ -372,3 +372,12 @@ def test_what_the_embedded_judge_cannot_do_is_an_error(tmp_path: Path) -> None:
     assert "cannot be read" in error_of(f"judge.goals_file={tmp_path / 'absent.yaml'}", "judge.goal=amulet")
     config = load_config("demo", [f"judge.goals_file={own}", "judge.goal=amulet", "judge.model=org/model"])
     assert config.judge.goal == "amulet"
+
+
+def test_actors_are_a_number_or_follow_the_cluster() -> None:
+    assert load_config("demo", ["actors=3"]).actors.count == 3
+    assert load_config("demo", ["actors=auto"]).actors.auto
+    with pytest.raises(ConfigError, match=r"actors\.count.*many"):
+        load_config("demo", ["actors=many"])
+    with pytest.raises(ConfigError, match=r"actors\.count: given twice"):
+        load_config("demo", ["actors=3", "actors.count=4"])

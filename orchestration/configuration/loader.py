@@ -22,6 +22,9 @@ from orchestration.errors import ConfigError
 DEFAULT_NAME = "train"
 """Name of a run without a preset."""
 
+_ACTORS = "actors"
+"""Short for `actors.count`, and `actors=auto` for `actors.auto=true`."""
+
 FIXED_ON_RESUME = ("env.id", "env.options", "run.seed", "agent.", "reward.model", "learner.algorithm", "credit.")
 """What a checkpoint was made for, and cannot be carried into."""
 
@@ -128,6 +131,8 @@ def _values_of_overrides(overrides: Sequence[str]) -> dict[str, Value]:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"{override}: expected key=value")
+        if key == _ACTORS:
+            key, text = ("actors.auto", "true") if text == "auto" else ("actors.count", text)
         if key in values:
             raise ConfigError(f"{key}: given twice, so the first would have no effect")
         values[key] = from_text(key, text, find_key(key)[1])

@@ -85,9 +85,14 @@ def arguments_of(study: Study, model: str, task: str, seed: int) -> list[str]:
     ]  # fmt: skip
 
 
+def run_name(study: Study, task: str, model: str, seed: int) -> str:
+    """Of a run, and of its file."""
+    return f"{study.stem}-{task.partition('/')[2]}-{model.replace('@', '-labels=')}-{seed}"
+
+
 def run(folder: Path, study: Study, model: str, task: str, seed: int) -> Result:
     """The result in the folder, or of a run made now."""
-    name = f"{study.stem}-{task.partition('/')[2]}-{model}-{seed}"
+    name = run_name(study, task, model, seed)
     arguments = arguments_of(study, model, task, seed)
     kept = folder / f"{name}.json"
     if kept.is_file():

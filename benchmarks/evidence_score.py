@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.networks import NETWORKS
-from benchmarks.evidence_runs import EXTRINSIC, Study, compare, model_of
+from benchmarks.evidence_runs import EXTRINSIC, Study, compare, model_of, run_name
 from envs import make
 from envs.vector import VectorEnv
 from orchestration.config import Config
@@ -85,7 +85,7 @@ def main(folder: Path, *options: str) -> None:
     print(f"| policy | training | {chosen.episodes} held-out games, mean return |\n|---|---|---|")
     print(f"| random | | {held[0].mean:.1f} ± {held[0].interval:.1f} |")
     for result in results:
-        run = folder / f"{study.stem}-{TASK.partition('/')[2]}-{result.model}-{result.seed}"
+        run = folder / run_name(study, TASK, result.model, result.seed)
         found = evaluate(run, episodes=chosen.episodes, seed=_EVAL_SEED)
         held.append(Held(result.model, result.seed, found.episodes, found.return_mean, found.return_interval))
         print(f"| {result.model} | seed {result.seed} | {held[-1].mean:.1f} ± {held[-1].interval:.1f} |", flush=True)

@@ -52,6 +52,8 @@ class Checkpoints:
         self._due = time.monotonic() + self._interval_s
         self._learner: Any = None
         """The one that was asked for the checkpoint on its way; None where none is."""
+        self._taking = False
+        """Whether the reward server is asked for its state."""
         self._state_by: float | None = None
         """Until when the reward server's state is waited for; None where it is not."""
         self._writing = False
@@ -66,10 +68,10 @@ class Checkpoints:
         elif self._learner is None and now >= self._due:
             self._due = now + self._interval_s
             self._learner = learner
-            if reward_server is None:
+            if reward_server is None or self._taking:  # one that hangs is not asked again
                 self._ask(learner)
                 return
-            self._state_by = now + _STATE_S
+            self._state_by, self._taking = now + _STATE_S, True
             taken, state = reward_server.state_dict.options(num_returns=2).remote()
             self._then(taken, lambda answer: self._taken(learner, answer, state))
         elif self._learner is learner and self._state_by is not None and now >= self._state_by:
@@ -82,6 +84,7 @@ class Checkpoints:
             self._due = time.monotonic()
 
     def _taken(self, learner: Any, answer: Future[Any], state: Any) -> None:
+        self._taking = False
         if _taken_well(answer):
             self.reward_server_state = state
         if self._learner is learner and self._state_by is not None:

@@ -106,12 +106,15 @@ def build_observer(config: Config, traces: Path, index: int, incarnation: int = 
     )
 
 
-def build_reward_server(config: Config, rundir: RunDir, judge: Judge | PairJudge) -> RewardServer:
-    """Annotator, store and distiller, around a judge: of pairs where the reward model learns from pairs."""
+def build_reward_server(config: Config, rundir: RunDir, judge: Judge | PairJudge, replicas: int = 1) -> RewardServer:
+    """Annotator, store and distiller, around a judge: of pairs where the reward model learns from pairs.
+
+    `replicas` that the judge may have: each is sent as many requests.
+    """
     store = AnnotationStore(rundir.annotations)
     seed = config.run.seed
     compares = KINDS[config.reward.model].source is Source.PAIRS
-    annotator = replace(config.annotator, in_flight=config.annotator.in_flight * config.judge.replicas)
+    annotator = replace(config.annotator, in_flight=config.annotator.in_flight * replicas)
     return RewardServer(
         judge,
         store,
@@ -209,6 +212,7 @@ class LearnerPart:
             liked=self._views.liked,
             disliked=self._views.disliked,
             scores=scores,
+            reward_model=None if self.scorer is None else self.scorer.metrics,
             reward_s=rewarded - began,
             waited_s=waited,
         )

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,8 +146,9 @@ def _ending_with_the_group() -> Generator[None]:
 class RewardServerWorker:
     """Hosts the reward server; an asyncio actor, so that asking, training and answering the coordinator overlap."""
 
-    def __init__(self, config: Config, rundir: Path, state: tuple[Any] | None) -> None:
-        """`state`: a reference to that of the checkpoint that the run goes on from."""
+    def __init__(self, config: Config, rundir: Path, judge_app: str | None, state: tuple[Any] | None) -> None:
+        """`judge_app`: the application of Ray Serve that is the judge, if one is. `state`: a reference to that of the
+        checkpoint that the run goes on from."""
         log_to(RunDir(rundir).logs, "reward-server")
         import torch
 
@@ -156,7 +156,9 @@ class RewardServerWorker:
 
         torch.set_num_threads(1)
         os.nice(BACKGROUND_NICENESS)
-        self._server = build_reward_server(config, RunDir(rundir), _judge(config, rundir))
+        self._server = build_reward_server(
+            config, RunDir(rundir), _judge(config, judge_app), 1 if judge_app is None else config.judge.replicas
+        )
         # One that takes another's place goes on from what lies in the store: the state is of when the run began.
         if state is not None and not ray.get_runtime_context().was_current_actor_reconstructed:
             self._server.load_state_dict(ray.get(state[0]), in_turn=False)
@@ -192,16 +194,10 @@ class RewardServerWorker:
         await self._server.close()
 
 
-def judge_app(rundir: Path) -> str:
-    """The application of Ray Serve that is a run's judge. Runs on one cluster have one each: they may ask another model, or
-    for another goal, and the one that ends first ends its own."""
-    return f"judge-{blake2b(str(rundir.resolve()).encode(), digest_size=5).hexdigest()}"
-
-
-def _judge(config: Config, rundir: Path) -> Judge | PairJudge:
+def _judge(config: Config, app: str | None) -> Judge | PairJudge:
     """A client of the deployed judge; an OpenAI-compatible server is asked directly."""
     pairs = compares_pairs(config)
-    if config.judge.engine == "openai":
+    if app is None:
         from reward_server.judge import build_judge, build_pair_judge
 
         return build_pair_judge(config.judge) if pairs else build_judge(config.judge)
@@ -210,6 +206,6 @@ def _judge(config: Config, rundir: Path) -> Judge | PairJudge:
     from reward_server.judge.pairs import PointwiseJudge, asks_pairwise
 
     if pairs and asks_pairwise(config.judge):
-        return ServeJudge(judge_key(config.judge, pairs=True), judge_app(rundir))
-    judge = ServeJudge(config.judge, judge_app(rundir))
+        return ServeJudge(judge_key(config.judge, pairs=True), app)
+    judge = ServeJudge(config.judge, app)
     return PointwiseJudge(judge) if pairs else judge

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from learner.update import Update
 from orchestration.summary import CaptionScore
+from reward_server.models.base import RewardModelMetrics
 
 
 def actor_name(index: int, incarnation: int = 0) -> str:
@@ -35,6 +36,8 @@ class FeedResult:
     """How the progress estimator stands, as metrics; empty without one."""
     earned: tuple[tuple[str, float], ...] = ()
     """Captions that were rewarded in the trajectory, with the sum of r_int / N^β of each."""
+    reward_model: RewardModelMetrics | None = None
+    """What is known of the reward model in force, where it was trained on labels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,7 +14,7 @@ from ray.exceptions import RayActorError, RayError
 from orchestration import placement
 from orchestration.configuration import compares_pairs
 from orchestration.errors import death, first_line, root_cause
-from orchestration.ray_workers import RewardServerWorker, judge_app
+from orchestration.ray_workers import RewardServerWorker
 from orchestration.session import Session
 from reward_server.store import DamagedStoreError
 
@@ -46,9 +48,11 @@ class RewardHost:
         """When it was asked what it has not answered, by the monotonic clock."""
         self._poll: tuple[Any, Any] | None = None
         self._poll_at = 0.0
-        self._app = judge_app(session.rundir.path)
+        self._app = _judge_app(session.rundir.path)
         self._judge_started = False
-        self._known = 0
+        self._known = session.reward_model_version
+        """Version of the reward model that the learner has. One of a checkpoint may be ahead of the reward server's state, which
+        then counts on from it."""
         self._died = False
         """Whether it died, and the one in its place has not answered yet."""
 
@@ -83,7 +87,7 @@ class RewardHost:
         self.worker = (
             ray.remote(RewardServerWorker)
             .options(max_restarts=-1, **placement.reward_server(self.config))
-            .remote(self.config, self.session.rundir.path, self._state)
+            .remote(self.config, self.session.rundir.path, self.judge_app, self._state)
         )
         return self.worker
 
@@ -156,3 +160,9 @@ class RewardHost:
 
             with contextlib.suppress(RayError):
                 deployment.stop(self._app, keep_serve="RAY_ADDRESS" not in os.environ)
+
+
+def _judge_app(rundir: Path) -> str:
+    """The application of Ray Serve that is a run's judge. Runs on one cluster have one each: they may ask another model, or
+    for another goal, and the one that ends first ends its own. A run that goes on has that of before."""
+    return f"judge-{blake2b(str(rundir.resolve()).encode(), digest_size=5).hexdigest()}"

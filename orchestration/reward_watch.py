@@ -185,8 +185,8 @@ class RewardWatch:
         """Puts back what `state_dict` gave."""
         self._size, self._has_success = state["size"], state["has_success"]
         self._windows = [
-            _Window(episodes, goal, squared, dict(captions), rest, count)
-            for episodes, goal, squared, captions, rest, count in state["windows"]
+            _Window(episodes, goal, squared, dict(captions), rest, *count)  # checkpoints of before have no count
+            for episodes, goal, squared, captions, rest, *count in state["windows"]
         ]
         self._report = self._look() if len(self._windows) > 1 else RewardWatchReport()
 

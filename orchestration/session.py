@@ -31,6 +31,7 @@ from orchestration.time_budget import Clock, Rate
 from orchestration.traces.room import Room
 from orchestration.traces.run_record import RunRecord
 from orchestration.watch.backstops import Backstops
+from reward_server.models.base import RewardModelMetrics
 from reward_server.status import RewardServerStatus
 
 
@@ -57,6 +58,7 @@ class Session:
         self.reward_status: RewardServerStatus | None = None
         self.reward_model_version = 0
         self.reward_model_accuracy: float | None = None
+        self._offline: RewardModelMetrics | None = None
         self._labelled_before = {"labelled": 0, "failed": 0, "dropped": 0, "reused": 0}
         self.samples_dropped = 0
         self.policy_version = 0
@@ -144,6 +146,8 @@ class Session:
         self.reward_model_version = result.reward_model_version
         self._liked = (result.liked, result.disliked)
         self._credit = result.credit
+        if self.reward_status is None and result.reward_model is not None:  # an offline model: no reward server tells
+            self._offline, self.reward_model_accuracy = result.reward_model, result.reward_model.accuracy
         for update in result.updates:
             self._clock.add("learner", "train", update.train_s)
             self._clock.add("learner", "rewards", update.reward_s)
@@ -369,6 +373,8 @@ class Session:
                 metrics[name] = sum(u.metrics[name] * u.samples for u in updates) / weight
             metrics["policy/lag_mean"] = sum(u.lag_mean * u.samples for u in updates) / weight
             metrics["policy/lag_max"] = max(u.lag_max for u in updates)
+        if self._offline is not None:
+            metrics.update(self._offline.quality())
         if self.reward_status is not None:
             metrics.update(self.reward_status.quality())
             annotator = self.reward_status.annotator

@@ -8,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.captions import EMPTY_CAPTION_ID
-from reward_server.models.base import ExperiencedModel, RewardModel, RewardModelVersion, reward_model_kind
+from reward_server.models.base import (
+    ExperiencedModel,
+    RewardModel,
+    RewardModelMetrics,
+    RewardModelVersion,
+    reward_model_kind,
+)
 from reward_server.settings import ModelSettings
 
 _TOP_SCORED = 64
@@ -71,6 +77,8 @@ class CaptionScorer:
         """The version that each caption was last scored under."""
         self._seen = np.zeros(0, dtype=np.int64)
         self._reward_sums = np.zeros(0, dtype=np.float64)
+        self.metrics: RewardModelMetrics | None = None
+        """What is known of the version that is scored under."""
         self.unknown = 0
         """Steps whose caption had no text yet."""
         self.evaluated = 0
@@ -104,7 +112,7 @@ class CaptionScorer:
             raise ValueError(f"version {version.version} of the reward model came after version {self._version}")
         if version.version > self._version:
             version.load_into(self._model)
-            self._version = version.version
+            self._version, self.metrics = version.version, version.metrics
 
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The intrinsic reward r_int of caption ids, of any shape (such as [T, B])."""

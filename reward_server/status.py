@@ -28,17 +28,5 @@ class RewardServerStatus:
         return None if self.metrics is None else self.metrics.accuracy
 
     def quality(self) -> dict[str, float | None]:
-        """What is logged of the newest reward model, by name: how well it meets labels that it was not trained on (held
-        out, or before there are any, the last ones before they were trained on), and how many labels it has."""
-        if self.metrics is None:
-            return {}
-        unseen = self.metrics.unseen
-        counts = {"labels": self.metrics.labels, "positives": self.metrics.positives, "steps": self.metrics.steps}
-        measured = {} if unseen is None else {
-            "unseen": unseen.count,
-            "balanced_accuracy": unseen.balanced_accuracy,
-            "auc": unseen.auc,
-            "calibration_error": unseen.ece,
-            "loss": unseen.loss,
-        }  # fmt: skip
-        return {f"reward_model/{name}": value for name, value in {**counts, **measured}.items()}
+        """What is logged of the newest reward model, by name."""
+        return {} if self.metrics is None else self.metrics.quality()

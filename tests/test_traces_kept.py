@@ -392,7 +392,8 @@ def test_an_episode_is_completed_by_what_came_late(tmp_path: Path) -> None:
     log.flush()
     with AnnotationStore(tmp_path / "annotations.sqlite") as store:
         template = PromptTemplate.load()
-        asked = JudgeKey(template.version, template.goals[0], "judge", "direct", "{}")
+        goal = template.goals[0]
+        asked = JudgeKey(template.prompt(goal, "direct").version, goal, "judge", "direct", "{}")
         store.write(asked, [LabelRecord(int(key), Answer(1, 0.8, "yes", 0.1))], [(int(key), "You see here a key.")])
     done = Late.beside(traces).complete(read_trace(path))
     assert done.known

@@ -204,7 +204,8 @@ def _as_tree(report: "ProbeReport") -> dict[str, object]:
     import dataclasses
 
     checks = [
-        {**dataclasses.asdict(check), "verdict": check.verdict, "meaning": check.meaning} for check in report.checks
+        {**dataclasses.asdict(check), "ok": check.ok, "verdict": check.verdict, "meaning": check.meaning}
+        for check in report.checks
     ]
     return {**dataclasses.asdict(report), "checks": checks, "ok": report.ok}
 

@@ -179,6 +179,7 @@ class LanguageLearnerPart:
             liked=self._views.liked,
             disliked=self._views.disliked,
             scores=scores,
+            reward_model=None if self.scorer is None else self.scorer.metrics,
             reward_s=rewarded - began,
             waited_s=waited,
         )

@@ -315,8 +315,9 @@ def _question(label: LateLabel, caption: str) -> str:
 
     try:
         template = PromptTemplate.load(label.prompt_version.partition("@")[0])
-        if template.version == label.prompt_version:
-            chat = template.prompt(label.goal, label.mode).chat(caption)
+        prompt = template.prompt(label.goal, label.mode)
+        if prompt.version == label.prompt_version:
+            chat = prompt.chat(caption)
             return "\n\n".join(f"{message.role}: {message.content}" for message in chat)
     except JudgeError:  # a prompt, goal or mode of another version of this program
         pass

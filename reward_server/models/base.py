@@ -78,6 +78,19 @@ class RewardModelMetrics:
         """On labels that it was not trained on."""
         return None if self.unseen is None else self.unseen.accuracy
 
+    def quality(self) -> dict[str, float | None]:
+        """What is logged, by name: how well labels are met that it was not trained on, and how many labels it has."""
+        unseen = self.unseen
+        counts = {"labels": self.labels, "positives": self.positives, "steps": self.steps}
+        measured = {} if unseen is None else {
+            "unseen": unseen.count,
+            "balanced_accuracy": unseen.balanced_accuracy,
+            "auc": unseen.auc,
+            "calibration_error": unseen.ece,
+            "loss": unseen.loss,
+        }  # fmt: skip
+        return {f"reward_model/{name}": value for name, value in {**counts, **measured}.items()}
+
 
 class RewardModel(ABC):
     """Maps captions to intrinsic rewards. This side of a reward model lives in the learner."""
@@ -149,7 +162,8 @@ class ExperiencedModel(RewardModel):
 
 @dataclass(frozen=True, slots=True)
 class RewardModelVersion:
-    """A reward model as it travels to the learner: immutable, self-contained, about 2 MB for `classification`."""
+    """A reward model as it travels to the learner: immutable, self-contained, about 2 MB for `classification`, and
+    12 bytes for each label."""
 
     version: int
     """1 for the first; only grows. (A scorer without any is at version 0.)"""
@@ -158,7 +172,7 @@ class RewardModelVersion:
     state: bytes
     """Its parameters as safetensors."""
     metrics: RewardModelMetrics | None
-    """None for a model that is not trained on labels in this run."""
+    """None for a model that is not trained on labels."""
     seconds: float
     """Time that making this version took."""
 

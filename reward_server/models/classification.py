@@ -41,7 +41,8 @@ class ClassificationModel(RewardModel):
         self.network = network.to(device).eval()
         self.device = torch.device(device)
         self.known: dict[int, float] = {}
-        """p(y = 1) by caption id, as the judge said."""
+        """p(y = 1) by caption id, as the judge said; empty where the network speaks for all."""
+        self._uses_labels = settings.known_labels
         self._threshold = settings.threshold
         self._length = settings.caption_bytes
 
@@ -72,7 +73,8 @@ class ClassificationModel(RewardModel):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict({name: x for name, x in state.items() if name not in (_IDS, _VALUES)})
-        self.known = dict(zip(state[_IDS].tolist(), state[_VALUES].tolist(), strict=True))
+        if self._uses_labels and _IDS in state:  # models of before have none
+            self.known = dict(zip(state[_IDS].tolist(), state[_VALUES].tolist(), strict=True))
 
 
 class ClassificationTrainer(FittedTrainer[Labelled, str]):

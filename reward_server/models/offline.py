@@ -169,7 +169,7 @@ def train_model(
 
     trainer = fitted(settings, "")
     metrics = trainer.metrics()
-    if settings.holdout and (metrics.holdout is None or metrics.holdout.count < TELLING):
+    if settings.holdout and kind != "hash" and (metrics.holdout is None or metrics.holdout.count < TELLING):
         # So few labels are all wanted for the model itself: another one, trained without a share of them, is measured.
         aside = replace(settings, holdout_after=0, holdout=max(settings.holdout, _MEASURED_SHARE))
         metrics = replace(metrics, holdout=fitted(aside, "to be measured, ").metrics().holdout)

@@ -55,6 +55,18 @@ def test_one_seed_gives_one_run(whole):
 
 
 @pytest.mark.slow
+def test_an_offline_model_rewards_and_says_how_good_it_is(whole):
+    """From the labels that another run's judge gave."""
+    folder, _ = whole
+    labels = folder / "whole" / "annotations.sqlite"
+    command = arguments(folder, "offline", "", 640, "reward.model=offline", f"reward.offline_path={labels}")
+    run([part for part in command if not part.startswith(("judge.", "annotator."))])
+    (_, line) = metrics(folder / "offline")[-1]
+    assert line["reward_model/version"] == 1 and line["reward_model/labels"] >= 8
+    assert line["reward_model/accuracy"] is not None and line["reward_model/unseen"] >= 1
+
+
+@pytest.mark.slow
 def test_another_seed_gives_another_run(whole):
     folder, server = whole
     run(arguments(folder, "other", server.url, 640, "run.seed=1"))

@@ -6,6 +6,7 @@ again. The JSON and a plot for each task are rewritten after each run.
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -157,8 +158,16 @@ def write(folder: Path, study: Study, results: Sequence[Result]) -> None:
         }
         highest = max((y or 0.0 for curves in kinds.values() for curve in curves for _, y in curve), default=1.0)
         title = f"{task}: {study.measure}, mean of the last 100 episodes"
-        plot = learning_curves(kinds, title, top=1.0 if study.measure == "success" else max(highest, 1.0))
+        plot = learning_curves(kinds, title, top=1.0 if study.measure == "success" else _round_up(highest))
         (folder / f"{study.stem}-{task.partition('/')[2]}.svg").write_text(plot)
+
+
+def _round_up(value: float) -> float:
+    """The next number with one digit that is not 0; 1 for what is less."""
+    if value <= 1.0:
+        return 1.0
+    unit = 10.0 ** math.floor(math.log10(value))
+    return math.ceil(value / unit) * unit
 
 
 def compare(folder: Path, study: Study) -> list[Result]:

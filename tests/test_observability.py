@@ -289,9 +289,12 @@ def test_passwords_are_refused_and_never_shown() -> None:
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught:
         load_config("demo", ["metrics.mlflow=https://me:secret@host/"])
     assert "secret" not in str(caught.value)
-    judged = ["judge.engine=openai", "judge.model=m", "judge.url=http://me:secret@host/v1"]
-    told = parameters(load_config("demo", judged))
-    assert told["judge.url"] == "http://host/v1" and "secret" not in str(told)
+    for url in ("http://me:secret@host/v1", "http://host/v1?api-key=secret"):
+        with pytest.raises(ConfigError, match="judge.api_key_env") as caught:
+            load_config("demo", ["judge.engine=openai", "judge.model=m", f"judge.url={url}"])
+        assert "me:secret" not in str(caught.value)
+    told = parameters(load_config("demo", ["judge.engine=openai", "judge.model=m", "judge.url=http://host/v1"]))
+    assert told["judge.url"] == "http://host/v1"
     assert told["env.id"] == load_config("demo").env.id and told["learner.threads"] == 1
 
 

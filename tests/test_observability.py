@@ -290,9 +290,9 @@ def test_passwords_are_refused_and_never_shown() -> None:
         load_config("demo", ["metrics.mlflow=https://me:secret@host/"])
     assert "secret" not in str(caught.value)
     for url in ("http://me:secret@host/v1", "http://host/v1?api-key=secret"):
-        with pytest.raises(ConfigError, match="judge.api_key_env") as caught:
+        with pytest.raises(ConfigError, match=r"judge\.api_key_env") as caught:
             load_config("demo", ["judge.engine=openai", "judge.model=m", f"judge.url={url}"])
-        assert "me:secret" not in str(caught.value)
+        assert "secret" not in str(caught.value)
     told = parameters(load_config("demo", ["judge.engine=openai", "judge.model=m", "judge.url=http://host/v1"]))
     assert told["judge.url"] == "http://host/v1"
     assert told["env.id"] == load_config("demo").env.id and told["learner.threads"] == 1

@@ -13,12 +13,16 @@ from orchestration.errors import ConfigError
 Value = str | int | float | bool | dict[str, Any] | None
 
 _NULL = frozenset({"null", "none", "~"})
+_KEY_IN_QUERY = re.compile(r"([?&][^=&\s]*(?:key|token|secret|password)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 _INTEGER = re.compile(r"[+-]?\d+(_\d+)*")
 
 
 def without_password(value: Any) -> Any:
-    """`value` as others may see it: text without the user and password of the addresses in it."""
-    return re.sub(r"(://)[^/@\s]*@", r"\1", value) if isinstance(value, str) else value
+    """`value` as others may see it: text without the user and password of the addresses in it, and without keys in their
+    queries."""
+    if not isinstance(value, str):
+        return value
+    return _KEY_IN_QUERY.sub(r"\1…", re.sub(r"(://)[^/@\s]*@", r"\1", value))
 
 
 def is_interpolation(value: object) -> bool:

@@ -1,8 +1,8 @@
 """Sizes of matrix products, rounded up to few.
 
 How many crops are distinct, or how many tokens episodes have, changes from call to call, and for each size of a bfloat16
-product oneDNN makes a kernel of its own and keeps it, a thousand of them: as much memory as all else of a learner. A quarter
-of a megabyte and a millisecond each cost more than some rows that nobody reads.
+product oneDNN makes a kernel of its own and keeps it, a thousand of them: as much memory as all else of a learner. That costs
+more than some rows that nobody reads.
 """
 
 

@@ -143,7 +143,7 @@ class Checkpoints:
                 ray.get(taken, timeout=_LAST_STATE_S)
                 self.reward_server_state = state
             except RayError as error:
-                if not isinstance(error, GetTimeoutError) and not _of_the_store(error):
+                if not isinstance(error, GetTimeoutError) and not _is_made_again(error):
                     raise
         ray.get(self._begin(learner))
         written: Written = ray.get(learner.written.remote(True))
@@ -159,10 +159,10 @@ def _taken_well(answer: Future[Any]) -> bool:
     """Whether the reward server gave its state. Raises what is neither its death nor a damaged store, both of which are met
     by making it again."""
     error = answer.exception()
-    if error is not None and not _of_the_store(error):
+    if error is not None and not _is_made_again(error):
         raise error
     return error is None
 
 
-def _of_the_store(error: BaseException) -> bool:
+def _is_made_again(error: BaseException) -> bool:
     return isinstance(error, RayActorError) or isinstance(root_cause(error), DamagedStoreError)

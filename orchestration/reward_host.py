@@ -20,6 +20,8 @@ from reward_server.store import DamagedStoreError
 
 _POLL_S = 1.0
 _HEAR_S = 10.0
+_NAMESPACE = "yendor"
+"""Of Ray's, that reward servers have names in: the judge of a run looks there whether the run is there."""
 
 
 class RewardHost:
@@ -83,10 +85,12 @@ class RewardHost:
                 resources=resources,
                 in_flight=self.config.annotator.in_flight,
                 pairwise=pairwise,
+                owner=deployment.Owner(self._app, _NAMESPACE),
             )
+        _end_earlier(self._app)
         self.worker = (
             ray.remote(RewardServerWorker)
-            .options(max_restarts=-1, **placement.reward_server(self.config))
+            .options(max_restarts=-1, name=self._app, namespace=_NAMESPACE, **placement.reward_server(self.config))
             .remote(self.config, self.session.rundir.path, self.judge_app, self._state)
         )
         return self.worker
@@ -160,6 +164,16 @@ class RewardHost:
 
             with contextlib.suppress(RayError):
                 deployment.stop(self._app, keep_serve="RAY_ADDRESS" not in os.environ)
+
+
+def _end_earlier(name: str) -> None:
+    """Ends the reward server of an earlier driver of the same run, whose death Ray has not noticed yet: of two drivers of one
+    run, the earlier is dead, as they lock its folder."""
+    until = time.monotonic() + _HEAR_S
+    with contextlib.suppress(ValueError):  # it is gone
+        while time.monotonic() < until:
+            ray.kill(ray.get_actor(name, _NAMESPACE))
+            time.sleep(0.1)
 
 
 def _judge_app(rundir: Path) -> str:

@@ -1,5 +1,7 @@
 """The fault campaign: its schedule, and that its audit finds what it is there to find."""
 
+import itertools
+import re
 import shutil
 import sqlite3
 from collections import Counter
@@ -13,7 +15,9 @@ from benchmarks.chaos.training import Seen, digest, labels_of
 from benchmarks.rule_judge import RuleServer
 from learner.checkpoint import latest_checkpoint, load_state
 from orchestration.cli.main import run as yendor
-from orchestration.traces.reader import trace_files
+from orchestration.configuration import read_config
+from orchestration.traces.reader import read_trace, run_traces, trace_files
+from orchestration.traces.run_trace import RunTrace
 
 
 def test_a_schedule_is_the_seeds_and_has_every_kind() -> None:
@@ -30,8 +34,8 @@ def test_a_schedule_is_the_seeds_and_has_every_kind() -> None:
         assert least <= fault.hold_s <= most and 0 <= fault.choice < 1
     assert 1.5 < sum(fault.wait_s for fault in one) / 400 < 2.5
     assert {fault.kind for fault in schedule(0, 3, {Kind.CUT})} == {Kind.CUT}
-    with pytest.raises(ValueError, match="16 faults of 17 kinds"):
-        schedule(0, 16, Kind)
+    with pytest.raises(ValueError, match="17 faults of 18 kinds"):
+        schedule(0, 17, Kind)
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +104,58 @@ def test_a_step_that_is_counted_twice_or_missing_is_found(run: Path, monkeypatch
     monkeypatch.setattr(audit, "load_state", lambda path: state)
     found = audit.samples(run)
     assert not found.holds and found.detail.endswith("-7 missing")
+
+
+@pytest.fixture
+def played(run: Path) -> Path:
+    """The run as if each of its 32 calls of 64 steps had come long after the one before."""
+    for path in run_traces(run):
+        path.unlink()
+    actor = trace_files(run)[0].name.partition("-env")[0]
+    now = itertools.count(0.0, 10.0)
+    trace = RunTrace(
+        run / "traces", run="run", env_id="minihack/KeyRoom-S5", env_options={}, seed=0, policy="fast", policy_version=0,
+        reward_model_version=None, code_revision=None, count_exponent=None, on_trouble=pytest.fail, clock=lambda: next(now),
+    )  # fmt: skip
+    trace.spawned(actor, "actor")
+    for _ in range(2048 // 64):
+        trace.returned(actor, trace.delegated(actor), 0.1, steps=64)
+    trace.end("done", 2048, None)
+    return run
+
+
+def test_steps_that_traces_lack_or_have_too_many_of_are_found(played: Path) -> None:
+    config = read_config(played / "config.yaml")
+    slack = config.actors.in_flight * 64 + 64
+    """Two calls that are on their way, and what the actor brought in its last seconds."""
+    found = audit.steps_of_traces(played, config)
+    assert found.holds and "1 actors without an interrupted episode brought 2,048, traced 2,048;" in found.detail
+
+    # Newest first, over the environments in turn: none is missing between two that are there.
+    newest = sorted(trace_files(played), key=lambda path: path.name.partition("-ep")[2], reverse=True)
+    kept = {path: path.read_bytes() for path in newest}
+    missing = 0
+    for path in newest[:20]:
+        missing += len(read_trace(path).steps)
+        path.unlink()
+        found = audit.steps_of_traces(played, config)
+        assert found.holds is (missing <= slack) and f"traced {2048 - missing:,};" in found.detail, missing
+    assert missing > slack and f"fewer than can be: {{'actor-00': {missing}}}" in found.detail
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+    # One in the midst of an environment's is an interrupted one: of those, no more than the longest can be missing each.
+    oldest = sorted(kept, key=lambda path: path.name.partition("-ep")[2])
+    for path in oldest[: len(oldest) - 8]:
+        path.unlink()
+    assert audit.steps_of_traces(played, config).holds
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+    # Steps that are in two traces are more than were brought.
+    twice, added = oldest[0], 0
+    for number in range(100, 110):
+        added += len(read_trace(twice).steps)
+        twice.with_name(re.sub("-ep[0-9]+", f"-ep{number:06d}", twice.name)).write_bytes(kept[twice])
+        found = audit.steps_of_traces(played, config)
+        assert ("more than can be: none" in found.detail) is (added <= config.actors.in_flight * 64)

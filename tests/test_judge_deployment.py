@@ -129,6 +129,32 @@ def test_another_replica_comes_where_requests_wait(cluster: None, folder: Path) 
     deployment.stop("grows")
 
 
+def test_a_judge_whose_owner_was_killed_ends_itself(cluster: None, folder: Path) -> None:
+    """Its owner's death is a driver's: Ray ends the actors of a driver that was killed, and leaves applications of Serve."""
+    from reward_server.judge import deployment
+
+    class Owner:
+        pass
+
+    owner = ray.remote(Owner).options(num_cpus=0, name="a-run", namespace="runs").remote()
+    ray.get(owner.__ray_ready__.remote())
+    settings = JudgeSettings(engine="transformers", model=str(folder), dtype="float32", max_model_len=1024)
+    watched = deployment.Owner("a-run", "runs", gone_s=2.0)
+    deployment.start(settings, app_name="owned", num_cpus=0, owner=watched)
+    deployment.start(settings, app_name="owned-by-nobody", num_cpus=0)
+    for name in ("owned", "owned-by-nobody"):
+        _eventually(deployment.ServeJudge(settings, name))
+    time.sleep(2 * watched.gone_s)
+    assert watched.lives()
+    assert deployment.status("owned").replicas == 1
+
+    ray.kill(owner)
+    _until(lambda: deployment.status("owned").state is deployment.DeploymentState.ABSENT)
+    assert not watched.lives()
+    assert deployment.status("owned-by-nobody").replicas == 1
+    deployment.stop("owned-by-nobody")
+
+
 async def _in_parallel(client, captions: list[str]) -> list[Answer]:
     parts = await asyncio.gather(*(client.ask(captions[i : i + 16]) for i in range(0, len(captions), 16)))
     return [answer for part in parts for answer in part]

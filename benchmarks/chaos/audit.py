@@ -95,58 +95,89 @@ def samples(run: Path) -> Finding:
     )
 
 
+@dataclass
+class _Actor:
+    """What one actor brought, and what its traces hold."""
+
+    brought: int = 0
+    recent: int = 0
+    """Of those, what it brought in its last seconds, which its writer may not have written when it was killed."""
+    unwritten: int = 0
+    """About as many as it brought after the run's trace, which is written every two seconds, broke off with the driver."""
+    held: int = 0
+    interrupted: int = 0
+    """Episodes that broke off before the last of their environment, or have no trace: the writer was killed, the disk full."""
+
+
 def steps_of_traces(run: Path, config: Config) -> Finding:
     """With every episode traced, the traces of each actor hold the steps that it brought, but for what may be lost on the way.
 
-    More: calls that were on their way when it ended, and what it brought in the last seconds before the driver was killed, as
-    the run's trace is written every two seconds. Fewer: the rest of each episode whose trace broke off (its writer was killed, or
-    the disk was full), episodes that have no trace (the disk was full: their numbers are missing), and in each environment one
-    of which no line was written yet; none is longer than the longest.
+    More: calls that were on their way when it ended, and what it brought in the last seconds before the driver was killed.
+    Fewer: what it brought in the last seconds before its writer was killed with it; where episodes were interrupted, the rest
+    of each, and in each environment one of which no line was written yet; none is longer than the longest.
     """
-    brought, unwritten = _brought(run)
-    held: dict[str, int] = defaultdict(int)
-    broken: dict[str, int] = defaultdict(int)
-    numbers: dict[str, set[int]] = defaultdict(set)
+    actors = _brought(run)
+    longest = _held(run, actors)
+    on_its_way = config.actors.in_flight * config.actors.envs * config.actors.rollout_length
+    more: dict[str, int] = {}
+    fewer: dict[str, int] = {}
+    for name, actor in actors.items():
+        over = actor.held - actor.brought
+        whole = on_its_way + actor.recent
+        may_lack = whole + (actor.interrupted + config.actors.envs) * longest if actor.interrupted else whole
+        if over > on_its_way + actor.unwritten:
+            more[name] = over
+        if -over > may_lack:
+            fewer[name] = -over
+    untouched = [actor for actor in actors.values() if not actor.interrupted]
+    detail = (
+        f"{sum(a.brought for a in actors.values()):,} brought by {len(actors)} actors, {sum(a.held for a in actors.values()):,} in "
+        f"traces; {len(untouched)} actors without an interrupted episode brought {sum(a.brought for a in untouched):,}, traced "
+        f"{sum(a.held for a in untouched):,}; more than can be: {more or 'none'}, fewer than can be: {fewer or 'none'}"
+    )
+    return Finding("traces hold the steps that actors brought", bool(actors) and not more and not fewer, detail)
+
+
+def _held(run: Path, actors: dict[str, _Actor]) -> int:
+    """Fills in what traces hold; the length of the longest."""
+    numbers: dict[str, dict[int, bool]] = defaultdict(dict)
     longest = 0
     for path in trace_files(run):
         # `actor-00.1-env007-ep000012.jsonl.zst`
         env, _, rest = path.name.partition("-ep")
-        agent = env.partition("-env")[0]
-        numbers[env].add(int(rest.partition(".")[0]))
-        broken[agent] += path.suffix == ".part"
+        number, finished = int(rest.partition(".")[0]), path.suffix != ".part"
+        numbers[env][number] = finished
         try:
             steps = len(read_trace(path).steps)
         except TraceError:
-            if path.suffix != ".part":
+            if finished:
                 raise
-            continue  # its writer died before the first line was written
-        held[agent] += steps
+            steps = 0  # its writer died before the first line was written
+        actors[env.partition("-env")[0]].held += steps
         longest = max(longest, steps)
     for env, there in numbers.items():
-        broken[env.partition("-env")[0]] += max(there) + 1 - len(there)
-    on_its_way = config.actors.in_flight * config.actors.envs * config.actors.rollout_length
-    more = {a: held[a] - n for a, n in brought.items() if held[a] - n > on_its_way + unwritten[a]}
-    fewer = {a: n - held[a] for a, n in brought.items() if n - held[a] > (broken[a] + config.actors.envs) * longest}
-    detail = (
-        f"{sum(brought.values()):,} brought by {len(brought)} actors, {sum(held.values()):,} in traces, of which "
-        f"{sum(broken.values())} broke off or are missing; more than can be: {more or 'none'}, fewer than can be: {fewer or 'none'}"
-    )
-    return Finding("traces hold the steps that actors brought", bool(brought) and not more and not fewer, detail)
+        last = max(there)
+        broke_off = sum(not there.get(number, False) for number in range(last))
+        actors[env.partition("-env")[0]].interrupted += broke_off
+    return longest
 
 
-def _brought(run: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Steps that each actor brought, by the run's own traces; and those of the last seconds of traces that broke off, as
-    an estimate of what came after them."""
-    brought: dict[str, int] = defaultdict(int)
-    unwritten: dict[str, int] = defaultdict(int)
+def _brought(run: Path) -> dict[str, _Actor]:
+    """What each actor brought, by the run's own traces."""
+    actors: dict[str, _Actor] = defaultdict(_Actor)
     for path in run_traces(run):
         trace = read_trace(path)
-        last = trace.events[-1].t if trace.events else 0.0
+        calls: dict[str, list[tuple[float, int]]] = defaultdict(list)
         for event in trace.events:
             if isinstance(event, Spawn) and event.role == "actor":
-                brought[event.child] += 0
+                actors[event.child].brought += 0
             if isinstance(event, Return):
-                brought[event.agent] += event.details["steps"]
-                if trace.end is None and event.t > last - 2 * FRAME_S:
-                    unwritten[event.agent] += event.details["steps"]
-    return brought, unwritten
+                calls[event.agent].append((event.t, event.details["steps"]))
+        end = trace.events[-1].t if trace.events else 0.0
+        for name, brought in calls.items():
+            actor, last = actors[name], brought[-1][0]
+            actor.brought += sum(steps for _, steps in brought)
+            actor.recent += sum(steps for t, steps in brought if t > last - 2 * FRAME_S)
+            if trace.end is None:
+                actor.unwritten += sum(steps for t, steps in brought if t > end - 2 * FRAME_S)
+    return actors

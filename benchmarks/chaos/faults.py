@@ -3,11 +3,13 @@
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import psutil
 
@@ -19,6 +21,7 @@ from benchmarks.rule_judge import RuleServer
 ACTOR, LEARNER, REWARD_SERVER = "ray::RolloutWorker", "ray::LearnerWorker", "ray::RewardServerWorker"
 _WRITER = "orchestration.traces"
 _RECOVERY_S = 90.0
+_NOTICE_S = 30.0
 _JUDGE = {
     Kind.JUDGE_HANGS: "hang",
     Kind.JUDGE_GARBAGE: "garbage",
@@ -26,6 +29,14 @@ _JUDGE = {
     Kind.JUDGE_SLOW: "slow",
 }
 _OF_THE_REWARD_SERVER = {*_JUDGE, Kind.KILL_REWARD_SERVER, Kind.STOP_REWARD_SERVER, Kind.DAMAGE_STORE}
+_SAID = {
+    Kind.KILL_ACTOR: "died and is replaced",
+    Kind.KILL_NODE: "died and is replaced",
+    Kind.LOSE_NODE: "died and is replaced",
+    Kind.KILL_LEARNER: "died and is replaced",
+    Kind.KILL_REWARD_SERVER: "the reward server died",
+}
+"""What the run says when it has noticed."""
 _TARGETS = {
     Kind.KILL_ACTOR: ACTOR,
     Kind.STOP_ACTOR: ACTOR,
@@ -49,8 +60,46 @@ class Outcome:
     held_s: float
     recovered_s: float | None
     """From its end until steps were counted and learned from again; null where that took too long, or the run had ended."""
+    noticed_s: float | None = None
+    """From its begin until the run said what had died; null for other faults, and where what died did nothing for the run."""
     ended_run: str | None = None
     """What the driver said where the run ended of it though it should not."""
+
+
+class _Notice:
+    """Watches for what a run says, from the moment that it is entered."""
+
+    def __init__(self, training: Training, words: str | None) -> None:
+        """`words`: None where nothing need be said."""
+        self._log, self._words = training.path / "logs" / "events.log", words
+        self._began, self._after = time.monotonic(), len(self._text())
+        self._found: float | None = None
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def _text(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def _watch(self) -> None:
+        while self._words is not None and not self._over.wait(0.05):
+            if self._words in self._text()[self._after :]:
+                self._found = time.monotonic() - self._began
+                return
+
+    def wait(self) -> float | None:
+        """Seconds from the begin until it was said; None where that took longer than half a minute, or nothing need be said."""
+        self._watcher.join(max(0.0, self._began + _NOTICE_S - time.monotonic()))
+        return self._found
+
+    def __enter__(self) -> Self:
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._watcher.join()
 
 
 class Injector:
@@ -66,15 +115,17 @@ class Injector:
         """Waits, causes the fault, ends it, and waits until the run has recovered."""
         time.sleep(fault.wait_s)
         at, before = time.monotonic(), self._training.summary()
-        target = self._do(fault)
-        held = time.monotonic() - at
-        recovered = self._recovered(fault, before)
+        with _Notice(self._training, _SAID.get(fault.kind)) as notice:
+            target = self._do(fault, notice)
+            held = time.monotonic() - at
+            recovered = self._recovered(fault, before)
+            noticed = notice.wait() if target else None
         ended = None
         if not self._training.running:
             ended = self._training.text()[-400:]
             self._training.start(resume=True)
             self._training.until(lambda told: told.get("status") == "running", _RECOVERY_S)
-        return Outcome(fault.number, str(fault.kind), at - self._began, target, held, recovered, ended)
+        return Outcome(fault.number, str(fault.kind), at - self._began, target, held, recovered, noticed, ended)
 
     def _recovered(self, fault: Fault, before: dict[str, Any]) -> float | None:
         """The counters go back with a driver that was killed, so what they are then is what has to rise."""
@@ -91,8 +142,10 @@ class Injector:
 
         return self._training.until(on_its_way, _RECOVERY_S)
 
-    def _do(self, fault: Fault) -> str:
+    def _do(self, fault: Fault, notice: "_Notice") -> str:
         kind = fault.kind
+        if kind is Kind.LOSE_NODE:
+            return self._lose_node(notice)
         if kind in _TARGETS:
             return self._strike(fault, _TARGETS[kind])
         if kind in _JUDGE:
@@ -152,6 +205,18 @@ class Injector:
         time.sleep(fault.hold_s)
         self._cluster.start(node.name)
         return node.name
+
+    def _lose_node(self, notice: "_Notice") -> str:
+        """As where a machine loses power: no connection is closed, and nothing answers. It is never in reach again."""
+        link, name = self._cluster.link, "node-0"
+        if link is None or not any(node == name for node, _ in self._cluster.ray_processes(ACTOR)):
+            return ""
+        link.cut(True)
+        notice.wait()
+        self._cluster.kill(name)
+        link.cut(False)
+        self._cluster.start(name)
+        return name
 
     def _cut(self, fault: Fault) -> str:
         link = self._cluster.link

@@ -17,6 +17,7 @@ class Kind(StrEnum):
     STOP_REWARD_SERVER = "SIGSTOP the reward server"
     KILL_WRITER = "kill -9 a trace writer"
     KILL_NODE = "a node goes and comes back"
+    LOSE_NODE = "a node is out of reach, and another comes"
     CUT = "the network is cut"
     SLOW_NETWORK = "the network is slow"
     JUDGE_HANGS = "the judge hangs"
@@ -28,7 +29,7 @@ class Kind(StrEnum):
     KILL_DRIVER = "kill -9 the driver, then --resume"
 
 
-NETWORK = frozenset({Kind.CUT, Kind.SLOW_NETWORK})
+NETWORK = frozenset({Kind.CUT, Kind.SLOW_NETWORK, Kind.LOSE_NODE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ SHARES: Mapping[Kind, Share] = {
     Kind.STOP_REWARD_SERVER: Share(10, (0.5, 4.0)),
     Kind.KILL_WRITER: Share(12),
     Kind.KILL_NODE: Share(10, (1.0, 6.0)),
+    Kind.LOSE_NODE: Share(4),
     Kind.CUT: Share(16, (0.3, 3.0)),
     Kind.SLOW_NETWORK: Share(12, (2.0, 5.0)),
     Kind.JUDGE_HANGS: Share(8, (2.0, 6.0)),

@@ -35,6 +35,10 @@ _SHUTDOWN_S = 10.0
 _UPSCALE_S = 10.0
 """So long requests must have waited before there is another replica, which takes longer than that to start."""
 _STATUS_PERIOD_S = 1.0
+OWNER_GONE_S = 60.0
+"""So long after its owner has gone an application ends itself: time enough for a run that goes on to find it there."""
+_OWNER_LOOKS = 12
+"""Looks for the owner within that time, all of which must find none."""
 _NICENESS = 5
 """The judge yields the processor to the training where both want it."""
 
@@ -61,10 +65,30 @@ class DeploymentStatus:
     """Root cause where the state is `failed`, otherwise empty or what Serve says."""
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A named actor of Ray. An application whose owner is gone ends itself, so that a driver that was killed leaves no judge
+    behind on a cluster that goes on."""
+
+    name: str
+    namespace: str
+    gone_s: float = OWNER_GONE_S
+
+    def lives(self) -> bool:
+        """Also where Ray cannot say."""
+        try:
+            ray.get_actor(self.name, self.namespace)
+        except ValueError:  # there is none of this name
+            return False
+        except RayError:
+            return True
+        return True
+
+
 class _Replica:
     """One replica: a judge with its engine, in a process of its own."""
 
-    async def __init__(self, settings: JudgeSettings, pairwise: bool = False) -> None:  # pyright: ignore[reportGeneralTypeIssues]
+    async def __init__(self, settings: JudgeSettings, pairwise: bool = False, owner: Owner | None = None) -> None:  # pyright: ignore[reportGeneralTypeIssues]
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self._judge: PromptedJudge = await asyncio.to_thread(build_judge, settings, pairwise=pairwise)
         try:
@@ -74,6 +98,7 @@ class _Replica:
             raise
         # Only now: a start that yields to the training takes three times as long, and labels come as much later.
         _yield_processor()
+        self._watch = None if owner is None else asyncio.create_task(_end_without(owner))
 
     async def ask(self, captions: list[Subject]) -> list[Answer]:
         return await self._judge.ask(captions)
@@ -86,6 +111,16 @@ class _Replica:
         judge: PromptedJudge | None = getattr(self, "_judge", None)
         if judge is not None:
             await judge.close()
+
+
+async def _end_without(owner: Owner) -> None:
+    """Ends this replica's application when its owner has been gone for long enough."""
+    missed = 0
+    while missed < _OWNER_LOOKS:
+        await asyncio.sleep(owner.gone_s / _OWNER_LOOKS)
+        missed = 0 if await asyncio.to_thread(owner.lives) else missed + 1
+    # Not waited for: what it ends is this process.
+    await asyncio.to_thread(serve.delete, serve.get_replica_context().app_name, _blocking=False)
 
 
 def _yield_processor() -> None:
@@ -111,13 +146,15 @@ def start(
     resources: Mapping[str, float] | None = None,
     in_flight: int = 8,
     pairwise: bool = False,
+    owner: Owner | None = None,
 ) -> None:
     """Deploys the judge on the Ray cluster that this process has joined, and returns while it starts.
 
     `num_gpus`: for each replica; by default 1 where the cluster has a GPU. `resources`: others of Ray's that each takes.
     `in_flight`: requests that one replica works on at once. `pairwise`: it is asked about pairs of captions. More than
     one `judge.replicas` scales between 1 and that many: there is another while those that are there have more than half of
-    `in_flight` each. So whoever asks must keep that many for every replica under way.
+    `in_flight` each. So whoever asks must keep that many for every replica under way. `owner`: it ends itself when that is
+    gone; without one it stays until `stop`.
     """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     gpus = float(ray.cluster_resources().get("GPU", 0) >= 1) if num_gpus is None else num_gpus
@@ -143,7 +180,7 @@ def start(
         max_constructor_retry_count=2,
         logging_config={"log_level": "ERROR", "enable_access_log": False},
         **scaling,
-    )(_Replica).bind(_absolute(settings), pairwise)
+    )(_Replica).bind(_absolute(settings), pairwise, owner)
     serve.run_many(
         [serve.RunTarget(application, name=app_name, route_prefix=None)],
         wait_for_ingress_deployment_creation=False,

@@ -26,7 +26,7 @@ ROUTINE = (
 """What `make bench` runs, one after the other: about an hour and a half."""
 LONG = (
     "memory", "growth", "scale", "checkpoints", "learners", "pairs", "chaos", "resumes", "detection", "evidence_minihack",
-    "evidence_score", "evidence_textworld",
+    "evidence_score", "evidence_textworld", "evidence_credit", "attribution",
 )  # fmt: skip
 """Only by name: minutes each, `memory`, `chaos` and `detection` half an hour, evidence hours of training."""
 

@@ -8,8 +8,8 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Study:
     tasks: Sequence[str]
     """Environment ids."""
     models: Sequence[str]
-    """As `model_of` takes them."""
+    """As `model_of` takes them; or of `variants`."""
     seeds: int
     steps: int
     """Environment steps of each run."""
@@ -45,6 +45,8 @@ class Study:
     reward_free: bool = False
     more: Sequence[str] = ()
     """`MODEL:key=value`, for one model; `all:key=value`, for all."""
+    variants: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """What `yendor train` is given for each, where what is compared is not reward models."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def model_of(text: str) -> str:
 def arguments_of(study: Study, model: str, task: str, seed: int) -> list[str]:
     """What `yendor train` is given for one run."""
     name, at, labels = model.partition("@")
-    chosen = ["reward.w_int=0"] if model == EXTRINSIC else [f"reward.model={name}"]
+    if model in study.variants:
+        chosen = study.variants[model]
+    else:
+        chosen = ["reward.w_int=0"] if model == EXTRINSIC else [f"reward.model={name}"]
     return [
         study.preset, f"env.id={task}", f"run.seed={seed}", f"train.env_steps={study.steps}", *SHARED, *chosen,
         *([f"annotator.max_labels={labels}"] if at else []),
@@ -88,7 +93,7 @@ def arguments_of(study: Study, model: str, task: str, seed: int) -> list[str]:
 
 def run_name(study: Study, task: str, model: str, seed: int) -> str:
     """Of a run, and of its file."""
-    return f"{study.stem}-{task.partition('/')[2]}-{model.replace('@', '-labels=')}-{seed}"
+    return f"{study.stem}-{task.partition('/')[2]}-{model.replace('@', '-labels=').replace('+', '-')}-{seed}"
 
 
 def run(folder: Path, study: Study, model: str, task: str, seed: int) -> Result:
@@ -99,7 +104,7 @@ def run(folder: Path, study: Study, model: str, task: str, seed: int) -> Result:
     if kept.is_file():
         saved: dict[str, Any] = json.loads(kept.read_text())
         if saved["command"] == " ".join(["yendor", "train", *arguments]):
-            return Result(**{field.name: saved[field.name] for field in fields(Result)})
+            return Result(**{each.name: saved[each.name] for each in fields(Result)})
     measured = train(folder, name, *arguments, timeout_s=7500.0)
     summary = measured.summary
     lines = measured.lines

@@ -5,10 +5,23 @@ import json
 import random
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
 
-from benchmarks import demo, evidence_minihack, evidence_runs, evidence_score, learners, pairs, startup, trace_index
+from benchmarks import (
+    attribution,
+    demo,
+    evidence_credit,
+    evidence_minihack,
+    evidence_runs,
+    evidence_score,
+    learners,
+    pairs,
+    startup,
+    trace_index,
+)
 from benchmarks.plot import learning_curves
+from learner.language.small import SmallModel, small_model
 
 
 def test_curves_are_an_image_that_hides_nothing():
@@ -108,3 +121,42 @@ def test_nethacks_score_is_compared_with_a_random_policy_on_held_out_games(tmp_p
     assert evidence_runs.model_of("classification@50") == "classification@50"
     with pytest.raises(argparse.ArgumentTypeError, match="MODEL@LABELS"):
         evidence_runs.model_of("extrinsic@50")
+
+
+@pytest.mark.slow
+def test_ways_of_giving_credit_are_compared(tmp_path, capsys):
+    small = ("actors.envs=8", "actors.rollout_length=16", "learner.batch_size=128", "runtime=serial", "actors.count=1")
+    options = ["--kinds", "vtrace", "spa+grounding", "--seeds", "1", "--steps", "512"]
+    evidence_credit.main(tmp_path, *options, "--set", *(f"all:{key}" for key in small))
+    shown = capsys.readouterr().out
+    assert all(f"| minihack/KeyRoom-S5 | {kind} |" in shown for kind in ("vtrace", "spa+grounding"))
+    found = json.loads((tmp_path / "evidence_credit.json").read_text())
+    assert [(run["model"], run["env_steps"]) for run in found] == [(kind, 512) for kind in ("vtrace", "spa+grounding")]
+
+
+def test_ranks_and_areas_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        x, y = rng.integers(5, size=(2, 12)).astype(float)
+        by_counting = np.array([(x < each).sum() + ((x == each).sum() + 1) / 2 for each in x])
+        np.testing.assert_allclose(attribution.ranks(x), by_counting)
+        expected = np.corrcoef(attribution.ranks(x), attribution.ranks(y))[0, 1]
+        assert attribution.spearman(x, y) == pytest.approx(expected)
+        pairs = [(a > b) + 0.5 * (a == b) for a in x[y > 2] for b in x[y <= 2]]
+        assert attribution.auc(x, y > 2) == pytest.approx(np.mean(pairs))
+    assert attribution.spearman(np.ones(4), np.arange(4.0)) == 0.0
+    assert attribution.auc(np.arange(3.0), np.ones(3, bool)) is None
+
+
+@pytest.mark.slow
+def test_attributions_are_compared_with_the_planners_truth(tmp_path, capsys):
+    spec = SmallModel(
+        games=2, episodes=2, hidden_size=32, layers=1, heads=2, key_value_heads=1, head_dim=16, intermediate_size=32
+    )
+    model = small_model(spec, cache=tmp_path)
+    options = ["--model", str(model), "--episodes", "60", "--test", "20", "--steps", "40", "--seeds", "1"]
+    attribution.main(tmp_path, *options)
+    assert "| outcome: all at the end |" in capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "attribution.json").read_text())}
+    assert [row for row in rows if rows[row]["explained"] is not None] == [row for row in rows if row.startswith("spa")]
+    assert len(rows) == 5 and all(-1 <= row["within"] <= 1 and 0 <= row["auc"] <= 1 for row in rows.values())

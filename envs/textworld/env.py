@@ -165,6 +165,12 @@ class TextWorldEnv(TextEnv):
         policy = None if self._plan is None else self._plan.winning_policy
         return None if policy is None else len(policy)
 
+    @property
+    def plan(self) -> tuple[str, ...] | None:
+        """Commands that win from here, the shortest that TextWorld knows; None where it knows none, and unless `reward=dense`."""
+        policy = None if self._plan is None else self._plan.winning_policy
+        return None if policy is None else tuple(self._rules.commands(policy))
+
     def _rewarded(self, told: Told, points: int, length: int | None) -> float:
         """The reward of a step that brought `points` and began with `length` commands to go.
 

@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learner.credit import registry
 from learner.credit.attribution import CreditRule, OutcomeError, Past, Turns, whole
 from learner.credit.methods.leave_one_out import leave_one_out
 from learner.credit.outcomes import EpisodeOutcome, outcome_of
 from learner.credit.registry import build_credit, credit_method, method_names
-from learner.credit.settings import ONLINE_METHODS, CreditSettings
+from learner.credit.settings import CreditSettings
+from orchestration.configuration import checks, load_config
+from orchestration.errors import ConfigError
 
+ONLINE = [name for name in method_names() if not credit_method(name).whole_episodes]
 NUMBERS = st.floats(-5, 5, width=32)
 
 
@@ -71,7 +77,7 @@ def cut(turns: Turns, at: int) -> tuple[Turns, Turns]:
 def test_sums_that_are_kept(turns):
     """By episode: `turn` and `outcome` the extrinsic return, `spa` with `conserve` the outcome, all others' parts untouched."""
     rule = {"w_prog": 0.7, "w_ground": 0.3, "discount": 0.9}
-    for name in ONLINE_METHODS:
+    for name in ONLINE:
         for conserve in (False, True):
             paid = attribute(name, turns, **rule, conserve=conserve)
             np.testing.assert_allclose(turns.sums(paid.extrinsic), turns.sums(turns.extrinsic), atol=1e-9)
@@ -95,7 +101,7 @@ def test_sums_that_are_kept(turns):
 @settings(max_examples=60, deadline=None)
 def test_parts_of_episodes_are_paid_as_whole_ones(turns, at):
     first, rest = cut(turns, at)
-    for name in ONLINE_METHODS:
+    for name in ONLINE:
         rule = {"w_prog": 0.7, "w_ground": 0.3, "discount": 0.9, "conserve": True}
         expected = attribute(name, turns, **rule).total
         place = np.arange(len(expected)) - turns.offsets[:-1][turns.episode]
@@ -238,12 +244,12 @@ def test_outcomes_by_hand():
 
 
 def test_the_registry():
-    assert set(ONLINE_METHODS) == {name for name in method_names() if not credit_method(name).whole_episodes}
+    assert ONLINE == ["outcome", "turn", "spa", "spa+grounding", "potential"]
     with pytest.raises(ValueError, match="did you mean 'spa\\+grounding'"):
         credit_method("spa_grounding")
 
 
-def test_the_example_of_the_docs():
+def test_the_example_of_the_docs(monkeypatch):
     """`docs/credit.md` shows how to add a method: its code is what this test runs."""
     page = (Path(__file__).parent.parent / "docs" / "credit.md").read_text()
     code = re.search(r"```python\n(# learner/credit/methods/.*?)```", page, re.DOTALL)
@@ -255,3 +261,13 @@ def test_the_example_of_the_docs():
     np.testing.assert_allclose(paid.extrinsic, [1.0, 1.0, 1.0, 4.0])
     np.testing.assert_allclose(turns.sums(paid.extrinsic), turns.sums(turns.extrinsic))
     np.testing.assert_allclose(paid.intrinsic, 1.0)
+    # The file and the line are all: a run can choose it, but not a network's, which brings parts of episodes.
+    monkeypatch.setitem(sys.modules, "learner.credit.methods.even", types.SimpleNamespace(METHOD=names["METHOD"]))
+    monkeypatch.setitem(registry._MODULES, "even", "learner.credit.methods.even")
+    monkeypatch.setitem(checks.CHECKS, "credit.method", checks.Choice(method_names()))
+    keys = ["reward.model=none", "credit.method=even"]
+    assert checks.attributes_credit(
+        load_config(None, [*keys, "env.id=textworld/w2-o3-q4", "agent.model=tiny", "learner.algorithm=ppo"])
+    )
+    with pytest.raises(ConfigError, match=r"credit\.method=even: wants whole episodes"):
+        load_config(None, [*keys, "env.id=nethack/Score"])

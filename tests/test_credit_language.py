@@ -191,8 +191,9 @@ def language_learner(algorithm="rloo", objective=None, w_prog=2.0, **credit) -> 
     reward = RewardSettings(w_prog=w_prog, w_ground=0.125)
     settings = {"method": "spa+grounding", "min_episodes": 2, "publish_every": 2, "holdout": 0.0, **credit}
     attributed = LanguageCredit(
-        CreditSettings(**settings), reward, discount=1.0, width=width_of(model.network), seed=0, device=CPU
-    )
+        CreditSettings(**settings), reward, discount=1.0, bootstraps=built.needs_value, width=width_of(model.network), seed=0,
+        device=CPU,
+    )  # fmt: skip
     given = LanguageSettings(micro_batch_tokens=40, learning_rate=1e-3, batch_episodes=4)
     return LanguageLearner(model, built, given, reward, NoIntrinsicReward(), credit=attributed)
 
@@ -261,6 +262,36 @@ def test_separate_advantages_train_the_model():
         language_learner(method="leave_one_out")
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_a_potential_is_taken_back_where_a_cut_is_the_end(algorithm):
+    """Without a critic the return of an episode that was cut ends there, so its shaping has to sum to 0 as any other's."""
+    learner = language_learner(algorithm, method="potential")
+    assert learner.credit is not None and learner.credit.estimator is not None
+    learner.credit.estimator.contributions = lambda features: (np.ones(len(features)), np.zeros(len(features)))
+    (group,) = groups(0, 1)
+    batch = pack([episode_tokens(e) for e in group])
+    nothing, lengths = np.zeros(batch.turns), [e.length for e in group]
+    paid = learner.credit.attribute(
+        batch, extrinsic=nothing, intrinsic=nothing, grounded=np.ones(batch.turns, bool), outcome=np.ones(4),
+        features=torch.zeros(batch.turns, width_of(learner.model.network)), version=0,
+    )  # fmt: skip
+    sums = [part.sum() for part in np.split(paid.progress, np.cumsum(lengths)[:-1])]
+    cut = 2.0 * lengths[3] if algorithm == "ppo" else 0.0  # the critic's value of the last state takes it back
+    np.testing.assert_allclose(sums, [0.0, 0.0, 0.0, cut])
+
+
+def test_a_penalty_counts_beside_separate_advantages():
+    """All else is equal between the episodes, and nothing is paid for progress."""
+    learner = language_learner(advantage="separate", w_prog=0.0)
+    assert learner.credit is not None
+    learner.credit.weights[:] = 0.0
+    before = {k: v.clone() for k, v in learner.weights().items()}
+    group = [episode(n, turns=2, group=0, penalty=-float(n % 2)) for n in range(4)]
+    (update,) = learner.feed(group)
+    assert update.metrics["reward/penalty"] == -0.25
+    assert any(not torch.equal(before[k], v) for k, v in learner.weights().items())
+
+
 def test_the_configuration_of_language_models():
     keys = [
         "agent.model=tiny",
@@ -270,9 +301,16 @@ def test_the_configuration_of_language_models():
         "reward.model=none",
     ]
     rloo = ["learner.algorithm=rloo", "agent.group_size=4"]
+    plain = [key for key in keys if key != "credit.method=spa"]
     assert attributes_credit(load_config(None, [*keys, *rloo]))
     with pytest.raises(ConfigError, match=r"credit\.max_turns: has no effect, as a language model acts"):
         load_config(None, [*keys, *rloo, "credit.max_turns=5"])
+    with pytest.raises(ConfigError, match=r"credit\.method=leave_one_out: gives advantages.*learner\.algorithm=rloo"):
+        load_config(None, [*plain, *rloo, "credit.method=leave_one_out"])
+    shaped = [*plain, "learner.algorithm=ppo", "credit.method=potential", "language.objective.discount=0.9"]
+    with pytest.raises(ConfigError, match=r"credit\.method=potential: .*discount=0\.9 counts by tokens"):
+        load_config(None, shaped)
+    load_config(None, [*shaped, "language.objective.advantage_level=turn"])
     for more in (["learner.algorithm=ppo"], rloo):
         with pytest.raises(ConfigError, match=r"credit\.advantage=separate: learner\.algorithm="):
             load_config(None, [*keys, *more, "credit.advantage=separate"])

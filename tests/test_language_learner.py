@@ -18,7 +18,7 @@ from learner.language.settings import LanguageSettings
 from learner.learner import NoIntrinsicReward
 from learner.settings import RewardSettings
 from tests.language_agents_support import tiny_model
-from tests.language_learner_support import NoTokenizer, episode, network, perturb
+from tests.language_learner_support import VOCABULARY, NoTokenizer, episode, network, perturb
 
 CPU = torch.device("cpu")
 
@@ -156,6 +156,20 @@ def test_groups_without_a_difference_are_not_read_and_change_nothing():
     assert all(torch.equal(w, weights[name]) for name, w in learner.model.network.state_dict().items())
     mixed = learner.update([*equal, *(episode(9 + s, group=1, reward=float(s), version=1) for s in range(2))])
     assert 0.0 < mixed.metrics["batch/read_share"] < 1.0 and mixed.metrics["policy/steps"] == 1.0
+    # No entropy is told where no token was read, and it is that of a token however many were left out.
+    assert "policy/entropy" not in update.metrics
+    assert 0.5 * math.log(VOCABULARY) < mixed.metrics["policy/entropy"] < math.log(VOCABULARY)
+
+
+def test_steps_on_parts_of_a_batch_are_as_large_as_there_are_parts():
+    """More parts are asked for than there are sequences: each step is on one of as many parts as there are."""
+    settings = {"objective": {"kl_coefficient": 0.0}, "learning_rate": 0.0, "max_grad_norm": 1e9}
+    items = [episode(seed, group=0, reward=float(seed)) for seed in range(2)]
+    whole = _learner("rloo", **settings).update(items)
+    parts = _learner("rloo", minibatches=64, **settings).update(items)
+    assert whole.metrics["policy/steps"] == 1 < parts.metrics["policy/steps"] < 64
+    for name in ("loss/total", "loss/policy", "policy/entropy"):
+        assert parts.metrics[name] == pytest.approx(whole.metrics[name], rel=1e-4), name
 
 
 def test_a_batch_is_whole_groups_and_what_is_stale_is_counted():

@@ -12,7 +12,8 @@ from benchmarks.rule_judge import RuleServer
 from envs import registry
 from learner.checkpoint import checkpoints
 from orchestration.configuration import load_config
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, UsageError
+from orchestration.language.tasks import Tasks
 from orchestration.live import LiveView
 from orchestration.rundir import RunDir
 from orchestration.summary import Summary
@@ -106,10 +107,15 @@ def test_held_out_games_are_those_of_another_split() -> None:
     from orchestration.language.evaluate import held_out
     from orchestration.seeds import is_held_out
 
-    def found(*keys: str, split: str | None = None) -> tuple[dict[str, Any], list[int]]:
+    def asked(*keys: str, split: str | None = None, episodes: int = 3) -> tuple[Tasks, list[int]]:
         given = ["agent.model=small", "learner.algorithm=ppo", "reward.w_int=0", *keys]
-        tasks, seed_of = held_out(load_config(None, given), split, 1)
-        return dict(tasks.options), [seed_of(episode) for episode in range(3)]
+        tasks, seed_of = held_out(load_config(None, given), split, 1, episodes)
+        return tasks, [seed_of(episode) for episode in range(3)]
+
+    def found(*keys: str, split: str | None = None) -> tuple[dict[str, Any], list[int]]:
+        tasks, seeds = asked(*keys, split=split)
+        (world,) = tasks.worlds
+        return dict(tasks.options_of(world)), seeds
 
     textworld = "env.id=textworld/w2-o3-q4"
     assert found(textworld, "env.options.split=train") == ({"split": "test"}, [0, 1, 2])
@@ -117,6 +123,20 @@ def test_held_out_games_are_those_of_another_split() -> None:
     assert found("env.id=alfworld/all", split="seen")[0] == {"split": "seen"}
     options, seeds = found(textworld)
     assert options == {} and all(map(is_held_out, seeds))
+    shuffled = ("env.options.domain_randomization=true", "env.options.games=50")
+    assert found("env.id=alfworld/all", *shuffled)[0] == {"split": "unseen", "games": 50}
+    # A mix of families: each has its own split.
+    mixed, _ = asked("env.mix={textworld/w2-o3-q4: 1, alfworld/all: 1}", "env.options.split=train")
+    assert [mixed.options_of(world)["split"] for world in mixed.worlds] == ["test", "unseen"]
+    # No game is played twice, and counted as another.
+    asked(textworld, "env.options.split=train", episodes=100)
+    asked("env.id=alfworld/all", "env.options.games=50", episodes=300)
+    with pytest.raises(UsageError, match=r"101 episodes of textworld/w2-o3-q4: split test has 100 games"):
+        asked(textworld, "env.options.split=train", episodes=101)
+    with pytest.raises(UsageError, match=r"301 episodes of alfworld/all: split unseen has 300 games"):
+        asked("env.id=alfworld/all", "env.options.games=50", episodes=301)
+    with pytest.raises(UsageError, match="has no splits"):
+        asked("env.id=nethack/Score", split="test")
 
 
 def test_a_person_or_a_model_plays_in_the_terminal(model: Path) -> None:

@@ -120,10 +120,16 @@ class CreditMethod(ABC):
 
     needs_progress: ClassVar[bool] = False
     """Whether `Turns.progress` is read, so that an estimator is wanted."""
+    grounds: ClassVar[bool] = False
+    """Whether `CreditRule.w_ground` is paid."""
+    conserves: ClassVar[bool] = False
+    """Whether `CreditRule.conserve` is read."""
+    rearranges: ClassVar[bool] = True
+    """Whether it pays anything but what the environment paid where both weights are 0."""
     whole_episodes: ClassVar[bool] = False
     """Whether it wants finished episodes; such a method is for language models alone."""
     is_advantage: ClassVar[bool] = False
-    """Whether what it gives is an advantage: no critic, no return over later turns."""
+    """Whether what it gives is an advantage: no critic, no return over later turns. No run can choose it by its name."""
 
     def __init__(self, rule: CreditRule) -> None:
         self.rule = rule

@@ -6,6 +6,7 @@ turn's own words included. **Shared**: they come out of the policy's forward pas
 its own, whole or with adapters. Letters of shapes as in `learner.language.batch`, H the hidden size.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -112,12 +113,15 @@ class LanguageCredit:
         reward: RewardSettings,
         *,
         discount: float,
+        bootstraps: bool,
         width: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        """width: H of the model. discount: γ of the objective, for `potential`."""
+        """width: H of the model. discount, bootstraps: γ of the objective, and whether it counts the value of the state in which
+        an episode was cut (it has a critic), for `potential`: what has none takes a cut for the end."""
         self.settings = settings
+        self._bootstraps = bootstraps
         self.method = build_credit(
             settings.method, CreditRule(reward.w_prog, reward.w_ground, discount, settings.conserve)
         )
@@ -131,6 +135,8 @@ class LanguageCredit:
         weights = (reward.w_ext, reward.w_int, reward.w_prog, reward.w_ground)
         self.weights = torch.tensor([abs(w) for w in weights], device=device)
         """[4], of the components' advantages where each has its own."""
+        self._uncertainty = 0.0
+        """Mean deviation among the heads, of the newest batch."""
         self._stage = Stage(settings, self.estimator)
 
     @property
@@ -153,7 +159,10 @@ class LanguageCredit:
         progress: Floats | None = None
         if self.estimator is not None:
             assert features is not None  # the learner reads them where there is an estimator
-            progress, _ = self.estimator.contributions(features.float())
+            progress, deviation = self.estimator.contributions(features.float())
+            self._uncertainty = float(deviation.mean())
+        if not self._bootstraps:
+            batch = dataclasses.replace(batch, terminated=torch.ones_like(batch.terminated))
         turns = turns_of(
             batch, extrinsic=extrinsic, intrinsic=intrinsic, grounded=grounded, progress=progress, outcome=outcome
         )
@@ -172,7 +181,13 @@ class LanguageCredit:
 
     def metrics(self) -> dict[str, float]:
         """How it stands: `progress/…`."""
-        return {} if self.estimator is None else {**self.estimator.metrics(), **self._stage.metrics()}
+        if self.estimator is None:
+            return {}
+        return {
+            **self.estimator.metrics(),
+            **self._stage.metrics(),
+            "progress/uncertainty": self._uncertainty,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-ONLINE_METHODS = ("turn", "outcome", "spa", "spa+grounding", "potential")
-"""Methods that can do with parts of episodes, as recurrent agents bring them; a test holds that the registry agrees."""
-
 
 @dataclass(frozen=True)
 class CreditSettings:

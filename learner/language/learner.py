@@ -20,10 +20,10 @@ from learner.credit.language import LanguageCredit, component_advantage
 from learner.language.batch import TokenBatch, pack
 from learner.language.episodes import TurnRewards, episode_tokens, outcomes, temperature_of, turn_rewards
 from learner.language.losses import importance_weight
-from learner.language.metrics import policy_metrics
 from learner.language.model import ActionScores, LanguageModel, micro_batches
 from learner.language.objective import LanguageLoss, Objective, Rollouts, Targets
 from learner.language.settings import LanguageSettings
+from learner.language.trained import Trained, batch_metrics, reward_metrics, value_metrics
 from learner.learner import IntrinsicReward
 from learner.settings import RewardSettings
 from learner.update import Update
@@ -145,22 +145,20 @@ class LanguageLearner:
         rollouts = self._evaluate(batch, torch.from_numpy(rewards.total).to(self.model.device), temperature, fused)
         targets = self.objective.prepare(rollouts)
         if self.credit is not None and self.credit.settings.advantage == "separate":
-            parts = [rewards.extrinsic + rewards.penalty, rewards.intrinsic, rewards.progress, rewards.grounding]
-            each = torch.from_numpy(np.stack([np.zeros_like(rewards.total) if p is None else p for p in parts]))
-            advantage = component_advantage(self.objective, rollouts, each.to(self.model.device), self.credit.weights)
+            advantage = self._separate_advantage(self.credit, rollouts, rewards)
             targets = dataclasses.replace(targets, advantage=advantage)
-        trained = _Trained(len(targets.advantage), self.model.device)
-        for rows in self._minibatches(batch, targets):
-            self._step(batch, targets, rows, temperature, fused, trained)
+        trained = Trained(len(targets.advantage), self.model.device)
+        for rows, parts in self._minibatches(batch, targets):
+            self._step(batch, targets, rows, parts, temperature, fused, trained)
         self.version += 1
         self.trained_samples += batch.turns
         lag = self.version - 1 - batch.version
         done = time.perf_counter()
         metrics = {
-            **_reward_metrics(episodes, rewards),
+            **reward_metrics(episodes, rewards),
             **trained.metrics(targets, self.objective),
-            **_batch_metrics(batch, len(targets.advantage), done - rewarded),
-            **_value_metrics(targets),
+            **batch_metrics(batch, len(targets.advantage), done - rewarded),
+            **value_metrics(targets),
         }
         return Update(
             version=self.version,
@@ -198,6 +196,15 @@ class LanguageLearner:
         return dataclasses.replace(
             rewards, extrinsic=extrinsic, intrinsic=intrinsic, progress=progress, grounding=grounding
         )
+
+    def _separate_advantage(self, credit: LanguageCredit, rollouts: Rollouts, rewards: TurnRewards) -> Tensor:
+        """[M]: advantages of the components, normalised one by one. The penalty for what could not be read is one of them, and
+        its size its weight, so that it also counts where nothing else does."""
+        parts = [rewards.extrinsic, rewards.intrinsic, rewards.progress, rewards.grounding, rewards.penalty]
+        paid = torch.from_numpy(np.stack([np.zeros_like(rewards.total) if p is None else p for p in parts]))
+        penalty = credit.weights.new_tensor([float(np.abs(rewards.penalty).max())])
+        weights = torch.cat([credit.weights, penalty])
+        return component_advantage(self.objective, rollouts, paid.to(self.model.device), weights)
 
     def _turn_features(self, batch: TokenBatch) -> Tensor:
         """[K, H]: the policy's hidden states at the last action token of each turn."""
@@ -244,13 +251,16 @@ class LanguageLearner:
             bootstrap=final_value[last] if objective.needs_value else None,
         )
 
-    def _minibatches(self, batch: TokenBatch, targets: Targets) -> Iterator[list[int]]:
-        """Rows of the sequences of each step. Those that have no part in the gradient are left out: it is the same."""
+    def _minibatches(self, batch: TokenBatch, targets: Targets) -> Iterator[tuple[list[int], int]]:
+        """Rows of the sequences of each step, and of how many parts of the batch they are one.
+
+        Those that have no part in the gradient are left out: it is the same.
+        """
         rows = self._with_gradient(batch, targets)
         count = min(self.settings.minibatches, len(rows))
         for _ in range(self.settings.epochs if rows else 0):
             order = [rows[i] for i in torch.randperm(len(rows), generator=self._random).tolist()] if count > 1 else rows
-            yield from (order[part::count] for part in range(count))
+            yield from ((order[part::count], count) for part in range(count))
 
     def _with_gradient(self, batch: TokenBatch, targets: Targets) -> list[int]:
         """Sequences with a token that the loss depends on: groups that all won or all lost have none."""
@@ -263,10 +273,11 @@ class LanguageLearner:
         return sequence[active].unique().tolist()
 
     def _step(
-        self, batch: TokenBatch, targets: Targets, rows: list[int], temperature: float, fused: bool, trained: "_Trained"
+        self, batch: TokenBatch, targets: Targets, rows: list[int], parts: int, temperature: float, fused: bool,
+        trained: Trained,
     ) -> None:  # fmt: skip
-        """One optimisation step on these sequences."""
-        share = self.settings.minibatches if self.settings.minibatches > 1 else 1
+        """One optimisation step on these sequences, one of so many parts of the batch: the losses are sums of weighted tokens of
+        all of it, so that of a part stands for as many times as much."""
         lengths = batch.lengths.tolist()
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
@@ -277,9 +288,9 @@ class LanguageLearner:
             if fused:
                 mine = _with_proximal(mine, scores.log_prob, self.objective.policy_settings.importance_cap)
             loss = self._loss(mine, scores)
-            (share * loss.total).backward()  # pyright: ignore[reportUnknownMemberType]
+            (parts * loss.total).backward()  # pyright: ignore[reportUnknownMemberType]
             total += loss.total.item()
-            trained.add(part.rows, scores.log_prob.detach(), mine, loss)
+            trained.add(part.rows, scores, mine, loss, parts)
         self._optimise(total, trained)
 
     def _loss(self, targets: Targets, scores: ActionScores) -> LanguageLoss:
@@ -289,7 +300,7 @@ class LanguageLearner:
             targets, scores.log_prob, scores.entropy, scores.value if self.objective.needs_value else None
         )
 
-    def _optimise(self, total: float, trained: "_Trained") -> None:
+    def _optimise(self, total: float, trained: Trained) -> None:
         parameters = [*self.model.policy_parameters(), *self.model.critic_parameters()]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         if not np.isfinite(total) or not bool(norm.isfinite()):
@@ -360,90 +371,3 @@ def _with_proximal(targets: Targets, log_prob: Tensor, cap: float) -> Targets:
         proximal_log_prob=proximal,
         importance=importance_weight(proximal, targets.behaviour_log_prob, cap),
     )
-
-
-class _Trained:
-    """What the steps of an update saw, put together."""
-
-    def __init__(self, actions: int, device: torch.device) -> None:
-        self.norms: list[float] = []
-        self._log_prob = torch.zeros(actions, device=device)
-        self._proximal = torch.zeros(actions, device=device)
-        self._importance = torch.ones(actions, device=device)
-        self._read = torch.zeros(actions, dtype=torch.bool, device=device)
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, rows: Tensor, log_prob: Tensor, targets: Targets, loss: LanguageLoss) -> None:
-        """One micro-batch; later passes over a token replace what was kept of it."""
-        self._read[rows] = True
-        self._log_prob[rows] = log_prob
-        self._proximal[rows] = targets.proximal_log_prob
-        self._importance[rows] = targets.importance
-        for name in ("total", "policy", "value", "entropy", "kl"):
-            part = getattr(loss, name).detach()
-            self._sums[name] = self._sums.get(name, 0) + part
-
-    def metrics(self, targets: Targets, objective: Objective) -> dict[str, float]:
-        """Over the tokens that were read; of losses, sums over the micro-batches by steps."""
-        read = self._read.nonzero().squeeze(1)
-        seen = dataclasses.replace(
-            targets, proximal_log_prob=self._proximal, importance=self._importance
-        ).take(read)  # fmt: skip
-        steps = max(len(self.norms), 1)
-        found = policy_metrics(seen, self._log_prob[read], objective.policy_settings)
-        losses = {name: float(self._sums[name]) / steps if self._sums else 0.0 for name in ("total", "policy", "value")}
-        return {
-            **{f"loss/{name}": value for name, value in losses.items()},
-            "policy/entropy": _mean_of(self._sums.get("entropy"), steps),
-            "policy/reference_kl": _mean_of(self._sums.get("kl"), steps),
-            "policy/clipped": found.clip_fraction,
-            "policy/ratio_max": found.ratio_max,
-            "policy/update_kl": found.update_kl,
-            "policy/behaviour_kl": found.behaviour_kl,
-            "policy/importance_mean": found.importance_mean,
-            "policy/importance_capped": found.importance_capped,
-            "policy/importance_ess": found.importance_ess,
-            "policy/grad_norm": sum(self.norms) / steps,
-            "policy/steps": float(len(self.norms)),
-            "batch/read_share": len(read) / max(len(self._read), 1),
-            "batch/masked_share": 1.0 - float(targets.keep.double().mean()),
-        }
-
-
-def _mean_of(total: Tensor | None, steps: int) -> float:
-    return 0.0 if total is None else float(total) / steps
-
-
-def _reward_metrics(episodes: Sequence[LanguageEpisode], rewards: TurnRewards) -> dict[str, float]:
-    """Means over turns, but for what is said of episodes."""
-    turns = [turn for episode in episodes for turn in episode.turns]
-    groups: dict[int, set[float]] = {}
-    for episode in episodes:
-        groups.setdefault(episode.group, set()).add(episode.episode_return)
-    return {
-        **{f"reward/{name}": float(part.mean()) for name, part in rewards.parts().items()},
-        "batch/return": sum(e.episode_return for e in episodes) / len(episodes),
-        "batch/length": len(turns) / len(episodes),
-        "batch/groups_that_differ": sum(len(returns) > 1 for returns in groups.values()) / len(groups),
-        "grounded": sum(turn.grounded for turn in turns) / len(turns),
-        "failures": sum(turn.failure is not None for turn in turns) / len(turns),
-    }
-
-
-def _batch_metrics(batch: TokenBatch, actions: int, seconds: float) -> dict[str, float]:
-    return {
-        "batch/episodes": float(batch.episodes),
-        "batch/tokens": float(len(batch.tokens)),
-        "batch/action_tokens": float(actions),
-        "batch/tokens_per_second": len(batch.tokens) / seconds,
-    }
-
-
-def _value_metrics(targets: Targets) -> dict[str, float]:
-    if targets.value is None or targets.value_target is None or targets.value_weight is None:
-        return {}
-    used = targets.value_weight > 0
-    value, target = targets.value[used], targets.value_target[used]
-    spread = target.var(unbiased=False).clamp(min=1e-8)
-    explained = 1.0 - (target - value).var(unbiased=False) / spread
-    return {"value/mean": float(value.mean()), "value/explained_variance": float(explained)}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Set
 from typing import Any
 
-from learner.credit.settings import ONLINE_METHODS
+from learner.credit.registry import credit_method, method_names
 from orchestration.config import Config
 from orchestration.configuration.keys import key_types, near_miss
 from orchestration.configuration.objectives import COMPARING, OBJECTIVES, objective_settings
@@ -159,7 +159,7 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "reward.scale": POSITIVE,
     "reward.clip": POSITIVE,
     "reward.count_exponent": NOT_NEGATIVE,
-    "credit.method": Choice(ONLINE_METHODS),
+    "credit.method": Choice(method_names()),
     "credit.outcome": Choice(("success", "return")),
     "credit.return_low": Range(),
     "credit.return_high": Range(),
@@ -397,6 +397,7 @@ def _check_language(config: Config) -> None:
 
 def _check_credit(config: Config) -> None:
     credit = config.credit
+    _check_method(config)
     if config.agent.model and credit.advantage == "separate":
         from orchestration.configuration.objectives import objective_settings
 
@@ -416,15 +417,39 @@ def _check_credit(config: Config) -> None:
         )
 
 
+def _check_method(config: Config) -> None:
+    """Whether the agent can be paid by `credit.method`."""
+    method, algorithm = config.credit.method, config.learner.algorithm
+    kind = credit_method(method)
+    if kind.is_advantage:
+        raise ConfigError(
+            f"credit.method={method}: gives advantages, and no rewards of turns; learner.algorithm=rloo is that rule"
+        )
+    if kind.whole_episodes and not config.agent.model:
+        raise ConfigError(
+            f"credit.method={method}: wants whole episodes, and networks learn from parts of them; take another, or a language "
+            "model (agent.model)"
+        )
+    if method == "potential" and config.agent.model and learns_progress(config):
+        from orchestration.configuration.objectives import objective_settings
+
+        settings: Any = objective_settings(algorithm, config.language.objective)
+        if getattr(settings, "discount", 1.0) < 1.0 and getattr(settings, "advantage_level", "token") == "token":
+            raise ConfigError(
+                f"credit.method=potential: changes which policy is best where language.objective.discount={settings.discount:g} "
+                "counts by tokens, as it is paid by turns; take discount=1, or ppo with advantage_level=turn"
+            )
+
+
 def attributes_credit(config: Config) -> bool:
     """Whether a turn's reward is anything but what it was paid."""
-    grounds = config.credit.method == "spa+grounding" and config.reward.w_ground != 0
-    return config.credit.method == "outcome" or grounds or learns_progress(config)
+    kind = credit_method(config.credit.method)
+    return kind.rearranges or (kind.grounds and config.reward.w_ground != 0) or learns_progress(config)
 
 
 def learns_progress(config: Config) -> bool:
     """Whether a progress estimator learns, and its contributions are part of what the agent learns from."""
-    return config.credit.method in ("spa", "spa+grounding", "potential") and config.reward.w_prog != 0
+    return credit_method(config.credit.method).needs_progress and config.reward.w_prog != 0
 
 
 def learns_intrinsic(config: Config) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from learner.credit.registry import credit_method
 from orchestration.config import Config
 from orchestration.configuration.checks import (
     attributes_credit,
@@ -125,7 +126,7 @@ def _no_progress(config: Config) -> str | None:
     if learns_progress(config):
         return None
     method = config.credit.method
-    return f"credit.method={method}" if method in ("turn", "outcome") else "reward.w_prog=0"
+    return "reward.w_prog=0" if credit_method(method).needs_progress else f"credit.method={method}"
 
 
 def _no_credit(config: Config) -> str | None:
@@ -180,7 +181,9 @@ RULES = (
     Rule(
         ("reward.w_ground",),
         lambda c: (
-            f"credit.method={c.credit.method}" if c.reward.w_ground and c.credit.method != "spa+grounding" else None
+            f"credit.method={c.credit.method}"
+            if c.reward.w_ground and not credit_method(c.credit.method).grounds
+            else None
         ),
     ),
     Rule(("credit.advantage", "credit.learning_rate"), _no_credit),
@@ -189,7 +192,10 @@ RULES = (
         ("credit.learning_rate",),
         lambda c: None if learns_progress(c) or c.credit.advantage == "separate" else "there is no progress estimator",
     ),
-    Rule(("credit.conserve",), lambda c: "credit.method=potential" if c.credit.method == "potential" else None),
+    Rule(
+        ("credit.conserve",),
+        lambda c: None if credit_method(c.credit.method).conserves else f"credit.method={c.credit.method}",
+    ),
     Rule(
         ("credit.return_low", "credit.return_high"),
         lambda c: "credit.outcome=success" if c.credit.outcome == "success" else None,

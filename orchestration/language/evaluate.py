@@ -4,9 +4,10 @@ Invariant: which episodes are played depends on world, split, seed and count alo
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,37 +25,70 @@ HELD_OUT = {"textworld": "test", "alfworld": "unseen"}
 """The split that evaluations play, by the prefix of the world."""
 
 
-def held_out(config: Config, split: str | None, seed: int) -> tuple[Tasks, Callable[[int], int]]:
+def held_out(config: Config, split: str | None, seed: int, episodes: int = 1) -> tuple[Tasks, Callable[[int], int]]:
     """The worlds of an evaluation (those of the mix in turns), and what they are reset with for each episode.
 
-    Where training has a split, the evaluation has `split`, or else the family's own of `HELD_OUT`, and plays its games
-    from the first on. Without, seeds are held out as for networks. Raises `UsageError` for a split of a world without.
+    Where training has a split, the evaluation of each world has `split`, or else the family's own of `HELD_OUT`, and plays
+    its games from the first on. Without, seeds are held out as for networks. Raises `UsageError` for a split of a world
+    without, and where a split has fewer games than `episodes` would play of it.
     """
-    tasks = Tasks(replace(config, env=replace(config.env, curriculum={}, tasks=None)))
-    families = {world.partition("/")[0] for world in tasks.worlds}
-    own = HELD_OUT.get(families.pop()) if len(families) == 1 else None
-    if split is not None and own is None:
-        raise UsageError(f"--split={split}: {', '.join(tasks.worlds)} have no splits in common")
-    options = dict(config.env.options)
-    splits = own is not None and (split is not None or "split" in options or own == HELD_OUT["alfworld"])
-    if splits:
-        options["split"] = split or own
-    env = replace(config.env, curriculum={}, tasks=None, options=options)
-    tasks, count = Tasks(replace(config, env=env)), len(tasks.worlds)
+    env = replace(config.env, curriculum={}, tasks=None)
+    config = replace(config, env=env)
+    worlds = Tasks(config).worlds
+    options = {world: _options(world, env.options, split) for world in worlds}
+    for world in worlds:
+        _check_games(world, options[world], -(-episodes // len(worlds)))
+    tasks = Tasks(config, options.__getitem__)
 
     def seed_of(episode: int) -> int:
-        number = episode // count
-        task = number if splits else held_out_seed(seed, "eval", number)
-        return tasks.seed_in(tasks.worlds[episode % count], task)
+        number, world = episode // len(worlds), worlds[episode % len(worlds)]
+        task = number if "split" in options[world] else held_out_seed(seed, "eval", number)
+        return tasks.seed_in(world, task)
 
     return tasks, seed_of
+
+
+def _options(world: str, given: Mapping[str, Any], split: str | None) -> dict[str, Any]:
+    """Those of training, but for the split; `split` is among them where games of one are played."""
+    family = world.partition("/")[0]
+    own = HELD_OUT.get(family)
+    if own is None:
+        if split is not None:
+            raise UsageError(f"--split={split}: {world} has no splits")
+        return dict(given)
+    options = dict(given)
+    if split is not None or "split" in given or family == "alfworld":
+        options["split"] = split or own
+        if options["split"] != "train":
+            options.pop("domain_randomization", None)  # of training alone
+    return options
+
+
+def _check_games(world: str, options: Mapping[str, Any], episodes: int) -> None:
+    """A game that is played twice is no second sample."""
+    family, _, name = world.partition("/")
+    split = str(options.get("split"))
+    games = 0  # not known
+    if family == "textworld":
+        from envs.textworld import SPLITS
+
+        games = len(SPLITS.get(split, ()))
+    elif family == "alfworld":
+        from envs.alfworld.generate import GAMES
+        from envs.alfworld.ids import is_path, tasks_of
+
+        games = 0 if is_path(name) else options.get("games", GAMES.get(split, 0)) * len(tasks_of(name))
+    if games and episodes > games:
+        raise UsageError(
+            f"{episodes} episodes of {world}: split {split} has {games} games; play as many with --episodes"
+        )
 
 
 def play_held_out(
     checkpoint: Path, config: Config, *, episodes: int, seed: int, split: str | None, temperature: float | None
 ) -> list[EpisodeEnd]:
     """Plays the episodes with the model of a checkpoint; in order of their numbers. Raises RuntimeError where a world breaks."""
-    tasks, seed_of = held_out(config, split, seed)
+    tasks, seed_of = held_out(config, split, seed, episodes)
     agent = replace(
         config.agent, group_size=1, temperature=config.agent.temperature if temperature is None else temperature
     )

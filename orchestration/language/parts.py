@@ -265,6 +265,7 @@ def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> La
             config.credit,
             config.reward,
             discount=getattr(objective.policy_settings, "discount", 1.0),
+            bootstraps=objective.needs_value,
             width=width_of(network.network),
             seed=derive_seed(config.run.seed, "credit"),
             device=device,

@@ -4,7 +4,7 @@ A pure function of the group's number, the same in both runtimes and after a res
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from envs.registry import make_text
@@ -19,16 +19,17 @@ _SEEDS = 2**56
 class Tasks:
     """The tasks of a run."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, options_of: Callable[[str], Mapping[str, Any]] | None = None) -> None:
+        """`options_of`: a world's options, where they are not `env.options`."""
         self._env, self._seed = config.env, config.run.seed
+        self._options_of = options_of or (lambda world: config.env.options)
         self._group_size = config.agent.group_size
         self.worlds = tuple(dict.fromkeys([*config.env.curriculum, *(config.env.mix or {config.env.id: 1.0})]))
         """All worlds that are played, each once."""
 
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Of all worlds."""
-        return self._env.options
+    def options_of(self, world: str) -> Mapping[str, Any]:
+        """What `make_env` makes it with."""
+        return self._options_of(world)
 
     def world_of(self, group: int) -> str:
         """The world that group number `group` plays."""
@@ -50,10 +51,8 @@ class Tasks:
 
     def make_env(self) -> TextEnv:
         """An environment that plays any of the worlds, told which by the seed."""
-        options = self._env.options
-        if len(self.worlds) == 1:
-            return make_text(self.worlds[0], **options)
-        return _Worlds([make_text(world, **options) for world in self.worlds])
+        worlds = [make_text(world, **self.options_of(world)) for world in self.worlds]
+        return worlds[0] if len(worlds) == 1 else _Worlds(worlds)
 
 
 def draw(shares: Mapping[str, float], seed: int) -> str:

@@ -14,6 +14,7 @@ from learner.credit.attribution import Attribution, CreditMethod, Floats, Turns
 
 class PotentialCredit(CreditMethod):
     needs_progress = True
+    rearranges = False
 
     def attribute(self, turns: Turns) -> Attribution:
         now, after = progress_so_far(turns) if turns.potential is None else (turns.potential, turns.potential_after)

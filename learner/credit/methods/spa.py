@@ -12,6 +12,8 @@ from learner.credit.attribution import Attribution, CreditMethod, Floats, Turns
 
 class SpaCredit(CreditMethod):
     needs_progress = True
+    conserves = True
+    rearranges = False
 
     def attribute(self, turns: Turns) -> Attribution:
         progress = self.rule.w_prog * contributions(turns, conserve=self.rule.conserve)

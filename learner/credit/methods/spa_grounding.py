@@ -7,6 +7,8 @@ from learner.credit.methods.spa import SpaCredit
 
 
 class SpaGroundingCredit(SpaCredit):
+    grounds = True
+
     def attribute(self, turns: Turns) -> Attribution:
         return replace(super().attribute(turns), grounding=self.rule.w_ground * turns.grounded)
 

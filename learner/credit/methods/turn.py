@@ -6,6 +6,8 @@ from learner.credit.attribution import Attribution, CreditMethod, Turns
 
 
 class TurnCredit(CreditMethod):
+    rearranges = False
+
     def attribute(self, turns: Turns) -> Attribution:
         nothing = np.zeros_like(turns.extrinsic)
         return Attribution(turns.extrinsic, turns.intrinsic, nothing, nothing)

@@ -8,7 +8,8 @@ import pytest
 from envs import registry
 from learner.checkpoint import checkpoints
 from orchestration.cli.main import run
-from orchestration.configuration import load_config
+from orchestration.configuration import load_config, read_config
+from orchestration.configuration.loader import to_yaml
 from orchestration.errors import ConfigError
 from orchestration.language.models import acting_model
 from orchestration.language.tasks import Tasks, draw, split_by_share
@@ -66,6 +67,17 @@ def test_a_curriculum_goes_from_world_to_world_and_then_to_the_mix():
         assert observation.startswith(worlds[group].removeprefix("ways/"))
         played.add(int(env.seeds["seed"]))
     assert played == set(range(5))
+
+
+def test_a_world_of_a_mix_may_be_a_file(tmp_path):
+    """Its name has dots, which part keys elsewhere."""
+    for name in ("a.z8", "a.json", "b.c.z8", "b.c.json"):
+        (tmp_path / name).write_text("{}")
+    one, two = f"textworld/{tmp_path}/a.z8", f"textworld/{tmp_path}/b.c.z8"
+    config = _config(f"env.mix.{one}=1", f"env.mix.{two}=2.5", f"env.curriculum.{one}=10")
+    assert config.env.mix == {one: 1.0, two: 2.5} and config.env.curriculum == {one: 10}
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert read_config(tmp_path / "config.yaml") == config
 
 
 def test_worlds_that_cannot_be_are_named():

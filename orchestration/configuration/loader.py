@@ -22,6 +22,8 @@ from orchestration.errors import ConfigError
 DEFAULT_NAME = "train"
 """Name of a run without a preset."""
 
+_OF_WORLDS = ("env.mix", "env.curriculum")
+"""Keys whose values are named by worlds."""
 _ACTORS = "actors"
 """Short for `actors.count`, and `actors=auto` for `actors.auto=true`."""
 
@@ -148,7 +150,7 @@ def _build(values: Mapping[str, Value], preset: str) -> Config:
     tree.preset = preset
     for key, value in values.items():
         try:
-            OmegaConf.update(tree, key, value, merge=False, force_add=key not in key_types())
+            _set(tree, key, value)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key}={value}: {_said(error)}") from error
     try:
@@ -156,6 +158,16 @@ def _build(values: Mapping[str, Value], preset: str) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {_said(error)}") from error
     return Config(**{field.name: getattr(resolved, field.name) for field in dataclasses.fields(Config)})
+
+
+def _set(tree: DictConfig, key: str, value: Value) -> None:
+    mapping, _ = find_key(key)
+    if mapping in _OF_WORLDS and key != mapping:
+        # A world may be a file, and its name have dots.
+        given = float(value) if mapping == "env.mix" and isinstance(value, int) else value
+        OmegaConf.select(tree, mapping)[key.removeprefix(f"{mapping}.")] = given
+    else:
+        OmegaConf.update(tree, key, value, merge=False, force_add=key not in key_types())
 
 
 def _make_writable(tree: DictConfig) -> None:

@@ -131,9 +131,9 @@ def test_held_out_games_are_those_of_another_split() -> None:
     # No game is played twice, and counted as another.
     asked(textworld, "env.options.split=train", episodes=100)
     asked("env.id=alfworld/all", "env.options.games=50", episodes=300)
-    with pytest.raises(UsageError, match=r"101 episodes of textworld/w2-o3-q4: split test has 100 games"):
+    with pytest.raises(UsageError, match=r"101 episodes of textworld/w2-o3-q4: its split test has 100 games"):
         asked(textworld, "env.options.split=train", episodes=101)
-    with pytest.raises(UsageError, match=r"301 episodes of alfworld/all: split unseen has 300 games"):
+    with pytest.raises(UsageError, match=r"301 episodes of alfworld/all: its split unseen has 300 games"):
         asked("env.id=alfworld/all", "env.options.games=50", episodes=301)
     with pytest.raises(UsageError, match="has no splits"):
         asked("env.id=nethack/Score", split="test")

@@ -1,6 +1,8 @@
 """Supervised fine-tuning: the loss against a slow reference, five games learnt by heart and then won, sources, errors."""
 
 import asyncio
+import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from agents.language.engines.transformers_engine import TransformersGenerator
 from agents.language.errors import LanguageModelError
 from agents.language.rollout import LanguageRollout
-from agents.language.scripted import RandomScript, WalkthroughScript, play_scripts
+from agents.language.scripted import RandomScript, Said, WalkthroughScript, play_scripts
 from agents.language.template import ChatTemplate, load_tokenizer
 from agents.settings import AgentSettings
 from envs.text import SimpleTextEnv, TextEnvSpec
@@ -18,6 +20,8 @@ from learner.language.model import LanguageModel, load_model
 from learner.language.settings import SFTSettings
 from learner.language.sft import SFTTrainer, all_tokens, cross_entropy, demonstration_tokens
 from learner.language.small import SmallModel, small_model, transcripts
+from orchestration.language.sft import _answers
+from orchestration.traces.schema import EnvStep, LlmCall
 from tests.language_agents_support import tiny_model
 from tests.language_learner_support import NoTokenizer, episode, network
 
@@ -91,6 +95,52 @@ def test_scripts_play_with_the_tokens_of_rl_and_a_world_without_a_walkthrough_is
     assert {t.command for e in played for t in e.turns} == {f"go {way}" for way in _WAYS}
     with pytest.raises(LanguageModelError, match=r"ways/test, seed 3: .*no walkthrough"):
         play_scripts(Ways, template, SETTINGS, [(3, WalkthroughScript(()))])
+
+
+def test_what_was_said_is_said_again_token_by_token_where_it_can_be(tmp_path):
+    template = _template(tiny_model(tmp_path / "tiny"))
+    words = _route(3)
+    # Other tokens than the tokenizer's for the same words: each character alone.
+    spelt = tuple(i for char in words[0] for i in template.tokenizer(char, add_special_tokens=False)["input_ids"])
+    odd = (*spelt, template.stop_ids[0])
+    assert template.decode(odd) == words[0] and list(odd) != template.answer(words[0])
+    said = [Said(words[0], output=odd), Said(words[1], output=odd), Said(words[2], output=spelt)]
+    (played,) = play_scripts(Ways, template, SETTINGS, [(3, WalkthroughScript(said))])
+    assert played.success and [t.command for t in played.turns] == words
+    # The second's tokens say another command, and the third's have no end: those are written anew.
+    assert [t.output.tolist() for t in played.turns] == [
+        list(odd),
+        template.answer(words[1]),
+        template.answer(words[2]),
+    ]
+    thinking = dataclasses.replace(SETTINGS, answer="thought", max_new_tokens=80)
+    (thought,) = play_scripts(
+        Ways, template, thinking, [(3, WalkthroughScript([Said(words[0], "The door is there.")]))]
+    )
+    assert thought.turns[0].text == f"Thought: The door is there.\nAction: {words[0]}"
+
+
+def test_traced_answers_are_learnt_from_whole_and_none_that_could_not_be_read(tmp_path):
+    def traced(*failures):
+        steps = [make(EnvStep, step=n, action_name="go left") for n in range(2)]
+        calls = [
+            make(
+                LlmCall, step=n, output=(1, 2, n), output_ref=f"r{n}", sampling={"failure": failure} if failure else {}
+            )
+            for n, failure in enumerate(failures)
+        ]
+        texts = {"r0": "Thought: Left it is.\nAction: go left", "r1": "go left"}
+        return types.SimpleNamespace(steps=steps, events=[*steps, *calls], texts=texts)
+
+    def make(kind, **fields):
+        record = object.__new__(kind)
+        for name, value in fields.items():
+            object.__setattr__(record, name, value)
+        return record
+
+    assert _answers(traced(None, None)) == (Said("go left", "Left it is.", (1, 2, 0)), Said("go left", "", (1, 2, 1)))
+    assert _answers(traced(None, "its action is empty")) is None
+    assert _answers(traced()) == (Said("go left"), Said("go left"))  # a person's, or a network's
 
 
 def _route(seed):

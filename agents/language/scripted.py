@@ -5,7 +5,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,24 +13,36 @@ import numpy as np
 from agents.language.engines.base import Generation, Sampling
 from agents.language.episode import Ids, LanguageEpisode
 from agents.language.errors import LanguageModelError
-from agents.language.parsing import write
+from agents.language.parsing import parse, write
 from agents.language.rollout import LanguageRollout
 from agents.language.template import ChatTemplate
 from agents.settings import AgentSettings
 from envs.text import TextEnv, TextInfo
 
-Script = Callable[[TextInfo], str | None]
-"""The next command, given the `info` of the reset or step before; None: it knows none."""
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer that was given before."""
+
+    command: str
+    thought: str = ""
+    output: tuple[int, ...] = ()
+    """As it was sampled, token by token, the end of the turn included. Said again where the tokenizer that says it reads the
+    same command in it; otherwise it is written anew."""
+
+
+Script = Callable[[TextInfo], str | Said | None]
+"""The next command or answer, given the `info` of the reset or step before; None: it knows none."""
 
 
 class WalkthroughScript:
-    """The commands that the world says win the episode; or commands given for it."""
+    """The commands that the world says win the episode; or commands or answers given for it."""
 
-    def __init__(self, commands: Sequence[str] | None = None) -> None:
+    def __init__(self, commands: Sequence[str | Said] | None = None) -> None:
         self._given = commands
-        self._left: deque[str] | None = None
+        self._left: deque[str | Said] | None = None
 
-    def __call__(self, info: TextInfo) -> str | None:
+    def __call__(self, info: TextInfo) -> str | Said | None:
         if self._left is None:
             self._left = deque(info.get("walkthrough", ()) if self._given is None else self._given)
         return self._left.popleft() if self._left else None
@@ -87,7 +99,8 @@ class _Watched(TextEnv):
         self._env = env
         self.env_spec = env.env_spec
         self.script: Script = WalkthroughScript(())
-        self.command: str | None = None
+        self.said: Said | None = None
+        """What the script says next."""
 
     @property
     def seeds(self) -> dict[str, str]:
@@ -98,23 +111,27 @@ class _Watched(TextEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, Any]:
         observation, info = self._env.reset(seed=seed, options=options)
-        self.command = self.script(cast(TextInfo, info))
-        if self.command is None:
+        self.said = self._next(info)
+        if self.said is None:
             raise LanguageModelError(f"{self.env_spec.id}, seed {seed}: no walkthrough is known of this episode")
         return observation, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, Any]:
         observation, reward, terminated, truncated, info = self._env.step(action)
-        self.command = None if terminated or truncated else self.script(cast(TextInfo, info))
-        over = self.command is None and not terminated
+        self.said = None if terminated or truncated else self._next(info)
+        over = self.said is None and not terminated
         return observation, float(reward), terminated, truncated or over, info
+
+    def _next(self, info: Any) -> Said | None:
+        said = self.script(cast(TextInfo, info))
+        return Said(said) if isinstance(said, str) else said
 
     def close(self) -> None:
         self._env.close()
 
 
 class _ScriptedGenerator:
-    """Says the script's commands in the form that answers have."""
+    """Says what the script says, in the form that answers have."""
 
     version = 0
 
@@ -125,14 +142,22 @@ class _ScriptedGenerator:
 
     async def generate(self, prompt: Ids, sampling: Sampling) -> Generation:
         del prompt
-        assert self._env.command is not None  # the world would have ended
-        ids = np.array(self._template.answer(write(self._env.command, self._answer)), np.int32)
+        said = self._env.said
+        assert said is not None  # the world would have ended
+        ids = np.array(self._ids(said), np.int32)
         if len(ids) > sampling.max_tokens:
             raise LanguageModelError(
-                f"the answer {self._env.command!r} has {len(ids)} tokens, more than agent.max_new_tokens="
+                f"the answer {said.command!r} has {len(ids)} tokens, more than agent.max_new_tokens="
                 f"{sampling.max_tokens}"
             )
         return Generation(ids, np.zeros(len(ids), np.float32), 0, 0, "stop")
+
+    def _ids(self, said: Said) -> Sequence[int]:
+        if said.output and said.output[-1] in self._template.stop_ids:
+            read = parse(self._template.decode(said.output), self._answer)
+            if read.failure is None and (read.command, read.thought) == (said.command, said.thought):
+                return said.output
+        return self._template.answer(write(said.command, self._answer, said.thought))
 
     async def update(self, folder: Any, version: int) -> None:
         raise LanguageModelError("a script has no weights")

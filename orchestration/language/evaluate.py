@@ -18,7 +18,7 @@ from learner.language.checkpoint import model_folder
 from orchestration.config import Config
 from orchestration.errors import UsageError
 from orchestration.language.parts import build_generator, build_template
-from orchestration.language.tasks import Tasks
+from orchestration.language.tasks import Tasks, games_of
 from orchestration.seeds import derive_seed, held_out_seed
 
 HELD_OUT = {"textworld": "test", "alfworld": "unseen"}
@@ -66,21 +66,10 @@ def _options(world: str, given: Mapping[str, Any], split: str | None) -> dict[st
 
 def _check_games(world: str, options: Mapping[str, Any], episodes: int) -> None:
     """A game that is played twice is no second sample."""
-    family, _, name = world.partition("/")
-    split = str(options.get("split"))
-    games = 0  # not known
-    if family == "textworld":
-        from envs.textworld import SPLITS
-
-        games = len(SPLITS.get(split, ()))
-    elif family == "alfworld":
-        from envs.alfworld.generate import GAMES
-        from envs.alfworld.ids import is_path, tasks_of
-
-        games = 0 if is_path(name) else options.get("games", GAMES.get(split, 0)) * len(tasks_of(name))
-    if games and episodes > games:
+    games = games_of(world, options)
+    if games is not None and episodes > games:
         raise UsageError(
-            f"{episodes} episodes of {world}: split {split} has {games} games; play as many with --episodes"
+            f"{episodes} episodes of {world}: its split {options['split']} has {games} games; play as many with --episodes"
         )
 
 

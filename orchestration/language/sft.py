@@ -10,7 +10,8 @@ import torch
 
 from agents.language.episode import LanguageEpisode
 from agents.language.errors import LanguageModelError
-from agents.language.scripted import WalkthroughScript, play_scripts
+from agents.language.parsing import parse
+from agents.language.scripted import Said, WalkthroughScript, play_scripts
 from agents.language.template import ChatTemplate
 from envs.registry import make_text
 from learner.checkpoint import write_checkpoint
@@ -24,12 +25,13 @@ from orchestration.config import Config
 from orchestration.configuration import to_yaml
 from orchestration.errors import TraceError
 from orchestration.language.models import Progress, acting_model
-from orchestration.language.tasks import split_by_share
+from orchestration.language.tasks import games_of, split_by_share
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.rundir import RunDir
 from orchestration.seeds import derive_seed
 from orchestration.summary import Status, Summary
-from orchestration.traces.reader import read_trace, trace_files
+from orchestration.traces.reader import Trace, read_trace, trace_files
+from orchestration.traces.schema import LlmCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class _Played:
     env_id: str
     options: dict[str, Any]
     seed: int
-    commands: tuple[str, ...] | None
+    answers: tuple[Said, ...] | None
 
 
 def finetune(config: Config, rundir: RunDir, progress: Progress) -> Finetuned:
@@ -109,7 +111,7 @@ def demonstrate(config: Config, template: ChatTemplate, progress: Progress) -> l
     episodes: list[LanguageEpisode] = []
     for (env_id, options), group in _by_world(sources):
         before = len(episodes)
-        scripts = [(source.seed, WalkthroughScript(source.commands)) for source in group]
+        scripts = [(source.seed, WalkthroughScript(source.answers)) for source in group]
         episodes += play_scripts(
             _maker(env_id, options), template, config.agent, scripts,
             lambda done, before=before: progress("demonstrations", before + done, len(sources)),
@@ -128,6 +130,12 @@ def _from_seeds(config: Config) -> list[_Played]:
     options = {**config.env.options, **config.sft.env_options}
     found: list[_Played] = []
     for world, count in split_by_share(config.env.mix or {config.env.id: 1.0}, config.sft.demonstrations).items():
+        games = games_of(world, options)
+        if games is not None and count > games:
+            raise LanguageModelError(
+                f"sft.demonstrations={config.sft.demonstrations}: {count} are of {world}, whose split "
+                f"{options.get('split', 'train')} has {games} games; set fewer, or another split (sft.env_options.split)"
+            )
         # The others tell their walkthroughs unasked.
         asked = {**options, "walkthrough": True} if world.startswith("textworld/") else options
         found += [_Played(world, asked, seed, None) for seed in range(count)]
@@ -135,9 +143,11 @@ def _from_seeds(config: Config) -> list[_Played]:
 
 
 def _from_traces(config: Config) -> list[_Played]:
-    """The first `sft.demonstrations` episodes that were won among the traces, by name."""
+    """The first `sft.demonstrations` episodes that were won among the traces, by name. One in which an answer could not be read
+    is none to learn from."""
     folder = Path(str(config.sft.traces))
     found: list[_Played] = []
+    unread = 0
     for path in trace_files(folder if folder.is_dir() else Path(config.run.dir) / str(config.sft.traces)):
         trace = read_trace(path)
         if trace.end is None or not trace.end.success or len(found) == config.sft.demonstrations:
@@ -145,14 +155,35 @@ def _from_traces(config: Config) -> list[_Played]:
         header = trace.header
         if "seed" not in header.seeds:
             raise TraceError(f"{path}: names no seed, so it is no episode of a text world")
-        commands = tuple(step.action_name for step in trace.steps)
-        found.append(_Played(header.env_id, dict(header.env_options), int(header.seeds["seed"]), commands))
+        answers = _answers(trace)
+        if answers is None:
+            unread += 1
+            continue
+        found.append(_Played(header.env_id, dict(header.env_options), int(header.seeds["seed"]), answers))
     if len(found) < config.sft.demonstrations:
+        others = f" ({unread} more with an answer that could not be read)" if unread else ""
         raise LanguageModelError(
             f"sft.demonstrations={config.sft.demonstrations}: only {len(found)} traced episodes of {config.sft.traces} were "
-            "won; set fewer, or trace more with trace.rate"
+            f"won{others}; set fewer, or trace more with trace.rate"
         )
     return found
+
+
+def _answers(trace: Trace) -> tuple[Said, ...] | None:
+    """What was said at each step, thoughts and tokens included where a model said it; None where one could not be read."""
+    calls = {event.step: event for event in trace.events if isinstance(event, LlmCall)}
+    said: list[Said] = []
+    for step in trace.steps:
+        call = calls.get(step.step)
+        if call is None:
+            said.append(Said(step.action_name))
+            continue
+        if "failure" in call.sampling:
+            return None
+        words = trace.texts.get(call.output_ref or "", "")
+        thought = parse(words, "thought").thought if parse(words, "thought").failure is None else ""
+        said.append(Said(step.action_name, thought, call.output or ()))
+    return tuple(said)
 
 
 def _by_world(sources: Sequence[_Played]) -> Iterator[tuple[tuple[str, dict[str, Any]], list[_Played]]]:

@@ -22,14 +22,14 @@ class Tasks:
     def __init__(self, config: Config, options_of: Callable[[str], Mapping[str, Any]] | None = None) -> None:
         """`options_of`: a world's options, where they are not `env.options`."""
         self._env, self._seed = config.env, config.run.seed
-        self._options_of = options_of or (lambda world: config.env.options)
+        self._options_of = options_of
         self._group_size = config.agent.group_size
         self.worlds = tuple(dict.fromkeys([*config.env.curriculum, *(config.env.mix or {config.env.id: 1.0})]))
         """All worlds that are played, each once."""
 
     def options_of(self, world: str) -> Mapping[str, Any]:
         """What `make_env` makes it with."""
-        return self._options_of(world)
+        return self._env.options if self._options_of is None else self._options_of(world)
 
     def world_of(self, group: int) -> str:
         """The world that group number `group` plays."""
@@ -53,6 +53,22 @@ class Tasks:
         """An environment that plays any of the worlds, told which by the seed."""
         worlds = [make_text(world, **self.options_of(world)) for world in self.worlds]
         return worlds[0] if len(worlds) == 1 else _Worlds(worlds)
+
+
+def games_of(world: str, options: Mapping[str, Any]) -> int | None:
+    """How many games there are of it, from where seeds begin anew; None where there is no end, or it is not known."""
+    family, _, name = world.partition("/")
+    if family == "textworld" and options.get("split") is not None:
+        from envs.textworld import SPLITS
+
+        return len(SPLITS[options["split"]])
+    if family == "alfworld":
+        from envs.alfworld.generate import GAMES
+        from envs.alfworld.ids import is_path, tasks_of
+
+        if not is_path(name):
+            return options.get("games", GAMES[options.get("split", "train")]) * len(tasks_of(name))
+    return None
 
 
 def draw(shares: Mapping[str, float], seed: int) -> str:

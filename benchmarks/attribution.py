@@ -34,8 +34,8 @@ Floats = NDArray[np.float64]
 _BATCH = 16
 _TOKENS = 8192
 """Read at once."""
-_TEST_GAMES = 10_000
-"""Seeds of held-out games begin here."""
+_PLAYERS = 500_000
+"""Seeds of those who play held-out games begin here."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def study(chosen: argparse.Namespace, seed: int) -> Iterator[Row]:
     )
     name = acting_model(config)
     template = ChatTemplate(load_tokenizer(name), name)
-    learnt = play(chosen, config, template, first=1000 * seed, count=chosen.episodes)
-    held = play(chosen, config, template, first=_TEST_GAMES + 1000 * seed, count=chosen.test)
+    learnt = play(chosen, config, template, split="train", first=1000 * seed, count=chosen.episodes)
+    held = play(chosen, config, template, split="test", first=_PLAYERS + 1000 * seed, count=chosen.test)
     won = [statistics.fmean(bool(e.success) for e in each) for each in (learnt, held)]
     print(
         f"seed {seed}: {len(learnt)} episodes to learn from, {won[0]:.2f} won; {len(held)} held out, {won[1]:.2f} won, "
@@ -131,13 +131,13 @@ def study(chosen: argparse.Namespace, seed: int) -> Iterator[Row]:
 
 
 def play(
-    chosen: argparse.Namespace, config: "Config", template: "ChatTemplate", *, first: int, count: int
+    chosen: argparse.Namespace, config: "Config", template: "ChatTemplate", *, split: str, first: int, count: int
 ) -> "list[LanguageEpisode]":
-    """So many episodes, of games `first` and on."""
+    """So many episodes of the games of a split, by players with seeds from `first` on."""
     from agents.language.scripted import play_scripts
     from envs.registry import make_text
 
-    options = {**config.env.options, "split": "train", "reward": "dense", "max_episode_steps": chosen.turns}
+    options = {**config.env.options, "split": split, "reward": "dense", "max_episode_steps": chosen.turns}
     env: Any = make_text(config.env.id, **options)
     scripts = [(seed, Player(env, seed)) for seed in range(first, first + count)]
     return play_scripts(lambda: env, template, config.agent, scripts)

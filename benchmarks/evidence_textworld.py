@@ -66,8 +66,17 @@ class Evidence:
     def __init__(self, folder: Path, given: argparse.Namespace) -> None:
         self.folder, self.given = folder, given
         self.file = folder / "evidence_textworld.json"
-        known = json.loads(self.file.read_text()) if self.file.is_file() else []
-        self.results = [Result(**row) for row in known]
+        known: dict[str, Any] = {"given": self._settings, "results": []}
+        if self.file.is_file():
+            known = json.loads(self.file.read_text())
+        if known["given"] != self._settings:
+            raise SystemExit(f"{self.file} holds results of other settings ({known['given']}): give another --folder")
+        self.results = [Result(**row) for row in known["results"]]
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What decides each result."""
+        return {name: value for name, value in vars(self.given).items() if name not in ("seeds", "algorithms")}
 
     def run(self) -> None:
         given = self.given
@@ -86,7 +95,8 @@ class Evidence:
             return
         result: Result = make()
         self.results.append(result)
-        self.file.write_text(json.dumps([asdict(r) for r in self.results], indent=2))
+        told = {"given": self._settings, "results": [asdict(r) for r in self.results]}
+        self.file.write_text(json.dumps(told, indent=2))
         print(
             f"{name}, seed {seed}: {result.success:.2f} [{result.low:.2f}, {result.high:.2f}], {result.train_s:.0f} s"
         )

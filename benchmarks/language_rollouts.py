@@ -73,12 +73,12 @@ async def _rates(preset: str, keys: list[str], episodes: int, repeats: int) -> R
     await _play(rollout, range(groups))  # games are made, the engine is warm
     played: list[float] = []
     alone: list[float] = []
-    for repeat in range(repeats):
+    for _ in range(repeats):
         began = time.perf_counter()
         found = await _play(rollout, range(groups))
         tokens = sum(episode.output_tokens for episode in found)
         played.append(tokens / (time.perf_counter() - began))
-        alone.append(await _alone(generator, found, config.actors.envs, config.agent.temperature, repeat))
+        alone.append(await _alone(generator, found, config.actors.envs, config.agent.temperature))
     rollout.close()
     await generator.close()
     return Rate(tuple(played), tuple(alone))
@@ -89,11 +89,9 @@ async def _play(rollout: LanguageRollout, groups: Sequence[int]) -> list[Languag
     return [episode for result in results for episode in result.episodes]
 
 
-async def _alone(
-    generator: Generator, episodes: Sequence[LanguageEpisode], together: int, temperature: float, seed: int
-) -> float:
+async def _alone(generator: Generator, episodes: Sequence[LanguageEpisode], together: int, temperature: float) -> float:
     """Tokens/s of the engine with the turns of `episodes`, `together` at once. An episode's turns are asked in their order, so
-    that the prefix cache serves it as it serves the rollouts."""
+    that the prefix cache serves it as it serves the rollouts, and without seeds, as theirs are."""
     room = asyncio.Semaphore(together)
     tokens = 0
 
@@ -101,7 +99,7 @@ async def _alone(
         nonlocal tokens
         async with room:
             for number, turn in enumerate(episode.turns):
-                sampling = Sampling(len(turn.output), temperature, seed)
+                sampling = Sampling(len(turn.output), temperature, None)
                 answer = await generator.generate(episode.prompt_of(number), sampling)
                 tokens += len(answer.ids)
 

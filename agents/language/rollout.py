@@ -410,7 +410,8 @@ class _Play:
                     screen=brought.screen,
                     terminated=brought.terminated,
                     truncated=over and not brought.terminated,
-                    success=brought.info.get("success"),
+                    # A world that was cut for want of context says nothing of success: it was not won.
+                    success=brought.info.get("success", False if over and self._env.env_spec.has_success else None),
                     metrics=brought.info.get("metrics", {}),
                     sampling={"temperature": sampling.temperature, "max_tokens": sampling.max_tokens},
                 ),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from envs import registry
+from learner.checkpoint import checkpoints
 from learner.credit.attribution import CreditRule
 from learner.credit.estimator import ProgressEstimator
 from learner.credit.language import (
@@ -22,10 +23,10 @@ from learner.credit.progress import ProgressHeads, episode_sums, progress_loss
 from learner.credit.registry import build_credit
 from learner.credit.settings import CreditSettings
 from learner.language.advantages import leave_one_out, token_rewards, whiten
-from learner.language.batch import pack
+from learner.language.batch import EpisodeTokens, TokenSequence, pack
 from learner.language.episodes import episode_tokens
 from learner.language.learner import LanguageLearner
-from learner.language.model import LanguageModel, width_of
+from learner.language.model import LanguageModel, load_model, width_of
 from learner.language.objective import Rollouts
 from learner.language.registry import build_objective, objective_kind
 from learner.language.settings import LanguageSettings, PPOSettings, RLOOSettings
@@ -33,6 +34,8 @@ from learner.learner import NoIntrinsicReward
 from learner.settings import RewardSettings
 from orchestration.configuration import attributes_credit, load_config
 from orchestration.errors import ConfigError
+from orchestration.traces.credit import credit_of
+from orchestration.traces.reader import read_trace, trace_files
 from tests.language_agents_support import Corridor, tiny_model
 from tests.language_learner_support import NoTokenizer, episode, network
 from tests.language_support import action_rows, randn, random_batch
@@ -340,3 +343,45 @@ def test_a_serial_run_that_was_resumed_equals_one_that_was_not(tmp_path):
     names = ("reward/progress", "reward/total", "progress/episodes_low", "progress/episodes_high", "progress/version")
     assert [[m[name] for name in names] for m in one] == [[m[name] for name in names] for m in other]
     assert one[-1]["progress/episodes_low"] + one[-1]["progress/episodes_high"] > 0
+
+
+@pytest.mark.usefixtures("corridor")
+def test_the_credit_of_a_traced_episode_is_what_the_estimator_makes_of_its_tokens(tmp_path, monkeypatch):
+    """`yendor trace show --credit`: features of each turn's tokens equal those of the learner's packed episodes."""
+    model = tiny_model(tmp_path / "model")
+    keys = (
+        "language.objective.kl_coefficient=0", "reward.model=none", "reward.w_prog=1", "trace.rate=1", "agent.failure_penalty=0.1",
+        "credit.method=spa", "credit.conserve=true", "credit.min_episodes=1", "credit.publish_every=1", "credit.holdout=0",
+        "language.learning_rate=1e-3",
+    )  # fmt: skip
+    train(tmp_path, "run", model, 48, *keys)
+    # It has met no success to learn from; what it reads is what matters here.
+    square = lambda self, features: (features.square().mean(1).double().numpy(), np.zeros(len(features)))  # noqa: E731
+    monkeypatch.setattr(ProgressEstimator, "contributions", square)
+    files = [path for path in trace_files(tmp_path / "run") if not path.name.endswith(".part")]
+    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    network = load_model(str(newest / "model"), device=CPU)
+    for path in files[:4]:
+        trace = read_trace(path)
+        found = credit_of(trace)
+        assert found.checkpoint == str(newest) and len(found.turns) == len(trace.steps)
+        assert found.sums()["progress"] == pytest.approx(found.outcome)
+        calls = [event for event in trace.events if event.type == "llm_call"]
+        told = EpisodeTokens(
+            sequences=tuple(
+                TokenSequence(
+                    tokens=torch.tensor([*call.prompt, *call.output]),
+                    action=torch.tensor([False] * len(call.prompt) + [True] * len(call.output)),
+                    turn=torch.tensor([-1] * len(call.prompt) + [number] * len(call.output)),
+                    behaviour_log_prob=torch.zeros(len(call.prompt) + len(call.output)),
+                )
+                for number, call in enumerate(calls)
+            ),
+            versions=tuple(0 for _ in calls), terminated=True, group=0,
+        )  # fmt: skip
+        batch = pack([told])
+        features = turn_features(network.hidden(batch.take(torch.arange(batch.sequences))), batch)
+        expected = features.float().square().mean(1).detach().numpy()
+        np.testing.assert_allclose([turn.contribution for turn in found.turns], expected, rtol=1e-4)
+        unread = ["failure" in call.sampling for call in calls]
+        assert unread == ["could not be read" in turn.why for turn in found.turns]

@@ -121,7 +121,7 @@ class LanguageCredit:
         """width: H of the model. discount, bootstraps: γ of the objective, and whether it counts the value of the state in which
         an episode was cut (it has a critic), for `potential`: what has none takes a cut for the end."""
         self.settings = settings
-        self._bootstraps = bootstraps
+        self.bootstraps = bootstraps
         self.method = build_credit(
             settings.method, CreditRule(reward.w_prog, reward.w_ground, discount, settings.conserve)
         )
@@ -161,7 +161,7 @@ class LanguageCredit:
             assert features is not None  # the learner reads them where there is an estimator
             progress, deviation = self.estimator.contributions(features.float())
             self._uncertainty = float(deviation.mean())
-        if not self._bootstraps:
+        if not self.bootstraps:
             batch = dataclasses.replace(batch, terminated=torch.ones_like(batch.terminated))
         turns = turns_of(
             batch, extrinsic=extrinsic, intrinsic=intrinsic, grounded=grounded, progress=progress, outcome=outcome

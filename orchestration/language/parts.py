@@ -244,6 +244,21 @@ class LanguageLearnerPart:
             self.scorer.load_state_dict(state["scorer"])
 
 
+def build_language_credit(config: Config, width: int, device: torch.device) -> LanguageCredit:
+    """What pays turns of a model whose hidden states are [width]."""
+    algorithm = config.learner.algorithm
+    objective = build_objective(algorithm, objective_settings(algorithm, config.language.objective))
+    return LanguageCredit(
+        config.credit,
+        config.reward,
+        discount=getattr(objective.policy_settings, "discount", 1.0),
+        bootstraps=objective.needs_value,
+        width=width,
+        seed=derive_seed(config.run.seed, "credit"),
+        device=device,
+    )
+
+
 def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> LanguageLearner:
     settings = config.language
     objective = build_objective(
@@ -259,16 +274,6 @@ def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> La
         reference=objective.needs_reference,
         checkpointing=settings.gradient_checkpointing,
     )
-    credit: LanguageCredit | None = None
-    if attributes_credit(config):
-        credit = LanguageCredit(
-            config.credit,
-            config.reward,
-            discount=getattr(objective.policy_settings, "discount", 1.0),
-            bootstraps=objective.needs_value,
-            width=width_of(network.network),
-            seed=derive_seed(config.run.seed, "credit"),
-            device=device,
-        )
+    credit = build_language_credit(config, width_of(network.network), device) if attributes_credit(config) else None
     seed = derive_seed(config.run.seed, "minibatches")
     return LanguageLearner(network, objective, settings, config.reward, intrinsic, seed=seed, credit=credit)

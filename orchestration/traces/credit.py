@@ -1,7 +1,8 @@
 """Which turn of a recorded episode earned what, and why: credit computed again with the estimator of a checkpoint.
 
 A trace holds hashes of observations, not what the policy's core made of them. So the episode is played again from its seeds
-and actions (level L2), the checkpoint's policy reads it, and its progress estimator and credit method pay each turn.
+and actions (level L2), the checkpoint's policy reads it, and its progress estimator and credit method pay each turn. Of a
+language model it holds the tokens, which are read as they are (`spoken_credit`).
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from agents.networks import NETWORKS, build_policy
 from agents.networks.base import RecurrentPolicy
 from learner.checkpoint import latest_checkpoint, load_policy, load_state
-from learner.credit.attribution import Attribution, Floats, whole
+from learner.credit.attribution import Attribution, CreditMethod, Floats, whole
 from learner.credit.online import OnlineCredit, turn_features
 from learner.credit.outcomes import EpisodeOutcome, outcome_of
 from learner.fusion import fuse
@@ -29,7 +30,7 @@ from orchestration.traces.reader import Trace, read_lines, records_of
 from orchestration.traces.replay.play import follow
 from orchestration.traces.replay.rewards import rescore
 from orchestration.traces.replay.worlds import Seen, open_world, reset_of
-from orchestration.traces.schema import COMPONENT, RAW, TOTAL, End, Header, Reward
+from orchestration.traces.schema import COMPONENT, RAW, TOTAL, End, Header, LlmCall, Reward
 
 _CHUNK = 256
 """Steps that the policy reads at once."""
@@ -92,39 +93,34 @@ def credit_of(trace: Trace, checkpoint: Path | None = None) -> EpisodeCredit:
             f"--credit: {folder} is of a run that attributes no credit (credit.method={config.credit.method}, "
             f"reward.w_prog={config.reward.w_prog:g}); train with credit.method=spa reward.w_prog=1, say"
         )
-    if config.agent.model:
-        raise UsageError(
-            f"--credit: {folder} is of a language model ({config.agent.model}); it reads episodes of networks"
-        )
     if not trace.steps:
         raise TraceError(f"{trace.path}: has no step to attribute")
-    policy, credit, version = _parts(trace, config, folder)
-    contribution, deviation = _contributions(trace, config, policy, credit)
+    read = _read_by_model(trace, config, folder) if config.agent.model else _read_by_network(trace, config, folder)
     extrinsic, intrinsic = _rewards(trace, config, folder)
     outcome = _outcome(trace, config)
-    terminated = trace.end is not None and trace.end.terminated
+    terminated = trace.end is not None and (trace.end.terminated or not read.bootstraps)
     turns = replace(
         whole(
             lengths=[len(trace.steps)],
             extrinsic=extrinsic,
             intrinsic=intrinsic,
-            progress=contribution,
+            progress=read.contribution,
             grounded=np.array([step.grounded for step in trace.steps]),
             terminated=np.array([terminated]),
             outcome=np.array([np.nan if outcome is None else outcome]),
         ),
         ended=np.array([trace.end is not None]),
     )
-    paid = credit.method.attribute(turns)
+    paid = read.method.attribute(turns)
     return EpisodeCredit(
         episode_id=trace.header.episode_id,
         method=config.credit.method,
         checkpoint=str(folder),
-        policy_version=version,
-        progress_version=0 if credit.estimator is None else credit.estimator.version,
+        policy_version=read.policy_version,
+        progress_version=read.progress_version,
         outcome=outcome,
-        contributions=float(contribution.sum()),
-        turns=_turns(trace, paid, contribution, deviation),
+        contributions=float(read.contribution.sum()),
+        turns=_turns(trace, paid, read.contribution, read.deviation),
     )
 
 
@@ -138,6 +134,37 @@ def _checkpoint(trace: Trace, checkpoint: Path | None) -> Path:
     if newest is None:
         raise UsageError(f"--credit: {run} holds no checkpoint with an estimator; name one with --checkpoint FOLDER")
     return newest
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a checkpoint makes of an episode of T turns."""
+
+    method: CreditMethod
+    contribution: Floats
+    """[T], ĉ."""
+    deviation: Floats
+    """[T]"""
+    policy_version: int
+    progress_version: int
+    bootstraps: bool
+    """Whether the return counts the value of the state in which an episode was cut."""
+
+
+def _read_by_network(trace: Trace, config: Config, folder: Path) -> _Read:
+    policy, credit, version = _parts(trace, config, folder)
+    contribution, deviation = _contributions(trace, config, policy, credit)
+    known = 0 if credit.estimator is None else credit.estimator.version
+    return _Read(credit.method, contribution, deviation, version, known, True)
+
+
+def _read_by_model(trace: Trace, config: Config, folder: Path) -> _Read:
+    from orchestration.traces.spoken_credit import LanguageReader
+
+    reader = LanguageReader(config, folder, load_state(folder))
+    contribution, deviation = reader.contributions(trace)
+    known = 0 if reader.estimator is None else reader.estimator.version
+    return _Read(reader.method, contribution, deviation, reader.version, known, reader.bootstraps)
 
 
 def _parts(trace: Trace, config: Config, folder: Path) -> tuple[RecurrentPolicy, OnlineCredit, int]:
@@ -247,7 +274,9 @@ def _turns(trace: Trace, paid: Attribution, contribution: Floats, deviation: Flo
 def _why(trace: Trace, at: int) -> str:
     """What happened at a step, as far as it explains its credit."""
     step, end = trace.steps[at], trace.end
+    unread = (e for e in trace.events if isinstance(e, LlmCall) and e.step == step.step and "failure" in e.sampling)
     parts = [
+        *(f"the answer could not be read: {event.sampling['failure']}" for event in unread),
         "" if step.grounded else "not carried out",
         trace.captions.get(step.caption_id, ""),
         f"the environment paid {step.reward:g}" if step.reward else "",

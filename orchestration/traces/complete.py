@@ -153,8 +153,10 @@ def _of_run(config: "Config", labels: Mapping[str, Sequence[LateLabel]], scores:
     if attributes_credit(config) and not learns_progress(config):
         credit = build_credit(method, CreditRule(w_prog=0.0, w_ground=reward.w_ground))
     elif learns_progress(config):
-        how = "" if config.agent.model else "; yendor trace show FILE --credit computes it under a checkpoint's"
-        untold = f"credit.method={method} paid by a progress estimator, as it was at that update{how}"
+        untold = (
+            f"credit.method={method} paid by a progress estimator, as it was at that update; yendor trace show FILE --credit "
+            "computes it under a checkpoint's"
+        )
     return Late(labels, scores, reward, credit, untold, learns_intrinsic(config))
 
 

@@ -45,6 +45,9 @@ class TrainSettings:
     env_steps: int = 1_000_000
     max_wall_s: float | None = None
     """Stop after so many seconds even if `env_steps` is not reached; null: no bound."""
+    episodes: int | None = None
+    """Stop after so many episodes even if `env_steps` is not reached; null: no bound. The demonstrations that `agent.model`, a
+    run of `yendor sft`, learnt from are paid from it, `sft.demonstration_cost` episodes each."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from learner.update import Update
 from orchestration.announcer import Announcer
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
-from orchestration.errors import MetricsError
+from orchestration.errors import ConfigError, MetricsError
 from orchestration.faults import Faults
 from orchestration.live import LiveView
 from orchestration.machine import free_disk
@@ -54,6 +54,8 @@ class Session:
         self.learner_waited_s = 0.0
         """What the learner has waited for trajectories, since this process began."""
         self.episodes = EpisodeStatistics()
+        self._episodes_spent = 0.0
+        """Of `train.episodes`, on demonstrations before the run."""
         self.reward_watch = RewardWatch()
         self.reward_status: RewardServerStatus | None = None
         self.reward_model_version = 0
@@ -77,6 +79,8 @@ class Session:
         self._rate = Rate()
         if resumed is not None:
             self.load_state_dict(resumed)
+        elif config.train.episodes is not None:
+            self._episodes_spent = _spent(config, config.train.episodes)
         self.trace_errors = 0
         self._announcer = Announcer(config, self.faults, view)
         self.backstops = Backstops(self.faults, view, Room(rundir.traces))
@@ -194,9 +198,13 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached `train.env_steps` or `train.max_wall_s`."""
-        limit = self.config.train.max_wall_s
-        return self.env_steps >= self.config.train.env_steps or (limit is not None and self.wall_s >= limit)
+        """Whether the run reached `train.env_steps`, `train.max_wall_s` or `train.episodes`."""
+        train = self.config.train
+        return (
+            self.env_steps >= train.env_steps
+            or (train.max_wall_s is not None and self.wall_s >= train.max_wall_s)
+            or (train.episodes is not None and self._episodes_spent + self.episodes.episodes >= train.episodes)
+        )
 
     @property
     def reward_model_in_force(self) -> int | None:
@@ -434,6 +442,7 @@ class Session:
             "reward_model_version": self.reward_model_version,
             "reward_model_accuracy": self.reward_model_accuracy,
             "reward_watch": self.reward_watch.state_dict(),
+            "episodes_spent": self._episodes_spent,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -451,7 +460,21 @@ class Session:
         self.reward_model_version = state["reward_model_version"]
         self.reward_model_accuracy = state["reward_model_accuracy"]
         self.reward_watch.load_state_dict(state["reward_watch"])
+        self._episodes_spent = state.get("episodes_spent", 0.0)  # none in checkpoints of before they were counted
 
     def config_yaml(self) -> str:
         """The resolved configuration, kept with each checkpoint."""
         return to_yaml(self.config)
+
+
+def _spent(config: Config, budget: int) -> float:
+    """Episodes that demonstrations took of the budget. Raises ConfigError where they leave none of it."""
+    from orchestration.language.models import demonstrations_cost
+
+    spent = demonstrations_cost(config)
+    if spent >= budget:
+        raise ConfigError(
+            f"train.episodes={budget}: the demonstrations that agent.model={config.agent.model} learnt from cost {spent:g} of "
+            "them (sft.demonstration_cost each), so none is left to play"
+        )
+    return spent

@@ -112,6 +112,14 @@ def test_the_whole_recipe(tmp_path, capsys):
     assert rl["success_rate"] > 0.5  # random play wins one in 64
     capsys.readouterr()
 
+    # A budget of 70 episodes, of which 6 demonstrations at 10 each were paid: 10 are left.
+    budget = [*train, "train.env_steps=100000", "run.name=budget", "--plain"]
+    assert run([*budget, "train.episodes=70"]) == 0
+    told = json.loads((tmp_path / "budget" / "summary.json").read_text())
+    assert 10 <= told["episodes"] < 22 and told["status"] == "done"
+    assert run([*budget, "train.episodes=60", "--overwrite"]) == 2
+    assert "cost 60 of them (sft.demonstration_cost each), so none is left to play" in capsys.readouterr().err
+
     traces = [f"agent.model={model}", f"sft.traces={tmp_path / 'rl'}", "sft.epochs=1", "run.name=again"]
     assert run(["sft", *common, *traces, "sft.demonstrations=3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["demonstrations"] == 3

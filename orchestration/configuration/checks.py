@@ -84,6 +84,7 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "env.tasks": COUNT,
     "train.env_steps": COUNT,
     "train.max_wall_s": POSITIVE,
+    "train.episodes": COUNT,
     "actors.count": COUNT,
     "actors.max": COUNT,
     "actors.cpus": POSITIVE,

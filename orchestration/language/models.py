@@ -35,21 +35,37 @@ def acting_model(config: Config, progress: Progress | None = None) -> str:
     assert model is not None
     if model == NAME:
         return str(small_model(progress=progress))
+    checkpoint = _checkpoint_of(config, model)
+    return model if checkpoint is None else str(_in_checkpoint(checkpoint))
+
+
+def demonstrations_cost(config: Config) -> float:
+    """Episodes that the demonstrations cost which `agent.model` learnt from (`sft.demonstration_cost` each, as that run had it);
+    0 where the model is no run of `yendor sft`."""
+    from learner.checkpoint import load_state
+
+    checkpoint = None if config.agent.model is None else _checkpoint_of(config, config.agent.model)
+    tuned = None if checkpoint is None else load_state(checkpoint).get("sft")
+    return 0.0 if tuned is None else float(tuned["demonstrations"] * tuned["demonstration_cost"])
+
+
+def _checkpoint_of(config: Config, model: str) -> Path | None:
+    """The checkpoint that `model` names, itself or by its run; None where it names neither."""
     for folder in (Path(model).expanduser(), Path(config.run.dir) / model):
         if (folder / "manifest.json").is_file():
-            return str(_in_checkpoint(folder))
+            return folder
         if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
-            return str(_in_run(folder))
-    return model
+            return _newest_of(folder)
+    return None
 
 
-def _in_run(run: Path) -> Path:
+def _newest_of(run: Path) -> Path:
     from learner.checkpoint import latest_checkpoint
 
     newest = latest_checkpoint(run / "checkpoints")
     if newest is None:
         raise LanguageModelError(f"agent.model={run}: the run has no checkpoint yet")
-    return _in_checkpoint(newest)
+    return newest
 
 
 def _in_checkpoint(checkpoint: Path) -> Path:

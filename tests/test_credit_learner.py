@@ -266,7 +266,7 @@ def test_separate_critics_read_cuts_and_ends_as_the_policys_critic_does():
         (["credit.method=potential", "reward.w_prog=1", "credit.conserve=true"], "credit.conserve: has no effect"),
         (["credit.method=spa", "reward.w_prog=1", "credit.uncertainty=1"], "credit.uncertainty=1: needs credit.heads"),
         (["credit.method=spa", "reward.w_prog=1", "credit.return_high=5"], "credit.return_high: has no effect"),
-        (["credit.method=leave_one_out"], "credit.method=leave_one_out: must be one of turn, outcome, spa"),
+        (["credit.method=leave_one_out"], "credit.method=leave_one_out: gives advantages, and no rewards of turns"),
     ],
 )  # fmt: skip
 def test_configurations_without_effect_are_errors(overrides, message):

@@ -87,6 +87,9 @@ def test_an_episode_that_the_context_ended_says_so_and_matches(tmp_path: Path) -
     assert stop.parents == (trace.steps[-1].id,)
     assert validate_file(trace.path) == []
     assert replay_trace(trace).line == f"MATCH ({trace.end.length} steps, clock: none)"
+    assert trace.end.success is False
+    won = dataclasses.replace(trace, end=dataclasses.replace(trace.end, success=True))
+    assert replay_trace(won).line == f"DIVERGED at step {trace.end.length - 1} (success: recorded yes, replayed None)"
     # Without it the world would have to have cut the episode, which it does not.
     told = dataclasses.replace(trace, events=trace.events[:-1])
     assert replay_trace(told).line == (

@@ -302,7 +302,9 @@ class _Comparison:
     def _of_end(self, end: End, seen: Seen) -> Iterator[Difference]:
         yield from _unequal("terminated", end.terminated, seen.terminated)
         yield from _unequal("truncated", end.truncated and not self._stopped, seen.truncated)
-        yield from _unequal("success", end.success, seen.success)
+        # Where something other than the world ended the episode, the world says nothing of success: it was not won.
+        if not (self._stopped and seen.success is None and not end.success):
+            yield from _unequal("success", end.success, seen.success)
         yield from _unequal("length", end.length, len(self._trace.steps))
         for name in sorted(end.metrics.keys() | seen.metrics.keys()):
             yield from _unequal(f"metrics.{name}", end.metrics.get(name), seen.metrics.get(name))

@@ -169,8 +169,8 @@ def test_actors_come_and_go_with_the_nodes(tmp_path: Path, monkeypatch: pytest.M
         runtime.run()
     # Each sample was learned from, was lost with the machine that it lay on, or was on its way; none was learned from twice.
     unread = session.env_steps - session.policy_version * STEPS - session.faults.samples_lost
+    # The actors on it are told as dead, or let go where it is noticed first that there is no room for them any more.
     assert 0 <= unread <= 2 * 3 * STEPS
-    assert session.actor_restarts >= 2
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from orchestration.elastic import room, wanted
 from orchestration.live import LiveView
 from orchestration.rundir import RunDir
 from orchestration.session import Session
+from orchestration.traces.run_record import RunRecord
 
 
 def node(cpus: float, *, alive: bool = True, **others: float) -> dict[str, Any]:
@@ -148,6 +149,10 @@ def running(folder: Path, learner: type[Any], cpus: int) -> Generator[tuple[Stee
 @pytest.mark.slow
 def test_actors_come_and_go_with_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic, "_LOOK_S", 1.0)
+    gone: set[str] = set()
+    lost, retired = RunRecord.lost, RunRecord.retired
+    monkeypatch.setattr(RunRecord, "lost", lambda self, actor, why: (gone.add(actor), lost(self, actor, why)))
+    monkeypatch.setattr(RunRecord, "retired", lambda self, actor: (gone.add(actor), retired(self, actor)))
     with running(tmp_path, IdleLearnerWorker, 2) as (session, runtime, cluster):
 
         def script() -> Iterator[None]:
@@ -169,8 +174,9 @@ def test_actors_come_and_go_with_the_nodes(tmp_path: Path, monkeypatch: pytest.M
         runtime.run()
     # Each sample was learned from, was lost with the machine that it lay on, or was on its way; none was learned from twice.
     unread = session.env_steps - session.policy_version * STEPS - session.faults.samples_lost
-    # The actors on it are told as dead, or let go where it is noticed first that there is no room for them any more.
     assert 0 <= unread <= 2 * 3 * STEPS
+    # Both actors on it are told as dead, or as let go where it is noticed first that there is no room for them any more.
+    assert len(gone) >= 2, gone
 
 
 @pytest.mark.slow

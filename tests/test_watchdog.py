@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -214,7 +215,8 @@ def test_parts_of_a_run_that_are_stopped_are_named_and_replaced(tmp_path: Path) 
         stop(command, "ray::RolloutWorker")
         assert named(command, run, "actor-00") < 5.0
         command.until(lambda: summary(run)["actor_restarts"] == 1, 30.0)
-        assert "actor-00 has stood still for 8 s and is ended" in command.text().replace("\n", " ")
+        ended = re.search(r"actor-00 has stood still for (\d+) s and is ended", command.text().replace("\n", " "))
+        assert ended is not None and 8 <= int(ended[1]) < 13, "at the bound, or as soon as a busy machine looks"
 
         command.until(lambda: bool(command.named("orchestration.traces.writers")))
         (writer, *_) = command.named("orchestration.traces.writers")

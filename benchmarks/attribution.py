@@ -194,25 +194,15 @@ def contributions(
 
 def _features(episodes: "Sequence[LanguageEpisode]", model: "LanguageModel") -> "Iterator[torch.Tensor]":
     """[T, H] of each: hidden states at the last token of each turn's answer."""
-    import torch
 
+    from learner.credit.language import turn_features
     from learner.language.batch import pack
     from learner.language.episodes import episode_tokens
-    from learner.language.model import micro_batches
 
     for first in range(0, len(episodes), _BATCH):
         some = episodes[first : first + _BATCH]
         batch = pack([episode_tokens(e, model.context) for e in some])
-        actions = batch.actions()
-        found: dict[int, torch.Tensor] = {}
-        with torch.no_grad():
-            for rows in micro_batches(batch.lengths.tolist(), _TOKENS):
-                part = batch.take(torch.tensor(rows))
-                ends = actions.last_of_turn[part.rows]
-                hidden = model.hidden(part)[part.predictor[ends] + 1]
-                found.update(zip(actions.turn[part.rows][ends].tolist(), hidden, strict=True))
-        together = torch.stack([found[turn] for turn in range(batch.turns)])
-        yield from together.split([e.length for e in some])
+        yield from turn_features(model.hidden, batch, _TOKENS).split([e.length for e in some])
 
 
 # Measures.

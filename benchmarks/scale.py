@@ -31,7 +31,7 @@ from orchestration.session import Session
 SIZES = (2, 8, 3, 6)
 LOAD = Load(rollout_s=0.5, trajectory_bytes=256_000, weights_bytes=256_000)
 _START_S = 120.0
-_HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 4}
+_HEALTH = {"health_check_period_ms": 400, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
 """As `cluster.yaml` has it."""
 
 

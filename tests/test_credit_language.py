@@ -63,10 +63,8 @@ def parts_of(batch):
 
 def test_features_are_read_at_the_last_action_token_of_each_turn(qwen):
     batch = random_batch(5)
-    whole = batch.take(torch.arange(batch.sequences))
     with torch.no_grad():
-        hidden = decoder_reader(qwen)(whole)
-    found = turn_features(hidden, batch)
+        found = turn_features(decoder_reader(qwen), batch, limit=12)
     positions = batch.action.nonzero().squeeze(1).tolist()
     for turn in range(batch.turns):
         last = max(n for n, (_, row) in zip(positions, action_rows(batch), strict=True) if row == turn)
@@ -85,10 +83,10 @@ def test_a_shared_backbone_feeds_the_same_estimator(qwen):
     def some(seed):
         batch = random_batch(seed, episodes=6)
         with torch.no_grad():
-            hidden = decoder_reader(qwen)(batch.take(torch.arange(batch.sequences)))
+            features = turn_features(decoder_reader(qwen), batch, limit=64)
         of_turn = [int(batch.tokens[batch.action & (batch.turn == k)][-1]) for k in range(batch.turns)]
         first = [batch.turn_episode.tolist().index(e) for e in range(6)]
-        return batch, turn_features(hidden, batch), [float(of_turn[k] < 5) for k in first]
+        return batch, features, [float(of_turn[k] < 5) for k in first]
 
     for seed in range(50):
         batch, features, outcome = some(seed)
@@ -127,8 +125,7 @@ def test_a_separate_backbone_learns_by_the_gradient_of_the_whole_batch(qwen, ada
     batch = random_batch(4)
     assert batch.sequences > batch.episodes  # or it would show nothing
     outcome = torch.tensor([1.0, 0.0, 1.0, 0.5])
-    whole = batch.take(torch.arange(batch.sequences))
-    features = turn_features(decoder_reader(network)(whole), batch)
+    features = turn_features(decoder_reader(network), batch, limit=1000)
     sums = episode_sums(heads(features), torch.ones(batch.turns), batch.turn_episode, batch.episodes)
     loss = progress_loss(sums, outcome)
     trained = {name: p for name, p in estimator.named_parameters() if p.requires_grad}
@@ -228,10 +225,8 @@ def test_features_do_not_depend_on_micro_batches():
     learner = language_learner()
     (group,) = groups(0, 1)
     batch = pack([episode_tokens(e) for e in group])
-    whole = batch.take(torch.arange(batch.sequences))
-    torch.testing.assert_close(
-        learner._turn_features(batch), turn_features(learner.model.hidden(whole), batch), atol=1e-5, rtol=1e-4
-    )
+    few, all_at_once = (turn_features(learner.model.hidden, batch, limit) for limit in (1, 10_000))
+    torch.testing.assert_close(few, all_at_once, atol=1e-5, rtol=1e-4)
 
 
 def test_stages_and_resuming():
@@ -380,7 +375,7 @@ def test_the_credit_of_a_traced_episode_is_what_the_estimator_makes_of_its_token
             versions=tuple(0 for _ in calls), terminated=True, group=0,
         )  # fmt: skip
         batch = pack([told])
-        features = turn_features(network.hidden(batch.take(torch.arange(batch.sequences))), batch)
+        features = turn_features(network.hidden, batch, limit=10_000)
         expected = features.float().square().mean(1).detach().numpy()
         np.testing.assert_allclose([turn.contribution for turn in found.turns], expected, rtol=1e-4)
         unread = ["failure" in call.sampling for call in calls]

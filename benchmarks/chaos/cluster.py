@@ -138,8 +138,8 @@ class LocalCluster:
             "RAY_ADDRESS": self.address, "RAY_TMPDIR": self.folder, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "PATH": path, "RAY_worker_niceness": "0",
             # As `cluster.yaml` has it.
-            "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000",
-            "RAY_health_check_failure_threshold": "4",
+            "RAY_health_check_period_ms": "400", "RAY_health_check_timeout_ms": "1000",
+            "RAY_health_check_failure_threshold": "3",
         }  # fmt: skip
         return {**os.environ, **own}
 

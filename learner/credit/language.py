@@ -25,6 +25,7 @@ from learner.credit.stages import Stage
 from learner.language.advantages import token_rewards, whiten
 from learner.language.batch import MicroBatch, TokenBatch
 from learner.language.losses import fresh
+from learner.language.model import micro_batches
 from learner.language.objective import Objective, Rollouts
 from learner.settings import RewardSettings
 
@@ -35,10 +36,16 @@ class Backbone(Protocol):
     def __call__(self, batch: MicroBatch) -> Tensor: ...
 
 
-def turn_features(hidden: Tensor, batch: TokenBatch) -> Tensor:
-    """[K, H]: the hidden states [N, H] at the last action token of each turn."""
+def turn_features(read: Backbone, batch: TokenBatch, limit: int) -> Tensor:
+    """[K, H]: the hidden states at the last action token of each turn, read in passes of at most `limit` tokens."""
     actions = batch.actions()
-    return hidden[actions.position[actions.last_of_turn]]
+    found: dict[int, Tensor] = {}
+    for rows in micro_batches(batch.lengths.tolist(), limit):
+        part = batch.take(torch.tensor(rows, device=batch.tokens.device))
+        ends = actions.last_of_turn[part.rows]
+        hidden = read(part)[part.predictor[ends] + 1]
+        found.update(zip(actions.turn[part.rows][ends].tolist(), hidden, strict=True))
+    return torch.stack([found[turn] for turn in range(batch.turns)])
 
 
 def episodes_of(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents.language.episode import LanguageEpisode
 from learner.checkpoint import on_cpu
-from learner.credit.language import LanguageCredit, component_advantage
+from learner.credit.language import LanguageCredit, component_advantage, turn_features
 from learner.language.batch import TokenBatch, pack
 from learner.language.episodes import TurnRewards, episode_tokens, outcomes, temperature_of, turn_rewards
 from learner.language.losses import importance_weight
@@ -180,7 +180,9 @@ class LanguageLearner:
         self, credit: LanguageCredit, episodes: Sequence[LanguageEpisode], batch: TokenBatch, rewards: TurnRewards
     ) -> TurnRewards:
         """The rewards as the credit method gives them to the turns."""
-        features = None if credit.estimator is None else self._turn_features(batch)
+        features = None
+        if credit.estimator is not None:
+            features = turn_features(self.model.hidden, batch, self.settings.micro_batch_tokens)
         paid = credit.attribute(
             batch,
             extrinsic=rewards.extrinsic.astype(np.float64),
@@ -205,17 +207,6 @@ class LanguageLearner:
         penalty = credit.weights.new_tensor([float(np.abs(rewards.penalty).max())])
         weights = torch.cat([credit.weights, penalty])
         return component_advantage(self.objective, rollouts, paid.to(self.model.device), weights)
-
-    def _turn_features(self, batch: TokenBatch) -> Tensor:
-        """[K, H]: the policy's hidden states at the last action token of each turn."""
-        actions = batch.actions()
-        found: dict[int, Tensor] = {}
-        for rows in micro_batches(batch.lengths.tolist(), self.settings.micro_batch_tokens):
-            part = batch.take(torch.tensor(rows, device=batch.tokens.device))
-            ends = actions.last_of_turn[part.rows]
-            hidden = self.model.hidden(part)[part.predictor[ends] + 1]
-            found.update(zip(actions.turn[part.rows][ends].tolist(), hidden, strict=True))
-        return torch.stack([found[turn] for turn in range(batch.turns)])
 
     def _fuses_proximal(self) -> bool:
         """Whether π_prox can be read in the training pass: there is one step, and nothing before it needs π_prox."""

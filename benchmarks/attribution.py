@@ -195,14 +195,18 @@ def contributions(
 def _features(episodes: "Sequence[LanguageEpisode]", model: "LanguageModel") -> "Iterator[torch.Tensor]":
     """[T, H] of each: hidden states at the last token of each turn's answer."""
 
-    from learner.credit.language import turn_features
+    import torch
+
+    from learner.credit.features import turn_features
     from learner.language.batch import pack
     from learner.language.episodes import episode_tokens
 
     for first in range(0, len(episodes), _BATCH):
         some = episodes[first : first + _BATCH]
         batch = pack([episode_tokens(e, model.context) for e in some])
-        yield from turn_features(model.hidden, batch, _TOKENS).split([e.length for e in some])
+        with torch.no_grad():
+            features = turn_features(model.hidden, batch, _TOKENS)
+        yield from features.split([e.length for e in some])
 
 
 # Measures.

@@ -10,23 +10,23 @@ from envs import registry
 from learner.checkpoint import checkpoints
 from learner.credit.attribution import CreditRule
 from learner.credit.estimator import ProgressEstimator
+from learner.credit.features import decoder_reader, turn_features
 from learner.credit.language import (
     LanguageCredit,
-    SeparateEstimator,
     component_advantage,
-    decoder_reader,
     episodes_of,
-    turn_features,
     turns_of,
 )
-from learner.credit.progress import ProgressHeads, episode_sums, progress_loss
+from learner.credit.progress import episode_sums, progress_loss
 from learner.credit.registry import build_credit
+from learner.credit.separate import SeparateEstimator, spoken_episodes
 from learner.credit.settings import CreditSettings
 from learner.language.advantages import leave_one_out, token_rewards, whiten
+from learner.language.attention import PACKED
 from learner.language.batch import EpisodeTokens, TokenSequence, pack
 from learner.language.episodes import episode_tokens
 from learner.language.learner import LanguageLearner
-from learner.language.model import LanguageModel, load_model, width_of
+from learner.language.model import LanguageModel, Lora, load_model, width_of
 from learner.language.objective import Rollouts
 from learner.language.registry import build_objective, objective_kind
 from learner.language.settings import LanguageSettings, PPOSettings, RLOOSettings
@@ -108,39 +108,70 @@ def test_a_shared_backbone_feeds_the_same_estimator(qwen):
     torch.testing.assert_close(batch.actions().sum_by_turn(tokens), torch.from_numpy(paid))
 
 
+def own(qwen, adapters, **settings) -> SeparateEstimator:
+    """An estimator with a copy of the network as its backbone, read in passes of one or two sequences."""
+    torch.manual_seed(1)
+    lora = Lora(2, 4, "q_proj,v_proj") if adapters else None
+    backbone = LanguageModel(copy.deepcopy(qwen), NoTokenizer(), device=CPU, lora=lora)
+    for name, parameter in backbone.network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    given = {"hidden": 8, "heads": 2, "min_episodes": 1, "holdout": 0.0, "backbone_learning_rate": 1e-2, **settings}
+    return SeparateEstimator(CreditSettings(learning_rate=1e-2, **given), backbone, limit=12, seed=0, device=CPU)
+
+
 @pytest.mark.parametrize("adapters", [False, True])
 def test_a_separate_backbone_learns_by_the_gradient_of_the_whole_batch(qwen, adapters):
-    """Read sequence by sequence, though episodes go over several; against autograd over everything at once."""
-    network = copy.deepcopy(qwen)
-    if adapters:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        network = inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), network)
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-    heads = ProgressHeads(WIDTH, hidden=8, heads=2, constraint="none", seed=0)
-    estimator = SeparateEstimator(network, decoder_reader(network), heads, learning_rate=1e-2)
+    """Read in many passes, though episodes go over several; against autograd over everything at once."""
+    estimator = own(qwen, adapters)
     batch = random_batch(4)
     assert batch.sequences > batch.episodes  # or it would show nothing
-    outcome = torch.tensor([1.0, 0.0, 1.0, 0.5])
-    features = turn_features(decoder_reader(network), batch, limit=1000)
-    sums = episode_sums(heads(features), torch.ones(batch.turns), batch.turn_episode, batch.episodes)
-    loss = progress_loss(sums, outcome)
-    trained = {name: p for name, p in estimator.named_parameters() if p.requires_grad}
-    expected = dict(zip(trained, torch.autograd.grad(loss, list(trained.values()), allow_unused=True), strict=True))
-    frozen = {name: p.clone() for name, p in estimator.named_parameters() if not p.requires_grad}
-    told = estimator.step(batch, outcome, parts_of(batch))
-    assert told == pytest.approx(loss.item(), rel=1e-5)
-    for name, gradient in expected.items():
-        if gradient is not None:
-            torch.testing.assert_close(trained[name].grad, gradient, atol=1e-6, rtol=1e-4)
-    assert all(torch.equal(p, dict(estimator.named_parameters())[name]) for name, p in frozen.items())
+    outcome = [1.0, 0.0, 1.0, 0.5]
+    episodes = spoken_episodes(batch, outcome, version=3)
+    network = estimator.backbone.network
+    trained = {f"network.{name}": p for name, p in network.named_parameters() if p.requires_grad}
+    trained |= {f"heads.{name}": p for name, p in estimator.heads.named_parameters()}
+    frozen = {name: p.detach().clone() for name, p in network.named_parameters() if not p.requires_grad}
+    for mask in (None, torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])):
+        network.set_attn_implementation("eager")
+        found = estimator.heads(turn_features(decoder_reader(network), batch, limit=1000))
+        network.set_attn_implementation(PACKED)
+        sums = episode_sums(found, torch.ones(batch.turns), batch.turn_episode, batch.episodes)
+        loss = progress_loss(sums, torch.tensor(outcome), mask)
+        expected = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        estimator.optimizer.zero_grad()
+        told = estimator._gradient(episodes, mask)
+        assert told == pytest.approx(loss.item(), rel=1e-5)
+        for (name, parameter), gradient in zip(trained.items(), expected, strict=True):
+            if gradient is not None:
+                assert parameter.grad is not None, name
+                torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+    for each in episodes:
+        estimator.observe(each)
+    estimator.learn(25)
+    assert estimator.loss < 0.5 * told
+    assert all(torch.equal(p, frozen[name]) for name, p in network.named_parameters() if not p.requires_grad)
     assert bool(frozen) == adapters
-    for _ in range(25):
-        last = estimator.step(batch, outcome, parts_of(batch))
-    assert last < 0.3 * told
+
+
+def test_a_separate_estimator_is_published_measured_and_resumed(qwen):
+    made = {"holdout": 0.25, "publish_every": 2, "squash": 1.0, "uncertainty": 0.5}
+    one, other = own(qwen, False, **made), own(qwen, False, **made)
+    batch = random_batch(5, episodes=8)
+    outcome = [float(n % 2) for n in range(8)]
+    assert one.contributions(batch)[0].tolist() == [0.0] * batch.turns  # nothing is known yet
+    for each in spoken_episodes(batch, [*outcome[:7], float("nan")], version=1):
+        one.observe(each)
+    assert sum(one.replay.counts) + sum(one.held_out.counts) == 7, "what has no outcome is left out"
+    one.learn(3)
+    assert one.version == 1 and one.metrics()["progress/held_out_episodes"] == sum(one.held_out.counts)
+    other.load_state_dict(one.state_dict())
+    for estimator in (one, other):
+        estimator.learn(3)
+    assert one.metrics() == other.metrics() and one.version == 3
+    for mine, theirs in zip(one.contributions(batch), other.contributions(batch), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+        assert mine.any()
 
 
 def test_leave_one_out_is_that_of_the_objective():
@@ -184,15 +215,15 @@ def test_an_episode_without_a_turn_is_an_error():
 # The learner.
 
 
-def language_learner(algorithm="rloo", objective=None, w_prog=2.0, **credit) -> LanguageLearner:
+def language_learner(algorithm="rloo", objective=None, w_prog=2.0, backbone=None, **credit) -> LanguageLearner:
     kind = objective_kind(algorithm)
     built = build_objective(algorithm, kind.settings(**{"kl_coefficient": 0.0, **(objective or {})}))
     model = LanguageModel(network(), NoTokenizer(), device=CPU, critic=built.needs_value)
     reward = RewardSettings(w_prog=w_prog, w_ground=0.125)
     settings = {"method": "spa+grounding", "min_episodes": 2, "publish_every": 2, "holdout": 0.0, **credit}
     attributed = LanguageCredit(
-        CreditSettings(**settings), reward, discount=1.0, bootstraps=built.needs_value, width=width_of(model.network), seed=0,
-        device=CPU,
+        CreditSettings(**settings), reward, discount=1.0, bootstraps=built.needs_value, width=width_of(model.network), limit=40,
+        seed=0, device=CPU, backbone=None if backbone is None else LanguageModel(network(), NoTokenizer(), device=CPU),
     )  # fmt: skip
     given = LanguageSettings(micro_batch_tokens=40, learning_rate=1e-3, batch_episodes=4)
     return LanguageLearner(model, built, given, reward, NoIntrinsicReward(), credit=attributed)
@@ -206,8 +237,9 @@ def groups(first: int, count: int):
         ]
 
 
-def test_what_the_learner_pays_adds_up():
-    learner = language_learner(conserve=True)
+@pytest.mark.parametrize("backbone", [None, "full"])
+def test_what_the_learner_pays_adds_up(backbone):
+    learner = language_learner(conserve=True, backbone=backbone)
     for group in groups(0, 4):
         (update,) = learner.feed(group)
         m = update.metrics
@@ -271,7 +303,7 @@ def test_a_potential_is_taken_back_where_a_cut_is_the_end(algorithm):
     nothing, lengths = np.zeros(batch.turns), [e.length for e in group]
     paid = learner.credit.attribute(
         batch, extrinsic=nothing, intrinsic=nothing, grounded=np.ones(batch.turns, bool), outcome=np.ones(4),
-        features=torch.zeros(batch.turns, width_of(learner.model.network)), version=0,
+        policy=learner.model.hidden, version=0,
     )  # fmt: skip
     sums = [part.sum() for part in np.split(paid.progress, np.cumsum(lengths)[:-1])]
     cut = 2.0 * lengths[3] if algorithm == "ppo" else 0.0  # the critic's value of the last state takes it back
@@ -322,13 +354,14 @@ def corridor():
 
 
 @pytest.mark.usefixtures("corridor")
-def test_a_serial_run_that_was_resumed_equals_one_that_was_not(tmp_path):
+@pytest.mark.parametrize("backbone", ["shared", "full", "lora"])
+def test_a_serial_run_that_was_resumed_equals_one_that_was_not(tmp_path, backbone):
     """From the configuration to checkpoints and on."""
     model = tiny_model(tmp_path / "model")
     keys = (
         "language.objective.kl_coefficient=0", "reward.model=none", "reward.w_prog=1",
         "credit.method=spa", "credit.conserve=true", "credit.min_episodes=1", "credit.publish_every=1", "credit.holdout=0.25",
-        "language.learning_rate=1e-3",
+        "language.learning_rate=1e-3", f"credit.backbone={backbone}",
     )  # fmt: skip
     whole = train(tmp_path, "whole", model, 48, *keys)
     train(tmp_path, "parts", model, 24, *keys)
@@ -341,21 +374,25 @@ def test_a_serial_run_that_was_resumed_equals_one_that_was_not(tmp_path):
 
 
 @pytest.mark.usefixtures("corridor")
-def test_the_credit_of_a_traced_episode_is_what_the_estimator_makes_of_its_tokens(tmp_path, monkeypatch):
+@pytest.mark.parametrize("backbone", ["shared", "full", "lora"])
+def test_the_credit_of_a_traced_episode_is_what_the_estimator_makes_of_its_tokens(tmp_path, monkeypatch, backbone):
     """`yendor trace show --credit`: features of each turn's tokens equal those of the learner's packed episodes."""
     model = tiny_model(tmp_path / "model")
     keys = (
         "language.objective.kl_coefficient=0", "reward.model=none", "reward.w_prog=1", "trace.rate=1", "agent.failure_penalty=0.1",
         "credit.method=spa", "credit.conserve=true", "credit.min_episodes=1", "credit.publish_every=1", "credit.holdout=0",
-        "language.learning_rate=1e-3",
+        "language.learning_rate=1e-3", f"credit.backbone={backbone}",
     )  # fmt: skip
     train(tmp_path, "run", model, 48, *keys)
     # It has met no success to learn from; what it reads is what matters here.
     square = lambda self, features: (features.square().mean(1).double().numpy(), np.zeros(len(features)))  # noqa: E731
     monkeypatch.setattr(ProgressEstimator, "contributions", square)
+    own_square = lambda self, batch: square(self, turn_features(self.backbone.hidden, batch, 10_000).detach())  # noqa: E731
+    monkeypatch.setattr(SeparateEstimator, "contributions", own_square)
     files = [path for path in trace_files(tmp_path / "run") if not path.name.endswith(".part")]
     newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    network = load_model(str(newest / "model"), device=CPU)
+    # The policy has moved on since; a backbone of the estimator's own has not, as it has not learnt.
+    network = load_model(str(newest / "model" if backbone == "shared" else model), device=CPU)
     for path in files[:4]:
         trace = read_trace(path)
         found = credit_of(trace)

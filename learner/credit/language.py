@@ -1,51 +1,34 @@
 """Credit for language-model agents: the same methods and estimator, on packed turns.
 
 The estimator's features are the hidden states at each turn's last action token: what the model made of all that came, the
-turn's own words included. **Shared**: they come out of the policy's forward pass, no gradient goes back, and
-`ProgressEstimator` learns from them as it does for recurrent agents. **Separate**: `SeparateEstimator` trains a backbone of
+turn's own words included. **Shared** (`credit.backbone`): they come out of the policy's forward pass, no gradient goes back, and
+`ProgressEstimator` learns from them as it does for recurrent agents. **Full** or **lora**: `SeparateEstimator` trains a model of
 its own, whole or with adapters. Letters of shapes as in `learner.language.batch`, H the hidden size.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner.credit.attribution import Attribution, CreditRule, Floats, Turns, whole
 from learner.credit.estimator import ProgressEstimator
-from learner.credit.progress import ProgressHeads, episode_sums
+from learner.credit.features import Backbone, turn_features
 from learner.credit.registry import build_credit
 from learner.credit.replay import EpisodeFeatures
+from learner.credit.separate import SeparateEstimator, spoken_episodes
 from learner.credit.settings import CreditSettings
 from learner.credit.stages import Stage
 from learner.language.advantages import token_rewards, whiten
-from learner.language.batch import MicroBatch, TokenBatch
+from learner.language.batch import TokenBatch
 from learner.language.losses import fresh
-from learner.language.model import micro_batches
+from learner.language.model import LanguageModel
 from learner.language.objective import Objective, Rollouts
 from learner.settings import RewardSettings
-
-
-class Backbone(Protocol):
-    """Reads whole sequences: the last hidden states [n, H] of a micro-batch's tokens [n]."""
-
-    def __call__(self, batch: MicroBatch) -> Tensor: ...
-
-
-def turn_features(read: Backbone, batch: TokenBatch, limit: int) -> Tensor:
-    """[K, H]: the hidden states at the last action token of each turn, read in passes of at most `limit` tokens."""
-    actions = batch.actions()
-    found: dict[int, Tensor] = {}
-    for rows in micro_batches(batch.lengths.tolist(), limit):
-        part = batch.take(torch.tensor(rows, device=batch.tokens.device))
-        ends = actions.last_of_turn[part.rows]
-        hidden = read(part)[part.predictor[ends] + 1]
-        found.update(zip(actions.turn[part.rows][ends].tolist(), hidden, strict=True))
-    return torch.stack([found[turn] for turn in range(batch.turns)])
 
 
 def episodes_of(
@@ -109,7 +92,7 @@ def component_advantage(objective: Objective, rollouts: Rollouts, parts: Tensor,
 
 
 class LanguageCredit:
-    """Credit while a language model learns: a method, and an estimator on the policy's own hidden states (shared backbone).
+    """Credit while a language model learns: a method, and an estimator on the policy's own hidden states or on a model of its own.
 
     The counterpart of `learner.credit.online.OnlineCredit`; episodes are whole here, so it keeps none in the making.
     """
@@ -122,11 +105,14 @@ class LanguageCredit:
         discount: float,
         bootstraps: bool,
         width: int,
+        limit: int,
         seed: int,
         device: torch.device,
+        backbone: LanguageModel | None = None,
     ) -> None:
-        """width: H of the model. discount, bootstraps: γ of the objective, and whether it counts the value of the state in which
-        an episode was cut (it has a critic), for `potential`: what has none takes a cut for the end."""
+        """width: H of the policy. limit: tokens of a pass. backbone: the estimator's own model; None: it shares the policy's.
+        discount, bootstraps: γ of the objective, and whether it counts the value of the state in which an episode was cut (it
+        has a critic), for `potential`: what has none takes a cut for the end."""
         self.settings = settings
         self.bootstraps = bootstraps
         self.method = build_credit(
@@ -136,9 +122,14 @@ class LanguageCredit:
             raise ValueError(
                 f"credit.method={settings.method} gives advantages, which learner.algorithm=rloo makes itself"
             )
-        self.estimator: ProgressEstimator | None = None
+        self._limit = limit
+        self.estimator: ProgressEstimator | SeparateEstimator | None = None
         if self.method.needs_progress and reward.w_prog != 0.0:
-            self.estimator = ProgressEstimator(settings, width, seed=seed, device=device)
+            self.estimator = (
+                ProgressEstimator(settings, width, seed=seed, device=device)
+                if backbone is None
+                else SeparateEstimator(settings, backbone, limit=limit, seed=seed, device=device)
+            )
         weights = (reward.w_ext, reward.w_int, reward.w_prog, reward.w_ground)
         self.weights = torch.tensor([abs(w) for w in weights], device=device)
         """[4], of the components' advantages where each has its own."""
@@ -159,24 +150,44 @@ class LanguageCredit:
         intrinsic: Floats,
         grounded: NDArray[np.bool_],
         outcome: Floats,
-        features: Tensor | None,
+        policy: Backbone,
         version: int,
     ) -> Attribution:
-        """What each turn is paid; the episodes go to the estimator. features [K, H] are wanted where there is one."""
+        """What each turn is paid; the episodes go to the estimator. outcome [E]: R, read where there is one."""
         progress: Floats | None = None
         if self.estimator is not None:
-            assert features is not None  # the learner reads them where there is an estimator
-            progress, deviation = self.estimator.contributions(features.float())
+            progress, deviation = self._read(batch, policy, outcome, version)
             self._uncertainty = float(deviation.mean())
         if not self.bootstraps:
             batch = dataclasses.replace(batch, terminated=torch.ones_like(batch.terminated))
         turns = turns_of(
             batch, extrinsic=extrinsic, intrinsic=intrinsic, grounded=grounded, progress=progress, outcome=outcome
         )
-        if self.estimator is not None and features is not None:
-            for episode in episodes_of(features, batch, outcome.tolist(), version):
-                self.estimator.observe(episode)
         return self.method.attribute(turns)
+
+    def contributions(self, batch: TokenBatch, policy: Backbone) -> tuple[Floats, Floats]:
+        """ĉ and the heads' deviation [K] of the batch's turns; 0 without an estimator."""
+        return self._read(batch, policy, None)
+
+    @torch.no_grad()
+    def _read(
+        self, batch: TokenBatch, policy: Backbone, outcome: Floats | None, version: int = 0
+    ) -> tuple[Floats, Floats]:
+        """`contributions`; with `outcome` [E] the estimator learns from the episodes later."""
+        estimator = self.estimator
+        if estimator is None:
+            return np.zeros(batch.turns), np.zeros(batch.turns)
+        known = None if outcome is None else outcome.tolist()
+        if isinstance(estimator, SeparateEstimator):
+            found = estimator.contributions(batch)
+            for spoken in [] if known is None else spoken_episodes(batch, known, version):
+                estimator.observe(spoken)
+            return found
+        features = turn_features(policy, batch, self._limit)
+        found = estimator.contributions(features.float())
+        for episode in [] if known is None else episodes_of(features, batch, known, version):
+            estimator.observe(episode)
+        return found
 
     def learn(self) -> None:
         """The estimator's part of an update of the policy."""
@@ -207,63 +218,3 @@ class LanguageCredit:
         if self.estimator is not None and state["estimator"] is not None:
             self.estimator.load_state_dict(state["estimator"])
         self._stage.load_state_dict(state["stage"])
-
-
-class SeparateEstimator(nn.Module):
-    """A backbone of the estimator's own with its heads. What of `backbone` requires a gradient is trained: all of it, or
-    adapters."""
-
-    def __init__(self, backbone: nn.Module, read: Backbone, heads: ProgressHeads, *, learning_rate: float) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.heads = heads
-        self._read = read
-        trained = [p for p in self.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
-
-    def contributions(self, batch: TokenBatch, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """ĉ [M, K] of a batch, read in micro-batches of these rows of sequences; each sequence once."""
-        found = torch.zeros(self.heads.heads, batch.turns, device=batch.tokens.device)
-        with torch.no_grad():
-            for rows in sequences:
-                turn, contribution = self._of(batch, rows)
-                found[:, turn] = contribution
-        return found
-
-    def step(self, batch: TokenBatch, outcome: Tensor, sequences: Sequence[Sequence[int]]) -> float:
-        """One optimisation step on (Σ ĉ − R)²; outcome [E] in [0, 1]. Returns the loss before it.
-
-        An episode may lie in several micro-batches. So sums are read first, without gradient, and then each micro-batch is
-        read again with the derivative 2 (Σ ĉ − R) / (M E) of its contributions: exactly the gradient of the whole batch, in
-        the memory of one part.
-        """
-        actions = batch.actions()
-        found = self.contributions(batch, sequences)
-        ones = torch.ones(batch.turns, device=found.device)
-        residual = episode_sums(found, ones, batch.turn_episode, actions.episodes) - outcome
-        slope = 2.0 * residual / residual.numel()
-        self._optimizer.zero_grad(set_to_none=True)
-        for rows in sequences:
-            turn, contribution = self._of(batch, rows)
-            (contribution * slope[:, batch.turn_episode[turn]]).sum().backward()  # pyright: ignore[reportUnknownMemberType]
-        self._optimizer.step()
-        return float(residual.square().mean())
-
-    def _of(self, batch: TokenBatch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Turns [k] of these sequences, and their contributions [M, k]."""
-        part = batch.take(torch.tensor(list(rows), device=batch.tokens.device))
-        hidden = self._read(part)
-        actions = batch.actions()
-        ends = actions.last_of_turn[part.rows]
-        return actions.turn[part.rows][ends], self.heads(hidden[part.predictor[ends] + 1])
-
-
-def decoder_reader(network: nn.Module) -> Backbone:
-    """Reads with the decoder of a Hugging Face causal model, one sequence after the other."""
-    model: Any = network
-
-    def read(batch: MicroBatch) -> Tensor:
-        parts = batch.tokens.split(batch.offsets.diff().tolist())
-        return torch.cat([model.get_decoder()(input_ids=part[None]).last_hidden_state[0] for part in parts])
-
-    return read

@@ -1,17 +1,48 @@
-"""What the progress estimator learns from: features of whole episodes with their outcomes, the recent ones, both balanced."""
+"""What the progress estimator learns from: whole episodes with their outcomes, the recent ones, both balanced."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 
+class Episode(Protocol):
+    """One finished episode, in whatever form the estimator reads it."""
+
+    @property
+    def turns(self) -> int:
+        """That are kept."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Turns of the episode that each kept one stands for."""
+        ...
+
+    @property
+    def outcome(self) -> float:
+        """R in [0, 1]."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Of the weights that its last turn was played by, or read."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        ...
+
+
+E = TypeVar("E", bound=Episode)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EpisodeFeatures:
-    """One finished episode."""
+    """One finished episode, as features of its turns."""
 
     features: Tensor
     """[L, F] float16, of the turns that are kept."""
@@ -26,6 +57,19 @@ class EpisodeFeatures:
     def turns(self) -> int:
         """L."""
         return len(self.features)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "features": self.features.clone(),
+            "weight": self.weight,
+            "outcome": self.outcome,
+            "version": self.version,
+        }
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> "EpisodeFeatures":
+        """The inverse of `state`."""
+        return EpisodeFeatures(**state)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +102,7 @@ def join(episodes: list[EpisodeFeatures], device: torch.device) -> FeatureBatch:
     )
 
 
-class EpisodeReplay:
+class EpisodeReplay(Generic[E]):
     """Recent episodes in two halves, R < ½ and R ≥ ½, each bounded to half of `turns` (one episode always stays).
 
     Features are those of the weights that read them, and grow stale as the policy learns. So an episode more than
@@ -70,11 +114,11 @@ class EpisodeReplay:
         self._bound = turns // 2
         self._min = min_episodes
         self._max_age = max_age
-        self._halves: tuple[deque[EpisodeFeatures], deque[EpisodeFeatures]] = (deque(), deque())
+        self._halves: tuple[deque[E], deque[E]] = (deque(), deque())
         self._turns = [0, 0]
         """Kept in each half."""
 
-    def add(self, episode: EpisodeFeatures) -> None:
+    def add(self, episode: E) -> None:
         mine = int(episode.outcome >= 0.5)
         self._halves[mine].append(episode)
         self._turns[mine] += episode.turns
@@ -82,7 +126,7 @@ class EpisodeReplay:
             while len(half) > 1 and (self._turns[at] > self._bound or self._is_stale(half, episode.version)):
                 self._turns[at] -= half.popleft().turns
 
-    def _is_stale(self, half: deque[EpisodeFeatures], version: int) -> bool:
+    def _is_stale(self, half: deque[E], version: int) -> bool:
         return len(half) > self._min and version - half[0].version > self._max_age
 
     @property
@@ -96,7 +140,7 @@ class EpisodeReplay:
         return min(self.counts) >= self._min
 
     @property
-    def episodes(self) -> list[EpisodeFeatures]:
+    def episodes(self) -> list[E]:
         return [*self._halves[0], *self._halves[1]]
 
     def mean_turns(self) -> float:
@@ -104,10 +148,10 @@ class EpisodeReplay:
         means = [sum(each.turns * each.weight for each in half) / len(half) for half in self._halves if half]
         return sum(means) / len(means)
 
-    def sample(self, episodes: int, generator: torch.Generator) -> list[EpisodeFeatures]:
+    def sample(self, episodes: int, generator: torch.Generator) -> list[E]:
         """So many episodes, drawn with replacement, half of them from each half that has any."""
         halves = [half for half in self._halves if half]
-        drawn: list[EpisodeFeatures] = []
+        drawn: list[E] = []
         for at, half in enumerate(halves):
             count = episodes * (at + 1) // len(halves) - episodes * at // len(halves)
             index = torch.randint(len(half), (count,), generator=generator).tolist()
@@ -115,23 +159,10 @@ class EpisodeReplay:
         return drawn
 
     def state_dict(self) -> list[list[dict[str, Any]]]:
-        return [[episode_state(each) for each in half] for half in self._halves]
+        return [[each.state() for each in half] for half in self._halves]
 
-    def load_state_dict(self, state: list[list[dict[str, Any]]]) -> None:
+    def load_state_dict(self, state: list[list[dict[str, Any]]], from_state: Callable[[Mapping[str, Any]], E]) -> None:
         for half, saved in zip(self._halves, state, strict=True):
             half.clear()
-            half.extend(episode_from_state(each) for each in saved)
+            half.extend(from_state(each) for each in saved)
         self._turns = [sum(each.turns for each in half) for half in self._halves]
-
-
-def episode_state(episode: EpisodeFeatures) -> dict[str, Any]:
-    return {
-        "features": episode.features.clone(),
-        "weight": episode.weight,
-        "outcome": episode.outcome,
-        "version": episode.version,
-    }
-
-
-def episode_from_state(state: Mapping[str, Any]) -> EpisodeFeatures:
-    return EpisodeFeatures(**state)

@@ -18,6 +18,13 @@ class CreditSettings:
     """Pay what the estimator leaves unexplained, R less the sum of its contributions, on an episode's last turn."""
     hidden: int = 128
     """Width of the estimator's layer."""
+    backbone: str = "shared"
+    """What a language model's turns are read with: `shared` (the policy, to which no gradient goes back), `full` (a model of the
+    estimator's own, which begins as `agent.model` and is trained), `lora` (the same, adapters alone)."""
+    backbone_learning_rate: float = 1e-4
+    """Of a backbone of the estimator's own."""
+    lora_rank: int = 8
+    """Of its adapters."""
     heads: int = 1
     """Estimators of an ensemble; their mean is the contribution, their disagreement the uncertainty."""
     constraint: str = "none"

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from learner.credit.estimator import ProgressEstimator
+from learner.credit.estimator import Estimator
 from learner.credit.settings import CreditSettings
 
 
 class Stage:
     """Where a run stands; without an estimator there are no stages."""
 
-    def __init__(self, settings: CreditSettings, estimator: ProgressEstimator | None) -> None:
+    def __init__(self, settings: CreditSettings, estimator: Estimator[Any] | None) -> None:
         self._settings = settings
         self._estimator = estimator
         self._explored = 0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents.language.episode import LanguageEpisode
 from learner.checkpoint import on_cpu
-from learner.credit.language import LanguageCredit, component_advantage, turn_features
+from learner.credit.language import LanguageCredit, component_advantage
 from learner.language.batch import TokenBatch, pack
 from learner.language.episodes import TurnRewards, episode_tokens, outcomes, temperature_of, turn_rewards
 from learner.language.losses import importance_weight
@@ -180,16 +180,13 @@ class LanguageLearner:
         self, credit: LanguageCredit, episodes: Sequence[LanguageEpisode], batch: TokenBatch, rewards: TurnRewards
     ) -> TurnRewards:
         """The rewards as the credit method gives them to the turns."""
-        features = None
-        if credit.estimator is not None:
-            features = turn_features(self.model.hidden, batch, self.settings.micro_batch_tokens)
         paid = credit.attribute(
             batch,
             extrinsic=rewards.extrinsic.astype(np.float64),
             intrinsic=rewards.intrinsic.astype(np.float64),
             grounded=np.array([turn.grounded for episode in episodes for turn in episode.turns]),
-            outcome=np.full(len(episodes), np.nan) if features is None else outcomes(episodes, credit.settings),
-            features=features,
+            outcome=np.full(len(episodes), np.nan) if credit.estimator is None else outcomes(episodes, credit.settings),
+            policy=self.model.hidden,
             version=self.version,
         )
         extrinsic, intrinsic, progress, grounding = (

@@ -128,9 +128,8 @@ class LanguageModel:
                 final = self.critic(wide[batch.offsets[1:] - 1]).squeeze(1)
         return ActionScores(scores.log_prob, scores.entropy, value, final)
 
-    @torch.no_grad()
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """[n, H]: the last hidden states of the policy."""
+        """[n, H]: the last hidden states of the policy, with gradient where autograd is on."""
         return self._hidden(self.network, batch)
 
     @torch.no_grad()

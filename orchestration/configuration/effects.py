@@ -206,6 +206,12 @@ RULES = (
     ),
     Rule(("credit.steps_per_update",), _staged),
     Rule(("credit.max_turns",), _model_acts),
+    Rule(("credit.backbone", "credit.backbone_learning_rate", "credit.lora_rank"), _network_acts),
+    Rule(
+        ("credit.backbone_learning_rate", "credit.lora_rank"),
+        lambda c: "credit.backbone=shared" if c.credit.backbone == "shared" else None,
+    ),
+    Rule(("credit.lora_rank",), lambda c: "credit.backbone=full" if c.credit.backbone == "full" else None),
     Rule(("reward.scale", "reward.clip"), lambda c: "reward.w_ext=0" if c.reward.w_ext == 0 else None),
     Rule(
         ("checkpoint.upload_wait_s",),

@@ -20,13 +20,13 @@ from learner.credit.language import LanguageCredit
 from learner.language.checkpoint import language_state, move_model, pin_model, remove_pins
 from learner.language.episodes import turn_rewards
 from learner.language.learner import LanguageLearner
-from learner.language.model import Lora, load_model, width_of
+from learner.language.model import LanguageModel, Lora, load_model, width_of
 from learner.language.registry import build_objective
 from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
 from learner.precision import resolve_precision
 from learner.returns import sums_by_id
 from orchestration.config import Config
-from orchestration.configuration import attributes_credit, is_traced
+from orchestration.configuration import attributes_credit, is_traced, learns_progress
 from orchestration.configuration.objectives import objective_settings
 from orchestration.language.recorder import LanguageRecorder
 from orchestration.language.tasks import Tasks
@@ -244,8 +244,9 @@ class LanguageLearnerPart:
             self.scorer.load_state_dict(state["scorer"])
 
 
-def build_language_credit(config: Config, width: int, device: torch.device) -> LanguageCredit:
-    """What pays turns of a model whose hidden states are [width]."""
+def build_language_credit(config: Config, model: str, width: int, device: torch.device) -> LanguageCredit:
+    """What pays turns of a model whose hidden states are [width]. `model`: the folder or id that the run begins with, where a
+    backbone of the estimator's own begins too."""
     algorithm = config.learner.algorithm
     objective = build_objective(algorithm, objective_settings(algorithm, config.language.objective))
     return LanguageCredit(
@@ -254,8 +255,24 @@ def build_language_credit(config: Config, width: int, device: torch.device) -> L
         discount=getattr(objective.policy_settings, "discount", 1.0),
         bootstraps=objective.needs_value,
         width=width,
+        limit=config.language.micro_batch_tokens,
         seed=derive_seed(config.run.seed, "credit"),
         device=device,
+        backbone=_own_backbone(config, model, device),
+    )
+
+
+def _own_backbone(config: Config, model: str, device: torch.device) -> LanguageModel | None:
+    """The model that the progress estimator alone reads with; None where it shares the policy's, or there is none."""
+    credit = config.credit
+    if credit.backbone == "shared" or not learns_progress(config):
+        return None
+    return load_model(
+        model,
+        device=device,
+        dtype=resolve_precision(config.learner.precision, device),
+        lora=Lora(credit.lora_rank, 2 * credit.lora_rank) if credit.backbone == "lora" else None,
+        checkpointing=config.language.gradient_checkpointing,
     )
 
 
@@ -274,6 +291,8 @@ def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> La
         reference=objective.needs_reference,
         checkpointing=settings.gradient_checkpointing,
     )
-    credit = build_language_credit(config, width_of(network.network), device) if attributes_credit(config) else None
+    credit = (
+        build_language_credit(config, model, width_of(network.network), device) if attributes_credit(config) else None
+    )
     seed = derive_seed(config.run.seed, "minibatches")
     return LanguageLearner(network, objective, settings, config.reward, intrinsic, seed=seed, credit=credit)

@@ -163,8 +163,7 @@ def _read_by_model(trace: Trace, config: Config, folder: Path) -> _Read:
 
     reader = LanguageReader(config, folder, load_state(folder))
     contribution, deviation = reader.contributions(trace)
-    known = 0 if reader.estimator is None else reader.estimator.version
-    return _Read(reader.method, contribution, deviation, reader.version, known, reader.bootstraps)
+    return _Read(reader.method, contribution, deviation, reader.version, reader.progress_version, reader.bootstraps)
 
 
 def _parts(trace: Trace, config: Config, folder: Path) -> tuple[RecurrentPolicy, OnlineCredit, int]:

@@ -17,6 +17,7 @@ from orchestration.traces.reader import read_trace, run_traces, trace_files
 from orchestration.traces.run_trace import FRAME_S
 from orchestration.traces.schema import Return, Spawn
 from orchestration.traces.validate import validate_file
+from orchestration.traces.writers import EPISODE_FRAME_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class _Actor:
 
     brought: int = 0
     recent: int = 0
-    """Of those, what it brought in its last seconds, which its writer may not have written when it was killed."""
+    """Of those, what it brought while its writer kept lines to compress them together: not yet written when both were killed."""
     unwritten: int = 0
     """About as many as it brought after the run's trace, which is written every two seconds, broke off with the driver."""
     held: int = 0
@@ -113,7 +114,7 @@ def steps_of_traces(run: Path, config: Config) -> Finding:
     """With every episode traced, the traces of each actor hold the steps that it brought, but for what may be lost on the way.
 
     More: calls that were on their way when it ended, and what it brought in the last seconds before the driver was killed.
-    Fewer: what it brought in the last seconds before its writer was killed with it; where episodes were interrupted, the rest
+    Fewer: what it brought while the writer that died with it kept the lines of a frame; where episodes were interrupted, the rest
     of each, and in each environment one of which no line was written yet; none is longer than the longest.
     """
     actors = _brought(run)
@@ -177,7 +178,7 @@ def _brought(run: Path) -> dict[str, _Actor]:
         for name, brought in calls.items():
             actor, last = actors[name], brought[-1][0]
             actor.brought += sum(steps for _, steps in brought)
-            actor.recent += sum(steps for t, steps in brought if t > last - 2 * FRAME_S)
+            actor.recent += sum(steps for t, steps in brought if t > last - EPISODE_FRAME_S - FRAME_S)
             if trace.end is None:
                 actor.unwritten += sum(steps for t, steps in brought if t > end - 2 * FRAME_S)
     return actors

@@ -35,6 +35,8 @@ _CLOSE_S = 5.0
 _DEATHS_IN_A_ROW = 3
 _SETTLED = "settled "
 """What a line of the process begins with that names an episode whose file is complete, or was given up."""
+EPISODE_FRAME_S = 15.0
+"""Lines of an episode wait so long to be compressed together; those that wait are lost with the writer's machine."""
 _PIPE_BYTES = 2**20
 _SET_PIPE_SIZE = 1031
 """`F_SETPIPE_SZ` of Linux."""
@@ -98,7 +100,7 @@ class EpisodeWriters:
         agent: str,
         *,
         frame_lines: int = 512,
-        frame_s: float = 15.0,
+        frame_s: float = EPISODE_FRAME_S,
         aside: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

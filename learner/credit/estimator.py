@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class Estimator(ABC, Generic[E]):
     """
 
     optimizer: torch.optim.Optimizer
+    rates: ClassVar[str] = "credit.learning_rate"
+    """Keys to lower where it diverges."""
 
     def __init__(self, settings: CreditSettings, heads: ProgressHeads, *, seed: int, device: torch.device) -> None:
         self.settings = settings
@@ -67,15 +69,16 @@ class Estimator(ABC, Generic[E]):
         if self._steps == 0:
             self.heads.set_scale(self.replay.mean_turns())
         episodes = self.replay.sample(self.settings.batch_episodes, self._generator)
-        self.optimizer.zero_grad(set_to_none=True)
         self.loss = self._gradient(episodes, self._mask(len(episodes)))
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, _MAX_GRAD_NORM)
-        if not np.isfinite(self.loss):
+        norm = torch.nn.utils.clip_grad_norm_(trained, _MAX_GRAD_NORM)
+        if not np.isfinite(self.loss) or not bool(norm.isfinite()):
             raise FloatingPointError(
-                f"the progress estimator's loss is not finite after {self._steps} steps; lower credit.learning_rate"
+                f"the progress estimator's loss is not finite after {self._steps} steps (loss {self.loss}, gradient norm "
+                f"{norm.item()}); lower {self.rates}"
             )
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # no memory while the policy trains
         self._steps += 1
 
     def _mask(self, episodes: int) -> Tensor | None:
@@ -90,12 +93,15 @@ class Estimator(ABC, Generic[E]):
         """Makes what trains the version that is used, and measures it on the episodes held out."""
         self._adopt()
         self.version += 1
-        held = self.held_out.episodes
-        if held:
+        if held := self._measured():
             sums = self._sums(held).double().cpu().numpy()
             self.calibration = calibrate(sums, np.array([each.outcome for each in held], np.float64))
         if self.settings.squash is not None:
             self.reference = self._mean(self.replay.sample(self.settings.batch_episodes, self._generator))
+
+    def _measured(self) -> list[E]:
+        """Episodes held out that a version is measured on."""
+        return self.held_out.episodes
 
     def _guarded(self, contribution: Tensor) -> tuple[Floats, Floats]:
         """ĉ [K] of what the heads say [M, K], guards applied; and the heads' deviation [K]. 0 before the first version."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from learner.credit.attribution import Attribution, CreditRule, Floats, Turns, whole
 from learner.credit.estimator import ProgressEstimator
-from learner.credit.features import Backbone, turn_features
+from learner.credit.features import Reader, turn_features
 from learner.credit.registry import build_credit
 from learner.credit.replay import EpisodeFeatures
 from learner.credit.separate import SeparateEstimator, spoken_episodes
@@ -150,7 +150,7 @@ class LanguageCredit:
         intrinsic: Floats,
         grounded: NDArray[np.bool_],
         outcome: Floats,
-        policy: Backbone,
+        policy: Reader,
         version: int,
     ) -> Attribution:
         """What each turn is paid; the episodes go to the estimator. outcome [E]: R, read where there is one."""
@@ -165,13 +165,13 @@ class LanguageCredit:
         )
         return self.method.attribute(turns)
 
-    def contributions(self, batch: TokenBatch, policy: Backbone) -> tuple[Floats, Floats]:
+    def contributions(self, batch: TokenBatch, policy: Reader) -> tuple[Floats, Floats]:
         """ĉ and the heads' deviation [K] of the batch's turns; 0 without an estimator."""
         return self._read(batch, policy, None)
 
     @torch.no_grad()
     def _read(
-        self, batch: TokenBatch, policy: Backbone, outcome: Floats | None, version: int = 0
+        self, batch: TokenBatch, policy: Reader, outcome: Floats | None, version: int = 0
     ) -> tuple[Floats, Floats]:
         """`contributions`; with `outcome` [E] the estimator learns from the episodes later."""
         estimator = self.estimator

@@ -105,8 +105,8 @@ def join(episodes: list[EpisodeFeatures], device: torch.device) -> FeatureBatch:
 class EpisodeReplay(Generic[E]):
     """Recent episodes in two halves, R < ½ and R ≥ ½, each bounded to half of `turns` (one episode always stays).
 
-    Features are those of the weights that read them, and grow stale as the policy learns. So an episode more than
-    `max_age` versions old is forgotten, but for the newest `min_episodes` of its half: without either outcome there is
+    Episodes grow stale as the policy learns: features are those of the weights that read them, tokens what it did then. So one
+    more than `max_age` versions old is forgotten, but for the newest `min_episodes` of its half: without either outcome there is
     nothing to learn from.
     """
 

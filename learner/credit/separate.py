@@ -24,52 +24,71 @@ from learner.language.model import LanguageModel, micro_batches, width_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpokenEpisode:
-    """One finished episode, as the tokens of its turns."""
+    """One finished episode, as the tokens of its turns, and no more of them than the estimator reads."""
 
-    tokens: EpisodeTokens
+    tokens: tuple[Tensor, ...]
+    """[L] int32, of each sequence."""
+    turn: tuple[Tensor, ...]
+    """[L] int32, of each: the turn of an action token, −1 elsewhere."""
+    turns: int
+    """K."""
     outcome: float
     """R in [0, 1]."""
     version: int
     """Of the policy that was trained when it came."""
 
     @property
-    def turns(self) -> int:
-        """K."""
-        return len(self.tokens.versions)
-
-    @property
     def weight(self) -> float:
         """Every turn is kept."""
         return 1.0
 
+    @staticmethod
+    def of(episode: EpisodeTokens, outcome: float, version: int) -> "SpokenEpisode":
+        """Copies what is read of an episode: its tensors may be views of a whole batch."""
+        none = torch.tensor(-1, device=episode.sequences[0].turn.device)
+        return SpokenEpisode(
+            tuple(s.tokens.to("cpu", torch.int32, copy=True) for s in episode.sequences),
+            tuple(torch.where(s.action, s.turn, none).to("cpu", torch.int32) for s in episode.sequences),
+            len(episode.versions),
+            outcome,
+            version,
+        )
+
+    def episode(self) -> EpisodeTokens:
+        """As `pack` takes it; log-probabilities and versions are 0, as nobody reads them."""
+        sequences = tuple(
+            TokenSequence(
+                tokens=tokens.long(), action=turn >= 0, turn=turn.long(), behaviour_log_prob=torch.zeros(len(tokens))
+            )
+            for tokens, turn in zip(self.tokens, self.turn, strict=True)
+        )
+        return EpisodeTokens(sequences, (0,) * self.turns, terminated=True)
+
     def state(self) -> dict[str, Any]:
-        parts = [
-            {"tokens": s.tokens.to(torch.int32), "action": s.action.clone(), "turn": s.turn.to(torch.int32)}
-            for s in self.tokens.sequences
-        ]
-        return {"sequences": parts, "turns": self.turns, "outcome": self.outcome, "version": self.version}
+        return {
+            "tokens": [each.clone() for each in self.tokens],
+            "turn": [each.clone() for each in self.turn],
+            "turns": self.turns,
+            "outcome": self.outcome,
+            "version": self.version,
+        }
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> "SpokenEpisode":
-        """The inverse of `state`. What the estimator does not read (log-probabilities, versions of turns) is 0."""
-        sequences = tuple(
-            TokenSequence(
-                tokens=part["tokens"].long(),
-                action=part["action"],
-                turn=part["turn"].long(),
-                behaviour_log_prob=torch.zeros(len(part["tokens"])),
-            )
-            for part in state["sequences"]
+        """The inverse of `state`."""
+        return SpokenEpisode(
+            tuple(state["tokens"]), tuple(state["turn"]), state["turns"], state["outcome"], state["version"]
         )
-        tokens = EpisodeTokens(sequences, (0,) * int(state["turns"]), terminated=True)
-        return SpokenEpisode(tokens, state["outcome"], state["version"])
 
 
 class SeparateEstimator(Estimator[SpokenEpisode]):
     """Heads on the hidden states of a model of its own, which learns with them.
 
-    There is one copy of the weights: what trains is what is used, and a version is what `publish` measured.
+    There is one copy of the weights: what trains is what is used, and a version is what `publish` measured, on so many of the
+    episodes held out as a gradient step has.
     """
+
+    rates = "credit.learning_rate or credit.backbone_learning_rate"
 
     def __init__(
         self, settings: CreditSettings, backbone: LanguageModel, *, limit: int, seed: int, device: torch.device
@@ -85,9 +104,10 @@ class SeparateEstimator(Estimator[SpokenEpisode]):
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(self.heads.parameters()), "lr": settings.learning_rate},
-                {"params": backbone.policy_parameters(), "lr": settings.backbone_learning_rate},
+                {"params": self._trained(), "lr": settings.backbone_learning_rate},
             ],
             weight_decay=0.0,
+            fused=True,
         )
 
     @torch.no_grad()
@@ -96,6 +116,17 @@ class SeparateEstimator(Estimator[SpokenEpisode]):
         if self.version == 0:
             return np.zeros(batch.turns), np.zeros(batch.turns)
         return self._guarded(self._read(batch))
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return list(self._trained_by_name().values())
+
+    def _trained_by_name(self) -> dict[str, torch.nn.Parameter]:
+        """What of the backbone a gradient can reach: not a head that makes logits with weights of its own."""
+        network = self.backbone.network
+        head: Any = network.get_output_embeddings()
+        tied = head is not None and head.weight is network.get_input_embeddings().weight
+        apart = set[int]() if head is None or tied else {id(p) for p in head.parameters()}
+        return {name: p for name, p in network.named_parameters() if p.requires_grad and id(p) not in apart}
 
     def _read(self, batch: TokenBatch) -> Tensor:
         """[M, K]"""
@@ -131,7 +162,11 @@ class SeparateEstimator(Estimator[SpokenEpisode]):
         return episode_sums(contribution, ones, batch.turn_episode, batch.episodes)
 
     def _pack(self, episodes: Sequence[SpokenEpisode]) -> TokenBatch:
-        return pack([each.tokens for each in episodes]).to(self.device)
+        return pack([each.episode() for each in episodes]).to(self.device)
+
+    def _measured(self) -> list[SpokenEpisode]:
+        held = self.held_out
+        return held.sample(self.settings.batch_episodes, self._generator) if held.episodes else []
 
     def _adopt(self) -> None:
         pass
@@ -144,15 +179,13 @@ class SeparateEstimator(Estimator[SpokenEpisode]):
         return float(self._read(self._pack(episodes)).mean())
 
     def _weights(self) -> dict[str, Any]:
-        backbone = {name: p for name, p in self.backbone.network.named_parameters() if p.requires_grad}
-        return {"heads": on_cpu(self.heads.state_dict()), "backbone": on_cpu(backbone)}
+        return {"heads": on_cpu(self.heads.state_dict()), "backbone": on_cpu(self._trained_by_name())}
 
     def _load_weights(self, state: Mapping[str, Any]) -> None:
         self.heads.load_state_dict(state["heads"])
         with torch.no_grad():
-            for name, parameter in self.backbone.network.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(state["backbone"][name])
+            for name, parameter in self._trained_by_name().items():
+                parameter.copy_(state["backbone"][name])
 
     def _episode(self, state: Mapping[str, Any]) -> SpokenEpisode:
         return SpokenEpisode.from_state(state)
@@ -161,7 +194,7 @@ class SeparateEstimator(Estimator[SpokenEpisode]):
 def spoken_episodes(batch: TokenBatch, outcome: Sequence[float], version: int) -> list[SpokenEpisode]:
     """The episodes of a batch for `SeparateEstimator.observe`; outcome [E] R of each, NaN where unknown."""
     return [
-        SpokenEpisode(tokens, float(r), version)
-        for tokens, r in zip(unpack(batch.to("cpu")), outcome, strict=True)
+        SpokenEpisode.of(tokens, float(r), version)
+        for tokens, r in zip(unpack(batch), outcome, strict=True)
         if np.isfinite(r) and tokens.versions
     ]

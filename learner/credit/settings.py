@@ -24,7 +24,7 @@ class CreditSettings:
     backbone_learning_rate: float = 1e-4
     """Of a backbone of the estimator's own."""
     lora_rank: int = 8
-    """Of its adapters."""
+    """Of its adapters, on all linear layers, scaled by 2."""
     heads: int = 1
     """Estimators of an ensemble; their mean is the contribution, their disagreement the uncertainty."""
     constraint: str = "none"
@@ -44,7 +44,8 @@ class CreditSettings:
     max_turns: int = 1024
     """Turns kept of one episode. Of a longer one every second is left out, as often as it takes, and the rest count double."""
     max_age: int = 500
-    """Episodes whose last turn was read by weights more than so many versions old are forgotten."""
+    """Episodes that came more than so many versions of the policy ago are forgotten: its hidden states have moved on, and what it
+    does."""
     holdout: float = 0.125
     """Share of episodes that the estimator never learns from, to report how well it does."""
     uncertainty: float | None = None

@@ -129,7 +129,7 @@ class LanguageModel:
         return ActionScores(scores.log_prob, scores.entropy, value, final)
 
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """[n, H]: the last hidden states of the policy, with gradient where autograd is on."""
+        """[n, H]: the last hidden states, with gradient where autograd is on."""
         return self._hidden(self.network, batch)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from learner.language.checkpoint import model_folder
 from learner.language.loading import load_network
 from learner.language.model import width_of
 from orchestration.config import Config
+from orchestration.configuration import learns_progress
 from orchestration.errors import TraceError
 from orchestration.traces.reader import Trace
 from orchestration.traces.schema import LlmCall
@@ -34,10 +35,13 @@ class LanguageReader:
 
         cpu = torch.device("cpu")
         policy = model_folder(folder)
-        self._network: Any = load_network(str(policy), torch.float32).eval()
-        device = replace(config.learner, device="cpu", precision="fp32")
-        config = replace(config, learner=device)
-        self._credit = build_language_credit(config, _beginning(config, policy, state), width_of(self._network), cpu)
+        own = config.credit.backbone != "shared" and learns_progress(config)
+        self._network: Any = None if own else load_network(str(policy), torch.float32).eval()
+        """The policy, where the estimator reads with it."""
+        width = 0 if own else width_of(self._network)
+        beginning = _beginning(config, folder, state) if own and config.credit.backbone == "lora" else str(policy)
+        on_cpu = replace(config, learner=replace(config.learner, device="cpu", precision="fp32"))
+        self._credit = build_language_credit(on_cpu, beginning, width, cpu)
         learner = state["learner"]
         if learner.get("credit") is not None:
             self._credit.load_state_dict(learner["credit"])
@@ -62,7 +66,8 @@ class LanguageReader:
                 raise TraceError(f"{trace.path}: step {step.step} keeps no tokens of a language model to read")
             turns.append(_turn(call.prompt, call.output, number))
         episode = EpisodeTokens(tuple(turns), (self.version,) * len(turns), terminated=True)
-        return self._credit.contributions(pack([episode]), decoder_reader(self._network))
+        read = decoder_reader(self._network)
+        return self._credit.contributions(pack([episode]), read)
 
 
 def _turn(prompt: Sequence[int], output: Sequence[int], number: int) -> TokenSequence:
@@ -76,16 +81,15 @@ def _turn(prompt: Sequence[int], output: Sequence[int], number: int) -> TokenSeq
     )
 
 
-def _beginning(config: Config, policy: Path, state: Any) -> str:
-    """Where a backbone of the estimator's own began. All of its weights are in the checkpoint, or its adapters alone."""
+def _beginning(config: Config, folder: Path, state: Any) -> str:
+    """The model that a run began with, which the adapters of its estimator belong to: a checkpoint holds these alone."""
     from orchestration.language.models import acting_model
 
-    if config.credit.backbone != "lora":
-        return str(policy)
-    model = acting_model(config)
+    runs = folder.resolve().parents[2]  # the run may have been moved, with those beside it
+    model = acting_model(replace(config, run=replace(config.run, dir=str(runs))))
     if model_identity(model) != state["origin"]:
         raise TraceError(
-            f"agent.model={config.agent.model} is no longer the model that the run began with ({state['origin']}), which the "
-            "estimator's adapters belong to; put that back"
+            f"--credit: the estimator's adapters belong to the model that the run began with ({state['origin']}); "
+            f"agent.model={config.agent.model} is another now, or not to be found from here"
         )
     return model

@@ -52,7 +52,10 @@ class Elastic:
         self._session = session
         self._began, self._waited = time.monotonic(), 0.0
         self._settled = False
-        self._asked = 0
+        self._asked: int | None = None
+        """None: what a run that was killed asked for may still stand, as the autoscaler forgets nothing by itself."""
+        if config.cluster.autoscaling:
+            self._ask(0)
 
     def look(self, actors: int, *, settled: bool) -> int | None:
         """How many actors there should be now, where that is another number. `settled`: the learner has read from all that

@@ -77,11 +77,12 @@ class Session:
         self._waits: dict[str, dict[str, float]] = {}
         self._window_began = time.monotonic()
         self._rate = Rate()
+        self.trace_errors, self._trouble_told = 0, False
+        self._sink_errors_before = 0
         if resumed is not None:
             self.load_state_dict(resumed)
         elif config.train.episodes is not None:
             self._episodes_spent = _spent(config, config.train.episodes)
-        self.trace_errors = 0
         self._announcer = Announcer(config, self.faults, view)
         self.backstops = Backstops(self.faults, view, Room(rundir.traces))
         self.record = RunRecord(
@@ -268,8 +269,14 @@ class Session:
         """Notes that something could not be recorded, which is no reason to end a run. Only the first time is told: a full
         disk has as many as there are episodes."""
         self.trace_errors += 1
-        if self.trace_errors == 1:
+        if not self._trouble_told:
+            self._trouble_told = True
             self.view.event(f"not recorded: {why}; the run goes on, and further such errors are counted", warning=True)
+
+    @property
+    def sink_errors(self) -> int:
+        """Failures to hand metrics on, those before the run was resumed included."""
+        return self._sink_errors_before + self._sinks.errors
 
     def summary(self, status: Status) -> Summary:
         recent, tenths = self.episodes.recent(), self.episodes.tenths(self.env_steps)
@@ -332,7 +339,7 @@ class Session:
             running_out=dict(self.faults.running_out),
             env_errors=self.env_errors,
             trace_errors=self.trace_errors,
-            sink_errors=self._sinks.errors,
+            sink_errors=self.sink_errors,
             metrics_url=self._sinks.url if status is Status.RUNNING else None,
             waits=self._waits,
             liked=liked,
@@ -408,7 +415,7 @@ class Session:
             "running_out": len(self.faults.running_out),
             "disk_free_bytes": free_disk(self.rundir.path),
             "trace_errors": self.trace_errors,
-            "sink_errors": self._sinks.errors,
+            "sink_errors": self.sink_errors,
             "memory_bytes": self._memory.read(),
         }
         if self.config.agent.model is not None:
@@ -432,6 +439,8 @@ class Session:
             "actor_restarts": self.actor_restarts,
             "incarnation": self.incarnation,
             "env_errors": self.env_errors,
+            "trace_errors": self.trace_errors,
+            "sink_errors": self.sink_errors,
             "faults": self.faults.state_dict(),
             "episodes": state,
             "captions": list(
@@ -451,6 +460,8 @@ class Session:
         self.actor_restarts = state["actor_restarts"]
         self.incarnation = state["incarnation"]
         self.env_errors = state["env_errors"]
+        # None in checkpoints of before they were kept.
+        self.trace_errors, self._sink_errors_before = state.get("trace_errors", 0), state.get("sink_errors", 0)
         if "faults" in state:  # none in checkpoints of before they were counted
             self.faults.load_state_dict(state["faults"])
         self.episodes.load_state_dict(state["episodes"])

@@ -26,6 +26,7 @@ from orchestration.config import (
     TraceSettings,
     TrainSettings,
 )
+from orchestration.configuration import load_config
 from orchestration.elastic import room, wanted
 from orchestration.live import LiveView
 from orchestration.rundir import RunDir
@@ -77,6 +78,30 @@ def test_more_while_the_learner_waits_and_fewer_where_there_is_no_room(
     actors: int, there: int, waited: float, most: int | None, number: int
 ) -> None:
     assert wanted(actors, there, waited, most) == number
+
+
+def test_what_the_autoscaler_is_asked_for_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the run that asked, and, as Ray forgets no request of a driver that was killed, by every run that begins."""
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(elastic, "_LOOK_S", 0.0)
+    monkeypatch.setattr(elastic.ray, "nodes", lambda: [node(4)])
+
+    class Waiting:
+        learner_waited_s = 0.0
+
+    config = load_config("demo", ["actors.auto=true", "actors.cpus=0.5", "cluster.autoscaling=true"])
+    session: Any = Waiting()
+    scaler = elastic.Elastic(config, session)
+    assert asked == [[]]
+    for actors in (1, 1, 1):
+        Waiting.learner_waited_s += 100.0  # all of the time
+        scaler.look(actors, settled=True)
+    assert asked[-1] == [{"CPU": 0.5}] * 3
+    scaler.close()
+    assert asked[-1] == [] and len(asked) < 6
+    elastic.Elastic(load_config("demo"), session)
+    assert len(asked) < 6, "where no machines are asked for"
 
 
 @pytest.mark.parametrize(

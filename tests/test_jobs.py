@@ -196,6 +196,10 @@ def test_a_job_is_submitted_and_followed_to_its_end(address):
     failed = ask("submit", *SMALL, "run.name=short", "--address", address, "--follow")
     assert failed.returncode == 2
     assert "run exists; --resume goes on with it" in failed.stdout
+    # With the preset alone, whose judge the run does not have: a run that goes on keeps its own keys.
+    more = ask("submit", "demo", "train.env_steps=1024", "run.name=short", "--resume", "--address", address, "--follow")
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert "1,024/1,024 steps" in more.stdout
 
 
 @pytest.mark.slow

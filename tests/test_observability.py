@@ -364,6 +364,12 @@ def test_the_dashboard_asks_for_what_is_exported(dashboard: dict) -> None:
             assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= known
 
 
+def test_all_that_goes_wrong_is_on_the_dashboard(dashboard: dict) -> None:
+    asked = " ".join(target["expr"] for panel in panels_of(dashboard) for target in panel["targets"])
+    wrong = [m.name for m in METRICS if re.search(r"restarts|errors|lost|standing_still|running_out|disk_free", m.name)]
+    assert len(wrong) >= 10 and not [name for name in wrong if f'{name}"' not in asked]
+
+
 def test_the_dashboard_is_one(dashboard: dict) -> None:
     assert dashboard["uid"] == "yendor" and dashboard["title"] and dashboard["schemaVersion"] >= 36
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}

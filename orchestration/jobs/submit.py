@@ -55,10 +55,12 @@ def submit(
     words = ["train"]
     if preset is not None:
         words.append(_preset(preset, more))
-    if uses_judge(config) and config.judge.model == "embedded" and (cache := Path(config.judge.cache_dir)).is_dir():
-        # Otherwise the cluster would train it anew.
+    embedded = uses_judge(config) and config.judge.model == "embedded"
+    if (resume or embedded) and (cache := Path(config.judge.cache_dir)).is_dir():
+        # Otherwise the cluster would train it anew. A run that goes on knows what its judge is, and where it lies.
         more["judge-cache"] = cache
-        given.setdefault("judge.cache_dir", "judge-cache")
+        if not resume:
+            given.setdefault("judge.cache_dir", "judge-cache")
     words += [f"{key}={value}" for key, value in given.items() if key not in ("run.name", "run.dir")]
     words += [f"run.name={run}", *(["--resume"] if resume else []), *(["--overwrite"] if overwrite else []), "--plain"]
     command = f"{_YENDOR} {shlex.join(words)} run.dir={_in_shell(folder)}"

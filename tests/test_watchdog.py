@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +19,9 @@ from benchmarks.rule_judge import RuleServer
 from orchestration.traces.reader import read_trace, run_traces
 from orchestration.traces.schema import Error, Message
 from orchestration.traces.validate import validate_file
+from orchestration.watch import ray_state
 from orchestration.watch.processes import ProcessLook, ProcessWatch, kill
+from orchestration.watch.run_watch import RunWatch
 from orchestration.watch.watchdog import Unreachable, Watchdog, Watched, What
 from tests.processes import Command, summary
 from tests.test_ray import small
@@ -178,6 +182,30 @@ def test_a_machine_that_does_not_answer_is_named_and_left_to_ray() -> None:
     assert parts.look(40.0, Unreachable("two (10.0.0.2)"), passes=40.0) == []
 
 
+def test_a_replica_that_went_with_its_machine_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One dies with its machine, which Ray no longer knows, so that nothing there can be looked at; one is let go."""
+    told: list[str] = []
+    session: Any = SimpleNamespace(
+        config=SimpleNamespace(cluster=SimpleNamespace(still_s=None)),
+        view=SimpleNamespace(event=lambda text, warning=False: told.append(text)),
+    )
+    watch = RunWatch(session, then=lambda *_: None, parts=list, judge=lambda: "judge")
+    lost, kept, left = (ray_state.Place(f"node-{n}", 10 + n) for n in range(3))
+    there = [lost, kept, left]
+    monkeypatch.setattr(ray_state, "replicas_of", lambda app: list(there))
+    monkeypatch.setattr(ray_state, "let_go", lambda place: place == left)
+    assert set(watch._judges(0.0).values()) == {lost, kept, left} and told == []
+    watch._seen_replicas.update(there)
+    there[:] = [kept]
+    watch._look_at_replicas()
+    assert told == [], "nothing is known of these machines"
+    assert set(watch._judges(100.0).values()) == {kept}
+    assert told == ["a replica of the judge died (process 10); Ray Serve replaces it"]
+    there.append(ray_state.Place("node-3", 20))
+    assert set(watch._judges(102.0).values()) == set(there)
+    assert told[1:] == ["a replica of the judge is there again"]
+
+
 def stop(command: Command, title: str) -> psutil.Process:
     (process,) = command.named(title)
     process.suspend()
@@ -259,7 +287,6 @@ def test_parts_of_a_run_that_are_stopped_are_named_and_replaced(tmp_path: Path) 
 def test_an_actor_on_another_machine_is_watched_there(tmp_path: Path) -> None:
     """Two Ray nodes; the actor is on the one that the coordinator is not on."""
     from benchmarks.standins import IdleLearnerWorker
-    from orchestration.watch import ray_state
     from tests.test_elastic import STEPS, running
 
     with running(tmp_path, IdleLearnerWorker, 1) as (session, runtime, cluster):

@@ -138,6 +138,8 @@ class RunWatch:
             if self._dead_replicas and there - set(self._replicas):
                 self._session.view.event("a replica of the judge is there again")
                 self._dead_replicas.clear()
+            for place in set(self._replicas) - there:
+                self._replica_gone(place)
             self._replicas = sorted(there, key=lambda place: place.pid)
         many = len(self._replicas) > 1
         return {f"{JUDGE} {place.pid}" if many else JUDGE: place for place in self._replicas}
@@ -151,10 +153,15 @@ class RunWatch:
             if place.pid in machine.look.processes:
                 self._seen_replicas.add(place)
             elif place in self._seen_replicas:
-                self._replicas.remove(place)
-                self._seen_replicas.discard(place)
-                if not ray_state.let_go(place):
-                    self._replica_died(place)
+                self._replica_gone(place)
+
+    def _replica_gone(self, place: Place) -> None:
+        """Tells of one that was seen and is there no more, nor its machine perhaps, unless Ray Serve let it go."""
+        self._replicas.remove(place)
+        if place in self._seen_replicas:
+            self._seen_replicas.discard(place)
+            if not ray_state.let_go(place):
+                self._replica_died(place)
 
     def _replica_died(self, place: Place) -> None:
         self._dead_replicas.add(place)

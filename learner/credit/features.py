@@ -1,5 +1,6 @@
 """What a language model makes of each turn: its hidden state at the turn's last action token."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,15 +16,20 @@ class Reader(Protocol):
     def __call__(self, batch: MicroBatch) -> Tensor: ...
 
 
+def read_turns(read: Reader, batch: TokenBatch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows [k] of the turns that end in these sequences of a batch, and the hidden states [k, H] at their last action tokens."""
+    part = batch.take(torch.tensor(list(rows), device=batch.tokens.device))
+    actions = batch.actions()
+    ends = actions.last_of_turn[part.rows]
+    return actions.turn[part.rows][ends], read(part)[part.predictor[ends] + 1]
+
+
 def turn_features(read: Reader, batch: TokenBatch, limit: int) -> Tensor:
     """[K, H]: the hidden states at the last action token of each turn, read in passes of at most `limit` tokens."""
-    actions = batch.actions()
     found: dict[int, Tensor] = {}
     for rows in micro_batches(batch.lengths.tolist(), limit):
-        part = batch.take(torch.tensor(rows, device=batch.tokens.device))
-        ends = actions.last_of_turn[part.rows]
-        hidden = read(part)[part.predictor[ends] + 1]
-        found.update(zip(actions.turn[part.rows][ends].tolist(), hidden, strict=True))
+        turn, hidden = read_turns(read, batch, rows)
+        found.update(zip(turn.tolist(), hidden, strict=True))
     return torch.stack([found[turn] for turn in range(batch.turns)])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from learner.checkpoint import on_cpu
 from learner.credit.attribution import Floats
 from learner.credit.estimator import Estimator
-from learner.credit.features import turn_features
+from learner.credit.features import read_turns, turn_features
 from learner.credit.progress import ProgressHeads, episode_sums
 from learner.credit.settings import CreditSettings
 from learner.language.batch import EpisodeTokens, TokenBatch, TokenSequence, pack, unpack
@@ -143,17 +143,10 @@ class SeparateEstimator(Estimator[SpokenEpisode]):
         share = share / share.sum().clamp(min=1.0)
         slope = 2.0 * residual * share
         for rows in micro_batches(batch.lengths.tolist(), self._limit):
-            turn, contribution = self._of(batch, rows)
+            turn, hidden = read_turns(self.backbone.hidden, batch, rows)
+            contribution = self.heads(hidden.float())
             (contribution * slope[:, batch.turn_episode[turn]]).sum().backward()  # pyright: ignore[reportUnknownMemberType]
         return float((residual.square() * share).sum())
-
-    def _of(self, batch: TokenBatch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Turns [k] that were played in these sequences, and their contributions [M, k]."""
-        part = batch.take(torch.tensor(list(rows), device=batch.tokens.device))
-        hidden = self.backbone.hidden(part)
-        actions = batch.actions()
-        ends = actions.last_of_turn[part.rows]
-        return actions.turn[part.rows][ends], self.heads(hidden[part.predictor[ends] + 1].float())
 
     @staticmethod
     def _episode_sums(batch: TokenBatch, contribution: Tensor) -> Tensor:

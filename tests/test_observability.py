@@ -125,6 +125,35 @@ def test_a_run_is_scraped_at_its_port(tmp_path: Path) -> None:
         assert ended is not None and ended.metrics_url is None
 
 
+def test_counts_of_what_could_not_be_recorded_go_on_over_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(
+        "demo", ["runtime=serial", "reward.w_int=0", f"metrics.port={free_port()}", f"run.dir={tmp_path}"]
+    )
+    told: list[str] = []
+    view = LiveView(plain=True)
+    monkeypatch.setattr(view, "event", lambda message, *, warning=False: told.append(message))
+
+    def refuse(*_: object) -> None:
+        raise OSError("nobody takes it")
+
+    monkeypatch.setattr(Endpoint, "export", refuse)
+    state: dict | None = None
+    with RunDir(tmp_path / "run").open_for_training(config) as rundir:
+        for part in (1, 2):
+            session = Session(config, rundir, view, resumed=state)
+            session.trouble("the disk is full")
+            session.trouble("the disk is full")
+            session.report(due=True)
+            found = session.summary(Status.RUNNING)
+            assert found.trace_errors == 2 * part and found.sink_errors >= part
+            before, state = found.sink_errors, session.state_dict()
+            assert (state["trace_errors"], state["sink_errors"]) == (2 * part, before)
+            session.end(Status.DONE)
+    assert sum("not recorded: the disk is full" in message for message in told) == 2, "once in each part"
+
+
 def test_a_counter_never_falls() -> None:
     endpoint = Endpoint(free_port(), "r", "e")
     assert endpoint.url is not None

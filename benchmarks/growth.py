@@ -26,6 +26,7 @@ from agents.report import RolloutReport
 from agents.settings import ActorSettings
 from benchmarks.standins import IdleLearnerWorker, IdleRolloutWorker, Load
 from learner.settings import LearnerSettings, RewardSettings
+from orchestration.cluster import start_patiently
 from orchestration.config import CheckpointSettings, Config, EnvSettings, RunSettings, TraceSettings, TrainSettings
 from orchestration.live import LiveView
 from orchestration.results import FeedResult
@@ -252,9 +253,9 @@ def ray_cluster(case: Case, **settings: Any) -> Generator[Any]:
     share, rest = divmod(case.actors, case.nodes)
     try:
         # The learner's processor is on the first node.
-        cluster.add_node(num_cpus=share + rest + 1, _system_config=system, **common)
+        start_patiently(lambda: cluster.add_node(num_cpus=share + rest + 1, _system_config=system, **common))
         for _ in range(case.nodes - 1):
-            cluster.add_node(num_cpus=share, **common)
+            start_patiently(lambda: cluster.add_node(num_cpus=share, **common))
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield cluster
     finally:

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.judge_cost import print_figures, spread
 from envs.captions import caption_id
+from orchestration.cluster import start_patiently
 from reward_server.annotator import Annotator
 from reward_server.embedded.corpus import real_messages
 from reward_server.judge.engines.base import Completion, Request
@@ -191,7 +192,8 @@ def main(folder: Path, *arguments: str) -> None:
     parser.add_argument("--batch", type=int, default=AnnotatorSettings.batch)
     parser.add_argument("--in-flight", type=int, default=AnnotatorSettings.in_flight)
     options = parser.parse_args(arguments)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    start_patiently(lambda: ray.init("local", num_cpus=2, **quiet))
     try:
         settings = AnnotatorSettings(batch=options.batch, in_flight=options.in_flight)
         report = asyncio.run(measure(options.captions, options.rounds, settings))

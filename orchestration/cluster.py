@@ -1,15 +1,25 @@
 """The Ray cluster that a run lives on: the one that RAY_ADDRESS names, or one of its own on this machine."""
 
+import contextlib
 import logging
 import os
 import threading
+from collections.abc import Callable
 from importlib import import_module
+from typing import TypeVar
+
+import psutil
 
 from orchestration.config import Config
 from orchestration.machine import available_cpus
 from orchestration.preflight import check_cluster
 
 _OBJECT_STORE_BYTES = 1 << 29
+_TRIES = 3
+"""Of starting a cluster."""
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 def connect(config: Config) -> None:
@@ -46,16 +56,47 @@ def _init(config: Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.learner.threads))
         # Ray's default of 15 leaves no room below for the judge and the reward server, which yield to acting and learning.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(
-            # Otherwise Ray would join whatever cluster `ray start` made on this machine last.
-            address="local",
-            num_cpus=max(int(available_cpus()), 1),
-            include_dashboard=False,  # The agent that exports metrics runs all the same.
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _metrics_export_port=config.metrics.port,
-        )
+        start_patiently(lambda: _start(config))
+
+
+def _start(config: Config) -> None:
+    import ray
+
+    ray.init(
+        # Otherwise Ray would join whatever cluster `ray start` made on this machine last.
+        address="local",
+        num_cpus=max(int(available_cpus()), 1),
+        include_dashboard=False,  # The agent that exports metrics runs all the same.
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        _metrics_export_port=config.metrics.port,
+    )
+
+
+def start_patiently(start: Callable[[], _T]) -> _T:
+    """What `start` returns, which starts a node of Ray: called again where the node was not up in time.
+
+    Ray allows its processes 30 s, which no setting changes: not enough for a machine that is busy with other things. What a
+    failed try left running is ended.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        before = set(_children())
+        try:
+            return start()
+        except Exception as error:
+            # Ray raises a bare Exception.
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+            _log.warning("Ray was not up within the time it allows itself (is the machine busy?); it is started again")
+        for process in set(_children()) - before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    raise AssertionError
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
 
 
 def disconnect() -> None:

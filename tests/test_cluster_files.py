@@ -21,6 +21,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.cluster_utils import Cluster
 
 from orchestration import placement
+from orchestration.cluster import start_patiently
 from orchestration.config import ClusterSettings, Config
 from orchestration.configuration import load_config, preset_names
 from orchestration.errors import ResourceError
@@ -488,10 +489,11 @@ class Where:
 def test_the_reward_server_stays_with_the_coordinator() -> None:
     cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=0, object_store_memory=10**8, include_dashboard=False)
+        start_patiently(lambda: cluster.add_node(num_cpus=0, object_store_memory=10**8, include_dashboard=False))
         ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
         here = ray.get_runtime_context().get_node_id()
-        cluster.add_node(num_cpus=2, object_store_memory=10**8, resources={Group.ACTOR.value: 2})
+        resources = {Group.ACTOR.value: 2}
+        start_patiently(lambda: cluster.add_node(num_cpus=2, object_store_memory=10**8, resources=resources))
         # What asks for nothing goes anywhere, so one of them may be here by chance.
         servers = [ray.remote(Where).options(**placement.reward_server(grouped())).remote() for _ in range(6)]
         answers = [server.node.remote() for server in servers]

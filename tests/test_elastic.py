@@ -17,6 +17,7 @@ from benchmarks.standins import BusyLearnerWorker, IdleLearnerWorker, IdleRollou
 from learner.settings import LearnerSettings, RewardSettings
 from orchestration import elastic
 from orchestration.cli.main import run as yendor
+from orchestration.cluster import start_patiently
 from orchestration.config import (
     CheckpointSettings,
     ClusterSettings,
@@ -184,7 +185,7 @@ def test_actors_come_and_go_with_the_nodes(tmp_path: Path, monkeypatch: pytest.M
             while session.env_steps < 4 * STEPS:
                 assert session.actors == 1
                 yield
-            joined = cluster.add_node(num_cpus=2, object_store_memory=2**27)
+            joined = start_patiently(lambda: cluster.add_node(num_cpus=2, object_store_memory=2**27))
             while len(session.sources) < 3:
                 yield
             assert session.actors == 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestration.cluster import start_patiently
 from reward_server.embedded.corpus import real_messages
 from reward_server.judge.judge import build_judge
 from reward_server.settings import JudgeSettings
@@ -31,9 +32,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(
-        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="judge-test"
-    )
+    options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "namespace": "judge-test"}
+    start_patiently(lambda: ray.init("local", logging_level="ERROR", **options))
     yield
     ray.shutdown()
 

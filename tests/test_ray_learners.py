@@ -13,6 +13,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from orchestration.cluster import start_patiently
 from orchestration.config import Config
 from orchestration.configuration import load_config
 from orchestration.elastic import room
@@ -82,7 +83,7 @@ def address() -> Iterator[str]:
     """Of a cluster with more processors than the machine may have."""
     cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=6, object_store_memory=2**28, include_dashboard=False)
+        start_patiently(lambda: cluster.add_node(num_cpus=6, object_store_memory=2**28, include_dashboard=False))
         yield cluster.address
     finally:
         cluster.shutdown()

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from benchmarks.rule_judge import RuleServer
+from orchestration.cluster import start_patiently
 from orchestration.traces.reader import read_trace, run_traces
 from orchestration.traces.schema import Error, Message
 from orchestration.traces.validate import validate_file
@@ -306,7 +307,7 @@ def test_an_actor_on_another_machine_is_watched_there(tmp_path: Path) -> None:
                 yield ""
 
         def script() -> Iterator[None]:
-            cluster.add_node(num_cpus=1, object_store_memory=2**27)
+            start_patiently(lambda: cluster.add_node(num_cpus=1, object_store_memory=2**27))
             while session.env_steps < 2 * STEPS:
                 yield
             place = ray_state.place_of(runtime._actors[0].handle)

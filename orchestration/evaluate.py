@@ -6,6 +6,7 @@ processes share the work; and no training ever played one of them (`orchestratio
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -70,13 +71,15 @@ def evaluate(
     processes: int | None = None,
     split: str | None = None,
     temperature: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Plays `episodes` episodes with the policy of a run's newest checkpoint, or of the checkpoint `target`.
 
     Episode i has a held-out seed derived from (seed, "eval", i), so the same episodes are played whatever the policy.
     Actions are sampled, as in training. `processes` play at once (None: one for each processor). Of a language model:
     `split` of its world (None: the one that is held out), `temperature` of sampling (None: as in training; 0: greedy); one
-    engine plays all. Raises CheckpointError, and `UsageError` for what the policy does not have.
+    engine plays all; games that are not there yet are generated first, and `progress` told what that is, how much of it is
+    done, and how much there is. Raises CheckpointError, and `UsageError` for what the policy does not have.
     """
     began = time.perf_counter()
     checkpoint = _checkpoint(target)
@@ -86,7 +89,15 @@ def evaluate(
 
         if processes is not None:
             raise UsageError("--processes: the episodes of a language model share one engine")
-        ends = play_held_out(checkpoint, config, episodes=episodes, seed=seed, split=split, temperature=temperature)
+        ends = play_held_out(
+            checkpoint,
+            config,
+            episodes=episodes,
+            seed=seed,
+            split=split,
+            temperature=temperature,
+            progress=progress,
+        )
         return _summarise(config.env.id, checkpoint, seed, ends, time.perf_counter() - began)
     if split is not None or temperature is not None:
         raise UsageError("--split and --temperature are for language models; a network was trained here")

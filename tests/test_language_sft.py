@@ -185,8 +185,8 @@ def test_text_as_such_predicts_every_token_but_the_first():
 
 def test_a_small_model_is_made_once_and_the_same_again(tmp_path):
     spec = SmallModel(
-        worlds=("textworld/w1-o1-q1",), games=2, episodes=2, steps=3, hidden_size=32, layers=1, heads=2,
-        key_value_heads=1, head_dim=16, intermediate_size=32, context=512, batch_episodes=2,
+        worlds=("textworld/w1-o1-q1",), games=2, episodes=2, steps=3, hidden_size=32, layers=2, heads=2,
+        head_dim=16, intermediate_size=32, context=512, batch_episodes=2, repeat_tokens=48, threads=1,
         options={"cache_dir": ".cache/test-games"},
     )  # fmt: skip
     told = []

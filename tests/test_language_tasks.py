@@ -6,11 +6,13 @@ from collections import Counter
 import pytest
 
 from envs import registry
+from envs.textworld import games
 from learner.checkpoint import checkpoints
 from orchestration.cli.main import run
 from orchestration.configuration import load_config, read_config
 from orchestration.configuration.loader import to_yaml
 from orchestration.errors import ConfigError
+from orchestration.language.games import make_games
 from orchestration.language.models import acting_model
 from orchestration.language.tasks import Tasks, draw, split_by_share
 from tests.language_agents_support import tiny_model
@@ -87,6 +89,28 @@ def test_worlds_that_cannot_be_are_named():
         _config("env.curriculum.ways/two=0")
     with pytest.raises(ConfigError, match=r"env\.tasks: has no effect, as a network acts"):
         load_config("demo", ["env.tasks=5"])
+
+
+def test_games_are_generated_before_they_are_played(tmp_path, monkeypatch):
+    """Of both worlds of a mix, each game once; resets then find them."""
+    told = []
+    small, large = "textworld/w1-o1-q1", "textworld/w1-o1-q2"
+    config = _config(
+        f"env.mix.{small}=1", f"env.mix.{large}=1", "env.options.split=test", f"env.options.cache_dir={tmp_path}"
+    )
+    tasks = Tasks(config)
+    seeds = [tasks.seed_in(world, game) for world in (small, large) for game in (0, 1, 0)]
+    tasks.make_games(seeds, lambda what, done, total: told.append((what, done, total)))
+    assert [call for call in told if call[1]] == [(f"games of {w}", n, 2) for w in (small, large) for n in (1, 2)]
+    monkeypatch.setattr(games, "_make", lambda *_: pytest.fail("a game was generated later"))
+    env = tasks.make_env()
+    played = set()
+    for seed in seeds:
+        env.reset(seed=seed)
+        played.add(env.seeds["game"])
+    assert len(played) == 4
+    tasks.make_games(seeds, lambda *call: pytest.fail(f"there was nothing to do: {call}"))
+    make_games("ways/one", {}, [0])  # generates none
 
 
 @pytest.mark.slow

@@ -85,6 +85,11 @@ def prepare(
     return games.prepare(recipes.values(), folder, workers, progress)
 
 
+def is_generated(env_id: str) -> bool:
+    """Whether the games of `textworld/...` are generated from seeds; otherwise it is a game file. Raises `EnvironmentIdError`."""
+    return _task(env_id.removeprefix("textworld/")).path is None
+
+
 def _task(name: str) -> Task:
     task = parse(name)
     if task is None:

@@ -4,6 +4,9 @@ A Qwen3 of a few million parameters with a byte-level BPE tokenizer of its own, 
 admissible play in generated TextWorld games whose seeds no split has, every token predicted. So it knows how worlds
 speak, which commands there are and that they name what is in sight; it knows nothing of tasks, plans or rewards. Those
 are for SFT and RL, whose commands take any other model just as well.
+
+It can repeat what it read before it is trained (`induction.py`), and keeps that up on random text that repeats itself,
+among the games' text.
 """
 
 import fcntl
@@ -24,14 +27,17 @@ from agents.language.conversation import Budget, Conversation
 from agents.language.parsing import write
 from agents.language.prompts import observation_message, opening, system_message
 from agents.language.template import ChatTemplate
+from envs import textworld
 from envs.cache import cache_folder, digest
 from envs.registry import make_text
 
 if TYPE_CHECKING:
+    import torch
+
     from learner.language.batch import EpisodeTokens
 
 NAME = "small"
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the way it is made changes, so that older ones are made anew."""
 
 Progress = Callable[[str, int, int], None]
@@ -52,12 +58,16 @@ class SmallModel:
     """Of each game."""
     steps: int = 8
     """Of an episode."""
-    hidden_size: int = 192
+    repeats: float = 0.5
+    """Texts that repeat themselves, for each episode."""
+    repeat_tokens: int = 384
+    """Length of one."""
+    hidden_size: int = 256
     layers: int = 3
-    heads: int = 6
-    key_value_heads: int = 2
+    heads: int = 8
+    """As many of keys and values; `heads * head_dim` is `hidden_size`, so that what is attended to can be repeated."""
     head_dim: int = 32
-    intermediate_size: int = 512
+    intermediate_size: int = 768
     context: int = 4096
     epochs: float = 1.0
     batch_episodes: int = 4
@@ -65,6 +75,8 @@ class SmallModel:
     warmup: float = 0.05
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Of the worlds."""
+    threads: int = 2
+    """Of the training, which another number rounds differently."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +91,7 @@ class Transcript:
 def small_model(spec: SmallModel | None = None, progress: Progress | None = None, cache: Path | None = None) -> Path:
     """The folder of the model, in Hugging Face format; made now (minutes) where it is not there yet.
 
-    Reproducible from `spec` for one number of threads. Any number of processes may ask: one makes it, the others wait.
+    Reproducible from `spec`. Any number of processes may ask: one makes it, the others wait.
     """
     spec = SmallModel() if spec is None else spec
     root = cache_folder("models", cache)
@@ -105,6 +117,7 @@ def transcripts(spec: SmallModel, progress: Progress) -> list[Transcript]:
     found: list[Transcript] = []
     rng = random.Random(f"transcripts {spec.seed}")
     for world in spec.worlds:
+        _prepare(world, spec, progress)
         env = make_text(world, **spec.options)
         for game in range(spec.games):
             for _ in range(spec.episodes):
@@ -116,9 +129,18 @@ def transcripts(spec: SmallModel, progress: Progress) -> list[Transcript]:
                     observations.append(observation)
                     over = terminated or truncated
                 found.append(Transcript(info["objective"], tuple(observations), tuple(commands)))
-            progress(f"games of {world}", game + 1, spec.games)
+            progress(f"play in {world}", game + 1, spec.games)
         env.close()
     return found
+
+
+def _prepare(world: str, spec: SmallModel, progress: Progress) -> None:
+    """Generates the games of a TextWorld task, as many at once as there are threads."""
+    if world.startswith("textworld/"):
+        seeds = range(spec.first_seed, spec.first_seed + spec.games)
+        textworld.prepare(
+            world, seeds, spec.threads, lambda done, total: progress(f"games of {world}", done, total), **spec.options
+        )
 
 
 def transcript_tokens(said: Transcript, template: ChatTemplate, answer: str, context: int) -> "EpisodeTokens":
@@ -147,6 +169,29 @@ def transcript_tokens(said: Transcript, template: ChatTemplate, answer: str, con
     return EpisodeTokens((sequence,), (0,), terminated=False)
 
 
+def repeating_tokens(vocabulary: int, length: int, generator: "torch.Generator") -> "EpisodeTokens":
+    """Random tokens, then pieces of 3 to 24 tokens from anywhere before, with up to 5 new ones between; to be predicted is
+    each token of a piece but its first."""
+    import torch
+
+    from learner.language.batch import EpisodeTokens, TokenSequence
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    tokens = torch.randint(vocabulary, (length,), generator=generator)
+    action = torch.zeros(length, dtype=torch.bool)
+    at = min(draw(16, 96), length // 2)
+    while at < length:
+        size = min(draw(3, 25), at, length - at)
+        begin = draw(0, at - size + 1)
+        tokens[at : at + size] = tokens[begin : begin + size].clone()
+        action[at + 1 : at + size] = True
+        at += size + draw(0, 6)
+    sequence = TokenSequence(tokens, action, torch.zeros_like(tokens), torch.zeros(length))
+    return EpisodeTokens((sequence,), (0,), terminated=False)
+
+
 def _make(spec: SmallModel, folder: Path, progress: Progress) -> None:
     import torch
 
@@ -158,7 +203,11 @@ def _make(spec: SmallModel, folder: Path, progress: Progress) -> None:
     said = transcripts(spec, progress)
     tokenizer = _tokenizer(said)
     template = ChatTemplate(tokenizer, NAME)
-    episodes = [transcript_tokens(t, template, "command", spec.context) for t in said]
+    generator = torch.Generator().manual_seed(spec.seed)
+    texts = [transcript_tokens(t, template, "command", spec.context) for t in said]
+    texts += [
+        repeating_tokens(len(tokenizer), spec.repeat_tokens, generator) for _ in range(round(spec.repeats * len(said)))
+    ]
     cpu = torch.device("cpu")
     model = LanguageModel(_network(spec, tokenizer), tokenizer, device=cpu, dtype=resolve_precision("auto", cpu))
     settings = SFTSettings(
@@ -168,8 +217,9 @@ def _make(spec: SmallModel, folder: Path, progress: Progress) -> None:
         warmup=spec.warmup,
         weight_decay=0.05,
     )
-    for step in SFTTrainer(model, episodes, settings, spec.seed).run():
-        progress(f"text, {step.loss:.2f} nats a token", step.step, step.steps)
+    with _threads(spec.threads):
+        for step in SFTTrainer(model, texts, settings, spec.seed).run():
+            progress("text", step.step, step.steps)
     model.save(folder)
 
 
@@ -185,23 +235,40 @@ def _network(spec: SmallModel, tokenizer: Any) -> Any:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
+    from learner.language.induction import build_induction_circuit
+
     torch.manual_seed(spec.seed)
-    return Qwen3ForCausalLM(
+    network = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=spec.hidden_size,
             intermediate_size=spec.intermediate_size,
             num_hidden_layers=spec.layers,
             num_attention_heads=spec.heads,
-            num_key_value_heads=spec.key_value_heads,
+            num_key_value_heads=spec.heads,
             head_dim=spec.head_dim,
             max_position_embeddings=spec.context,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             tie_word_embeddings=True,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=None,
         )
     ).float()
+    build_induction_circuit(network, spec.seed)
+    return network
+
+
+@contextmanager
+def _threads(count: int) -> Generator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -54,3 +55,23 @@ def age(since: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+@contextmanager
+def progress_bars() -> "Generator[Callable[[str, int, int], None]]":
+    """Progress bars on standard error, one for each thing that is done."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    bars = Bars(console=Console(stderr=True), transient=True)
+    tasks: dict[str, TaskID] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        name = what.partition(",")[0]
+        if name not in tasks:
+            tasks[name] = bars.add_task(what, total=total)
+        bars.update(tasks[name], description=what, completed=done, total=total)
+
+    with bars:
+        yield progress

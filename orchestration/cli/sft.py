@@ -2,8 +2,6 @@
 
 import dataclasses
 import signal
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +12,7 @@ from orchestration.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from orchestration.config import Config
-    from orchestration.language.models import Progress
+    from orchestration.language.games import Progress
     from orchestration.rundir import RunDir
 
 
@@ -34,7 +32,7 @@ def sft(
 
     The run is called PRESET-sft unless run.name says otherwise; `yendor train PRESET agent.model=PRESET-sft` goes on.
     """
-    from orchestration.cli.output import console, print_json
+    from orchestration.cli.output import console, print_json, progress_bars
     from orchestration.configuration import load_config
     from orchestration.rundir import RunDir
 
@@ -49,7 +47,7 @@ def sft(
     if config.checkpoint.url is not None:
         raise ConfigError("checkpoint.url: `yendor sft` keeps its checkpoint in the run's folder alone; leave it out")
     path = Path(config.run.dir) / config.run.name
-    with RunDir(path).open_for_training(config, overwrite=overwrite) as rundir, _bars() as progress:
+    with RunDir(path).open_for_training(config, overwrite=overwrite) as rundir, progress_bars() as progress:
         done = _finetune(config, rundir, progress)
     if as_json:
         print_json(done)
@@ -78,23 +76,3 @@ def _finetune(config: "Config", rundir: "RunDir", progress: "Progress"):
         said = None if interrupted else first_line(error)
         write_summary(rundir.summary, dataclasses.replace(known, status=status, error=said), durable=True)
         raise
-
-
-@contextmanager
-def _bars() -> "Generator[Progress]":
-    """Progress bars on standard error, one for each thing that is done."""
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
-
-    bars = Bars(console=Console(stderr=True), transient=True)
-    tasks: dict[str, TaskID] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        name = what.partition(",")[0]
-        if name not in tasks:
-            tasks[name] = bars.add_task(what, total=total)
-        bars.update(tasks[name], description=what, completed=done, total=total)
-
-    with bars:
-        yield progress

@@ -164,16 +164,23 @@ def evaluate(
 
     Training never plays these episodes, whatever its seed; the same seed gives the same ones for any policy.
     """
-    from orchestration.cli.output import console, print_json, table
+    from orchestration.cli.output import console, print_json, progress_bars, table
     from orchestration.evaluate import evaluate as run_evaluation
     from orchestration.rundir import RunDir, find_run
 
     folder = Path(target)
     if not folder.is_dir() or RunDir(folder).is_run() or (root / target).is_dir():
         folder = find_run(target, root).path
-    result = run_evaluation(
-        folder, episodes=episodes, seed=seed, processes=processes, split=split, temperature=temperature
-    )
+    with progress_bars() as progress:
+        result = run_evaluation(
+            folder,
+            episodes=episodes,
+            seed=seed,
+            processes=processes,
+            split=split,
+            temperature=temperature,
+            progress=progress,
+        )
     if as_json:
         print_json(result)
     else:

@@ -17,6 +17,7 @@ from envs.vector import EpisodeEnd
 from learner.language.checkpoint import model_folder
 from orchestration.config import Config
 from orchestration.errors import UsageError
+from orchestration.language.games import Progress
 from orchestration.language.parts import build_generator, build_template
 from orchestration.language.tasks import Tasks, games_of
 from orchestration.seeds import derive_seed, held_out_seed
@@ -74,7 +75,14 @@ def _check_games(world: str, options: Mapping[str, Any], episodes: int) -> None:
 
 
 def play_held_out(
-    checkpoint: Path, config: Config, *, episodes: int, seed: int, split: str | None, temperature: float | None
+    checkpoint: Path,
+    config: Config,
+    *,
+    episodes: int,
+    seed: int,
+    split: str | None,
+    temperature: float | None,
+    progress: Progress | None = None,
 ) -> list[EpisodeEnd]:
     """Plays the episodes with the model of a checkpoint; in order of their numbers. Raises RuntimeError where a world breaks."""
     tasks, seed_of = held_out(config, split, seed, episodes)
@@ -83,6 +91,7 @@ def play_held_out(
     )
     config = replace(config, runtime="serial", agent=agent)
     torch.set_num_threads(config.learner.threads)
+    tasks.make_games(map(seed_of, range(episodes)), progress)
     model = str(model_folder(checkpoint))
     template = build_template(model)
     rollout = LanguageRollout(

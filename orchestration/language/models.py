@@ -1,24 +1,26 @@
 """Which model `agent.model` means."""
 
-from collections.abc import Callable
+import math
+import time
 from pathlib import Path
 
 from agents.language.errors import LanguageModelError
 from orchestration.config import Config
+from orchestration.language.games import Progress
 from orchestration.live import LiveView
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is, and how much there is."""
+_TOLD_EVERY_S = 15.0
 
 
 def told_by(view: LiveView) -> Progress:
-    """Tells the live view what is being made, once for each part of the work."""
-    told: set[str] = set()
+    """Tells the live view what is being made and how far it is: at the start of each part of the work, and now and then."""
+    told: dict[str, float] = {}
 
     def progress(what: str, done: int, total: int) -> None:
-        if what not in told:
-            told.add(what)
-            view.event(f"the model is made first, once: {what} ({total:,})")
+        now = time.monotonic()
+        if now - told.get(what, -math.inf) >= _TOLD_EVERY_S:
+            told[what] = now
+            view.event(f"the model is made first, once: {what}, {done:,} of {total:,}")
 
     return progress
 

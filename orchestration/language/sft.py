@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from learner.precision import resolve_precision
 from orchestration.config import Config
 from orchestration.configuration import to_yaml
 from orchestration.errors import TraceError
-from orchestration.language.models import Progress, acting_model
+from orchestration.language.games import Progress, make_games
+from orchestration.language.models import acting_model
 from orchestration.language.tasks import games_of, split_by_share
 from orchestration.metrics import MetricsWriter, write_summary
 from orchestration.rundir import RunDir
@@ -107,42 +109,83 @@ def finetune(config: Config, rundir: RunDir, progress: Progress) -> Finetuned:
 
 def demonstrate(config: Config, template: ChatTemplate, progress: Progress) -> list[LanguageEpisode]:
     """The demonstrations, played with the prompts that RL has. Raises `LanguageModelError` where there are too few."""
-    sources = _from_traces(config) if config.sft.traces else _from_seeds(config)
+    play = partial(_play, config, template, progress, config.sft.demonstrations)
+    return _of_traces(config, play) if config.sft.traces else _of_walkthroughs(config, play)
+
+
+_Play = Callable[[Sequence[_Played], int], list[LanguageEpisode]]
+"""Plays tasks, when so many demonstrations are there already."""
+
+
+def _play(
+    config: Config, template: ChatTemplate, progress: Progress, total: int, sources: Sequence[_Played], before: int
+) -> list[LanguageEpisode]:
     episodes: list[LanguageEpisode] = []
     for (env_id, options), group in _by_world(sources):
-        before = len(episodes)
+        there = before + len(episodes)
+        make_games(env_id, options, [source.seed for source in group], progress)
         scripts = [(source.seed, WalkthroughScript(source.answers)) for source in group]
         episodes += play_scripts(
             _maker(env_id, options), template, config.agent, scripts,
-            lambda done, before=before: progress("demonstrations", before + done, len(sources)),
+            lambda done, there=there: progress("demonstrations", there + done, total),
         )  # fmt: skip
-    lost = [episode for episode in episodes if not (episode.success or episode.terminated)]
-    if lost:
-        raise LanguageModelError(
-            f"{len(lost)} of {len(episodes)} demonstrations do not reach the end of their episode, the first with seed "
-            f"{lost[0].seed} of {lost[0].env_id}; raise env.options.max_episode_steps or agent.context"
-        )
     return episodes
 
 
-def _from_seeds(config: Config) -> list[_Played]:
-    """The walkthroughs of the first seeds of each world of the mix, by its share."""
+def _reaches_the_end(episode: LanguageEpisode) -> bool:
+    return bool(episode.success or episode.terminated)
+
+
+def _short(lost: Sequence[LanguageEpisode], played: int) -> LanguageModelError:
+    return LanguageModelError(
+        f"{len(lost)} of {played} demonstrations do not reach the end of their episode, the first with seed "
+        f"{lost[0].seed} of {lost[0].env_id}; raise env.options.max_episode_steps or agent.context"
+    )
+
+
+def _of_walkthroughs(config: Config, play: _Play) -> list[LanguageEpisode]:
+    """Of the first seeds of each world of the mix, by its share, whose walkthrough reaches the end.
+
+    Some games do not understand their own: TextWorld takes `safe` for either of two safes. As many more seeds are played; where
+    more than a tenth of all is lost, something else is wrong.
+    """
     options = {**config.env.options, **config.sft.env_options}
-    found: list[_Played] = []
+    found: list[LanguageEpisode] = []
     for world, count in split_by_share(config.env.mix or {config.env.id: 1.0}, config.sft.demonstrations).items():
-        games = games_of(world, options)
-        if games is not None and count > games:
-            raise LanguageModelError(
-                f"sft.demonstrations={config.sft.demonstrations}: {count} are of {world}, whose split "
-                f"{options.get('split', 'train')} has {games} games; set fewer, or another split (sft.env_options.split)"
-            )
         # The others tell their walkthroughs unasked.
         asked = {**options, "walkthrough": True} if world.startswith("textworld/") else options
-        found += [_Played(world, asked, seed, None) for seed in range(count)]
+        games = games_of(world, options)
+        reached: list[LanguageEpisode] = []
+        lost: list[LanguageEpisode] = []
+        while len(reached) < count:
+            begin = len(reached) + len(lost)
+            end = count + len(lost)
+            if games is not None and end > games:
+                more = f" and {len(lost)} more that do not reach the end" if lost else ""
+                raise LanguageModelError(
+                    f"sft.demonstrations={config.sft.demonstrations}: {count} are of {world}{more}, whose split "
+                    f"{options.get('split', 'train')} has {games} games; set fewer, or another split (sft.env_options.split)"
+                )
+            episodes = play(
+                [_Played(world, asked, seed, None) for seed in range(begin, end)], len(found) + len(reached)
+            )
+            reached += filter(_reaches_the_end, episodes)
+            lost += (episode for episode in episodes if not _reaches_the_end(episode))
+            if len(lost) > max(1, count // 10):
+                raise _short(lost, end)
+        found += reached
     return found
 
 
-def _from_traces(config: Config) -> list[_Played]:
+def _of_traces(config: Config, play: _Play) -> list[LanguageEpisode]:
+    episodes = play(_won_traces(config), 0)
+    lost = [episode for episode in episodes if not _reaches_the_end(episode)]
+    if lost:
+        raise _short(lost, len(episodes))
+    return episodes
+
+
+def _won_traces(config: Config) -> list[_Played]:
     """The first `sft.demonstrations` episodes that were won among the traces, by name. One in which an answer could not be read
     is none to learn from."""
     folder = Path(str(config.sft.traces))

@@ -4,12 +4,13 @@ A pure function of the group's number, the same in both runtimes and after a res
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from envs.registry import make_text
 from envs.text import TextEnv
 from orchestration.config import Config
+from orchestration.language.games import Progress, make_games
 from orchestration.seeds import derive_seed, training_seed
 
 _SEEDS = 2**56
@@ -48,6 +49,16 @@ class Tasks:
     def seed_in(self, world: str, task: int) -> int:
         """What the environment of `make_env` is reset with to play task `task`, in [0, 2^56), of a world."""
         return self.worlds.index(world) * _SEEDS + task % _SEEDS
+
+    def make_games(self, seeds: Iterable[int], progress: Progress | None = None) -> None:
+        """Generates the games that the environment of `make_env` plays when it is reset with `seeds`."""
+        of_world: dict[int, dict[int, None]] = {}
+        for seed in seeds:
+            number, task = divmod(seed, _SEEDS)
+            of_world.setdefault(number, {})[task] = None
+        for number, wanted in of_world.items():
+            world = self.worlds[number]
+            make_games(world, self.options_of(world), wanted, progress)
 
     def make_env(self) -> TextEnv:
         """An environment that plays any of the worlds, told which by the seed."""

@@ -384,8 +384,10 @@ class Session:
         }
         if updates:
             weight = sum(u.samples for u in updates)
-            for name in updates[0].metrics:
-                metrics[name] = sum(u.metrics[name] * u.samples for u in updates) / weight
+            # An update that had nothing to learn from (no group of RLOO's differs) has fewer metrics.
+            for name in dict.fromkeys(name for u in updates for name in u.metrics):
+                told = [u for u in updates if name in u.metrics]
+                metrics[name] = sum(u.metrics[name] * u.samples for u in told) / sum(u.samples for u in told)
             metrics["policy/lag_mean"] = sum(u.lag_mean * u.samples for u in updates) / weight
             metrics["policy/lag_max"] = max(u.lag_max for u in updates)
         if self._offline is not None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from agents.report import RolloutReport
+from learner.update import Update
 from orchestration.configuration import load_config
 from orchestration.errors import ConfigError, MetricsError, ResourceError
 from orchestration.live import LiveView
@@ -23,6 +25,7 @@ from orchestration.observability.prometheus import Endpoint
 from orchestration.observability.remote import RemoteRun, RemoteSink
 from orchestration.observability.sinks import Sinks, check_sinks
 from orchestration.observability.trackers import MlflowRun, WandbRun, parameters
+from orchestration.results import FeedResult
 from orchestration.rundir import RunDir
 from orchestration.session import Session
 from orchestration.summary import Status, read_summary
@@ -123,6 +126,28 @@ def test_a_run_is_scraped_at_its_port(tmp_path: Path) -> None:
         check_sinks(config)
         ended = read_summary(rundir.summary)
         assert ended is not None and ended.metrics_url is None
+
+
+def test_updates_of_one_line_need_not_have_the_same_metrics(tmp_path: Path) -> None:
+    """One that has nothing to learn from, as no group of episodes differs, brings no loss."""
+    config = load_config("demo", ["runtime=serial", "reward.w_int=0", f"run.dir={tmp_path}"])
+    updates = [
+        Update(version, samples, metrics, 0.0, 0, 0.0, 0.0)
+        for version, samples, metrics in (
+            (1, 30, {"batch/return": 0.0}),
+            (2, 10, {"batch/return": 0.4, "policy/entropy": 2.0}),
+            (3, 30, {"policy/entropy": 1.0, "batch/return": 0.8}),
+        )
+    ]
+    report = RolloutReport("actor-00", 1, 70, (), (), (), 0, 0.0, 0.0, 0.0)
+    with RunDir(tmp_path / "run").open_for_training(config) as rundir:
+        session = Session(config, rundir, LiveView(plain=True), resumed=None)
+        session.learned(report, FeedResult(tuple(updates), {}, 3, 0, 0, (), (), {}, 0.0, 0.0), 1)
+        session.report(due=True)
+        session.end(Status.DONE)
+        logged = [line.metrics for line in read_metrics(rundir.metrics) if "batch/return" in line.metrics]
+    assert [line["batch/return"] for line in logged] == [pytest.approx((10 * 0.4 + 30 * 0.8) / 70)]
+    assert logged[0]["policy/entropy"] == pytest.approx((10 * 2.0 + 30 * 1.0) / 40)
 
 
 def test_counts_of_what_could_not_be_recorded_go_on_over_a_resume(

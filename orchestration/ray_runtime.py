@@ -88,6 +88,8 @@ class RayRuntime:
         self._followers = Followers(
             config, session.rundir.path, then=self._calls.expect, died=lambda error: self._learner_died(error, [])
         )
+        self._parked: list[Actor] = []
+        """A token each of actors that could not read the weights."""
         self._taking_over = False
         """Whether a learner that is to take another's place has not begun yet. What is lost is not known until then, so no
         checkpoint is made."""
@@ -215,7 +217,10 @@ class RayRuntime:
         try:
             report, waited = answer.result()
         except RayError as error:
-            self._lost(call.actor, error)
+            if lost_object(error):
+                self._without_weights(call.actor, error)
+            else:
+                self._lost(call.actor, error)
             return
         self._failures_in_a_row = 0
         call.actor.answered, call.actor.heard_at = True, time.monotonic()
@@ -345,6 +350,45 @@ class RayRuntime:
     def _begin_again(self, weights: Any) -> None:
         """Takes the first weights of a learner that took another's place."""
         self._weights = weights
+        self._grant_parked()
+
+    # Weights that were lost with the learner's machine.
+
+    def _without_weights(self, actor: Actor, error: RayError) -> None:
+        """Keeps the token of an actor that could not read the weights, and asks the learner for them anew; where it was lost
+        with them, the one in its place brings some."""
+        name = actor_name(actor.index, actor.incarnation)
+        self.session.record.unanswered(name)
+        if actor in self._leaving:
+            self._close_if_done(actor)
+            return
+        self.session.view.event(
+            f"the weights for {name} were lost with their machine: {first_line(error)}", warning=True
+        )
+        self._parked.append(actor)
+        if len(self._parked) == 1 and not self._taking_over:
+            self._ask_for_weights()
+
+    def _ask_for_weights(self) -> None:
+        learner = self._learner
+        version, weights = learner.begin.options(num_returns=2).remote()
+
+        def answered(answer: Future[Any]) -> None:
+            if learner is not self._learner:  # Another is taking its place.
+                return
+            if isinstance(death := answer.exception(), RayActorError):
+                self._learner_died(death, [])
+                return
+            self._version = int(answer.result())
+            self._begin_again(weights)
+
+        self._calls.expect(version, answered)
+
+    def _grant_parked(self) -> None:
+        parked, self._parked = self._parked, []
+        for actor in parked:
+            if self._actors.get(actor.index) is actor:
+                self._grant(actor)
 
     def _read_again(self, call: Any) -> None:
         self._have_learned(call.actor, call.report, call.trajectory, call.env_steps)

@@ -138,7 +138,7 @@ def _with_faults(
         for fault in schedule(chosen.seed, chosen.faults, kinds):
             outcomes.append(injector.cause(fault))
             print(json.dumps(asdict(outcomes[-1])), flush=True)
-        left = _stop(training)
+        left = stop(training)
         told = _told(training)
         findings = examine(training.path, training.seen, judge.answered, left)
         told["stalls_s"] = [round(gap, 1) for gap in training.seen.stalls]
@@ -146,7 +146,7 @@ def _with_faults(
     return outcomes, findings, told
 
 
-def _stop(training: Training) -> list[Any]:
+def stop(training: Training) -> list[Any]:
     """As a user does; returns Ray's workers of the run that are there a while later."""
     assert training.process is not None
     training.process.send_signal(signal.SIGINT)

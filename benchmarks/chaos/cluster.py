@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, whose nodes can be killed, brought back, and cut off.
 
-The head holds coordinator, learner and reward server; actors have nodes of their own. Where the user may make network
+The head holds coordinator and reward server; the learner and the actors have nodes of their own. Where the user may make network
 namespaces (root, with `ip` of iproute2), one of those nodes is in one, behind a link that can be cut and slowed.
 """
 
@@ -23,7 +23,7 @@ import psutil
 _MARK = "YENDOR_CHAOS_NODE"
 _STORE_BYTES = 1 << 28
 _START_S = 90.0
-HEAD = "head"
+HEAD, LEARNER_NODE = "head", "learner"
 
 
 @dataclass
@@ -112,10 +112,12 @@ class LocalCluster:
         self.token = uuid.uuid4().hex * 2
         port = self.address.rpartition(":")[2]
         head = ["--head", f"--port={port}", f"--temp-dir={self.folder}/r", "--include-dashboard=false"]
-        self.nodes = {HEAD: self._node(HEAD, here, [*head, "--num-cpus=1", '--resources={"learner": 1}'])}
+        self.nodes = {HEAD: self._node(HEAD, here, [*head, "--num-cpus=0"])}
+        join = f"--address={self.address}"
+        self.nodes[LEARNER_NODE] = self._node(LEARNER_NODE, here, [join, "--num-cpus=1", '--resources={"learner": 1}'])
         for index in range(actor_nodes):
             name, away = f"node-{index}", index == 0 and self.link is not None
-            options = [f"--address={self.address}", f"--num-cpus={cpus:g}", f'--resources={{"actor": {cpus:g}}}']
+            options = [join, f"--num-cpus={cpus:g}", f'--resources={{"actor": {cpus:g}}}']
             node = self._node(name, self.link.address_there if away and self.link else here, options)
             if away and self.link is not None:
                 node.command = ["ip", "netns", "exec", self.link.namespace, *node.command]

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import psutil
 
-from benchmarks.chaos.cluster import HEAD, LocalCluster, Node
+from benchmarks.chaos.cluster import HEAD, LEARNER_NODE, LocalCluster, Node
 from benchmarks.chaos.schedule import Fault, Kind
 from benchmarks.chaos.training import Training
 from benchmarks.rule_judge import RuleServer
@@ -34,6 +34,7 @@ _SAID = {
     Kind.KILL_NODE: "died and is replaced",
     Kind.LOSE_NODE: "died and is replaced",
     Kind.KILL_LEARNER: "died and is replaced",
+    Kind.KILL_LEARNER_NODE: "died and is replaced",
     Kind.KILL_REWARD_SERVER: "the reward server died",
 }
 """What the run says when it has noticed."""
@@ -153,6 +154,7 @@ class Injector:
         other: dict[Kind, Callable[[Fault], str]] = {
             Kind.KILL_WRITER: self._kill_writer,
             Kind.KILL_NODE: self._kill_node,
+            Kind.KILL_LEARNER_NODE: self._kill_learner_node,
             Kind.CUT: self._cut,
             Kind.SLOW_NETWORK: self._slow,
             Kind.DISK_FULL: self._fill_disk,
@@ -192,19 +194,26 @@ class Injector:
         return "judge"
 
     def _node(self, fault: Fault) -> Node | None:
-        """One with an actor, if any has."""
-        busy = sorted({name for name, _ in self._cluster.ray_processes(ACTOR) if name != HEAD})
-        names = busy or [name for name in self._cluster.nodes if name != HEAD and self._cluster.running(name)]
+        """Of those for actors, one that has one, if any has."""
+        busy = sorted({name for name, _ in self._cluster.ray_processes(ACTOR)})
+        others = set(self._cluster.nodes) - {HEAD, LEARNER_NODE}
+        names = busy or sorted(name for name in others if self._cluster.running(name))
         return self._cluster.nodes[names[int(fault.choice * len(names))]] if names else None
 
     def _kill_node(self, fault: Fault) -> str:
         node = self._node(fault)
         if node is None:
             return ""
-        self._cluster.kill(node.name)
+        return self._restart(node.name, fault)
+
+    def _kill_learner_node(self, fault: Fault) -> str:
+        return self._restart(LEARNER_NODE, fault) if self._cluster.running(LEARNER_NODE) else ""
+
+    def _restart(self, name: str, fault: Fault) -> str:
+        self._cluster.kill(name)
         time.sleep(fault.hold_s)
-        self._cluster.start(node.name)
-        return node.name
+        self._cluster.start(name)
+        return name
 
     def _lose_node(self, notice: "_Notice") -> str:
         """As where a machine loses power: no connection is closed, and nothing answers. It is never in reach again."""

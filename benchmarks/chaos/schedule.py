@@ -18,6 +18,7 @@ class Kind(StrEnum):
     KILL_WRITER = "kill -9 a trace writer"
     KILL_NODE = "a node goes and comes back"
     LOSE_NODE = "a node is out of reach, and another comes"
+    KILL_LEARNER_NODE = "the learner's node goes and comes back"
     CUT = "the network is cut"
     SLOW_NETWORK = "the network is slow"
     JUDGE_HANGS = "the judge hangs"
@@ -50,6 +51,7 @@ SHARES: Mapping[Kind, Share] = {
     Kind.KILL_WRITER: Share(12),
     Kind.KILL_NODE: Share(10, (1.0, 6.0)),
     Kind.LOSE_NODE: Share(4),
+    Kind.KILL_LEARNER_NODE: Share(6, (1.0, 6.0)),
     Kind.CUT: Share(16, (0.3, 3.0)),
     Kind.SLOW_NETWORK: Share(12, (2.0, 5.0)),
     Kind.JUDGE_HANGS: Share(8, (2.0, 6.0)),

@@ -52,12 +52,14 @@ class SmallModel:
     worlds: tuple[str, ...] = ("textworld/w2-o3-q4",)
     first_seed: int = 50000
     """Of the games; TextWorld's splits lie below."""
-    games: int = 120
+    games: int = 400
     """Of each world."""
-    episodes: int = 6
+    episodes: int = 2
     """Of each game."""
     steps: int = 8
     """Of an episode."""
+    listed: float = 0.5
+    """Share of the episodes whose prompts list the possible commands, as with `agent.admissible`."""
     repeats: float = 0.5
     """Texts that repeat themselves, for each episode."""
     repeat_tokens: int = 384
@@ -69,9 +71,9 @@ class SmallModel:
     head_dim: int = 32
     intermediate_size: int = 768
     context: int = 4096
-    epochs: float = 1.0
-    batch_episodes: int = 4
-    learning_rate: float = 3e-3
+    epochs: float = 3.0
+    batch_episodes: int = 8
+    learning_rate: float = 1.5e-3
     warmup: float = 0.05
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Of the worlds."""
@@ -86,6 +88,8 @@ class Transcript:
     objective: str
     observations: tuple[str, ...]
     commands: tuple[str, ...]
+    listed: tuple[tuple[str, ...] | None, ...]
+    """Possible commands that each observation's message lists; None: it lists none."""
 
 
 def small_model(spec: SmallModel | None = None, progress: Progress | None = None, cache: Path | None = None) -> Path:
@@ -122,13 +126,16 @@ def transcripts(spec: SmallModel, progress: Progress) -> list[Transcript]:
         for game in range(spec.games):
             for _ in range(spec.episodes):
                 observation, info = env.reset(seed=spec.first_seed + game)
+                lists = rng.random() < spec.listed
                 observations, commands, over = [observation], list[str](), False
+                listed = [info["admissible"] if lists else None]
                 while not over and len(commands) < spec.steps and info["admissible"]:
                     commands.append(rng.choice(info["admissible"]))
                     observation, _, terminated, truncated, info = env.step(commands[-1])
                     observations.append(observation)
+                    listed.append(info["admissible"] if lists else None)
                     over = terminated or truncated
-                found.append(Transcript(info["objective"], tuple(observations), tuple(commands)))
+                found.append(Transcript(info["objective"], tuple(observations), tuple(commands), tuple(listed)))
             progress(f"play in {world}", game + 1, spec.games)
         env.close()
     return found
@@ -150,12 +157,12 @@ def transcript_tokens(said: Transcript, template: ChatTemplate, answer: str, con
     from learner.language.batch import EpisodeTokens, TokenSequence
 
     talk = Conversation(template, system_message(answer), Budget(context, 0, "stop"))
-    prompt = talk.begin(opening(said.objective), observation_message(said.observations[0], None))
+    prompt = talk.begin(opening(said.objective), observation_message(said.observations[0], said.listed[0]))
     ids = [prompt.ids]
-    for command, observation in zip(said.commands, said.observations[1:], strict=True):
+    for command, observation, listed in zip(said.commands, said.observations[1:], said.listed[1:], strict=True):
         output = template.answer(write(command, answer))
         talk.answered(output, command)
-        following = talk.follow(observation_message(observation, None))
+        following = talk.follow(observation_message(observation, listed))
         if following is None:
             break
         ids += [np.array(output, np.int32), following.new]

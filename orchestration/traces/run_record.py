@@ -118,6 +118,12 @@ class RunRecord:
         if self._asks_judge and report.new_captions:
             self._trace.told_captions(report.source, len(report.new_captions))
 
+    def unanswered(self, actor: str) -> None:
+        """A rollout call of a network brought nothing, as the weights for it were lost; it will be made again."""
+        calls = self._calls.get((actor, None))
+        if calls:
+            calls.popleft()
+
     def learned(self, source: str, result: FeedResult) -> None:
         """The learner read what `source` brought: updates, versions, and the scores of captions that it gave."""
         if result.scores:

@@ -1,0 +1,38 @@
+"""The machine of a learner dies while a run goes on: real Ray nodes, kill -9 of all that is on one."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos import RUN, stop
+from benchmarks.chaos.audit import examine
+from benchmarks.chaos.cluster import LEARNER_NODE, LocalCluster
+from benchmarks.chaos.faults import Injector
+from benchmarks.chaos.schedule import Fault, Kind
+from benchmarks.chaos.training import Training
+from benchmarks.rule_judge import RuleServer
+
+
+@pytest.mark.slow
+def test_a_learner_whose_machine_dies_goes_on_where_it_comes_back(tmp_path: Path) -> None:
+    """The weights that actors were to act by lay there too: they wait for those of the next learner, and none is replaced."""
+    keys = ["demo", *RUN, "actors.count=1", "checkpoint.interval_s=2", "train.env_steps=1000000000"]
+    with (
+        LocalCluster(1, 1.0, network=False) as cluster,
+        RuleServer() as judge,
+        Training(cluster, tmp_path / "runs", "run", [*keys, f"judge.url={judge.url}"]) as training,
+    ):
+        training.path.parent.mkdir()
+        training.start()
+        began = training.until(lambda told: bool(told.get("checkpoint")) and told["policy_version"] > 3, 120.0)
+        assert began is not None, training.text()
+        injector = Injector(cluster, training, judge, tmp_path / "runs")
+        for number in range(2):
+            outcome = injector.cause(Fault(number, Kind.KILL_LEARNER_NODE, 0.5, 4.0 * number, 0.0))
+            assert outcome.target == LEARNER_NODE and outcome.ended_run is None, outcome
+            assert outcome.noticed_s is not None and outcome.recovered_s is not None, (outcome, training.text())
+        left = stop(training)
+        told = training.summary()
+        assert told["learner_restarts"] == 2 and told["actor_restarts"] == 0, training.text()
+        findings = examine(training.path, training.seen, judge.answered, left)
+    assert all(finding.holds for finding in findings), findings

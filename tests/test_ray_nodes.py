@@ -16,7 +16,7 @@ from benchmarks.rule_judge import RuleServer
 @pytest.mark.slow
 def test_a_learner_whose_machine_dies_goes_on_where_it_comes_back(tmp_path: Path) -> None:
     """The weights that actors were to act by lay there too: they wait for those of the next learner, and none is replaced."""
-    keys = ["demo", *RUN, "actors.count=1", "checkpoint.interval_s=2", "train.env_steps=1000000000"]
+    keys = ["demo", *RUN, "train.env_steps=1000000000"]
     with (
         LocalCluster(1, 1.0, network=False) as cluster,
         RuleServer() as judge,

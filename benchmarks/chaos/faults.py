@@ -29,6 +29,7 @@ _JUDGE = {
     Kind.JUDGE_SLOW: "slow",
 }
 _OF_THE_REWARD_SERVER = {*_JUDGE, Kind.KILL_REWARD_SERVER, Kind.STOP_REWARD_SERVER, Kind.DAMAGE_STORE}
+_OF_THE_LEARNER = {Kind.KILL_LEARNER, Kind.KILL_LEARNER_NODE}
 _SAID = {
     Kind.KILL_ACTOR: "died and is replaced",
     Kind.KILL_NODE: "died and is replaced",
@@ -119,7 +120,7 @@ class Injector:
         with _Notice(self._training, _SAID.get(fault.kind)) as notice:
             target = self._do(fault, notice)
             held = time.monotonic() - at
-            recovered = self._recovered(fault, before)
+            recovered = self._recovered(fault, before, replaced=target != "" and fault.kind in _OF_THE_LEARNER)
             noticed = notice.wait() if target else None
         ended = None
         if not self._training.running:
@@ -128,14 +129,17 @@ class Injector:
             self._training.until(lambda told: told.get("status") == "running", _RECOVERY_S)
         return Outcome(fault.number, str(fault.kind), at - self._began, target, held, recovered, noticed, ended)
 
-    def _recovered(self, fault: Fault, before: dict[str, Any]) -> float | None:
-        """The counters go back with a driver that was killed, so what they are then is what has to rise."""
+    def _recovered(self, fault: Fault, before: dict[str, Any], *, replaced: bool) -> float | None:
+        """The counters go back with a driver that was killed, so what they are then is what has to rise. `replaced`: the learner
+        must be, too; what it had answered before it died would seem a recovery."""
         told = self._training.summary() if fault.kind is Kind.KILL_DRIVER else before
         steps, version = told.get("env_steps", 0), told.get("policy_version", 0)
+        restarts = told.get("learner_restarts", 0) + replaced
         annotates = fault.kind in _OF_THE_REWARD_SERVER
 
         def on_its_way(now: dict[str, Any]) -> bool:
             learns = now.get("env_steps", 0) > steps and now.get("policy_version", 0) > version
+            learns = learns and now.get("learner_restarts", 0) >= restarts
             judged = not annotates or (
                 now["judge_status"] not in ("down", "unreadable") and bool(self._cluster.ray_processes(REWARD_SERVER))
             )

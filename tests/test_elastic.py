@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -144,11 +145,13 @@ class Steered(Session):
 
 
 @contextlib.contextmanager
-def running(folder: Path, learner: type[Any], cpus: int) -> Generator[tuple[Steered, Any, Any]]:
+def running(
+    folder: Path, learner: type[Any], cpus: int, weights_bytes: int = 1000
+) -> Generator[tuple[Steered, Any, Any]]:
     """Session, runtime and cluster, whose first node has so many processors, of which the learner takes one."""
     from orchestration.ray_runtime import Hosts, RayRuntime
 
-    load = Load(rollout_s=0.2, trajectory_bytes=200_000, weights_bytes=1000)
+    load = Load(rollout_s=0.2, trajectory_bytes=200_000, weights_bytes=weights_bytes)
     config = Config(
         run=RunSettings(name="x", dir=str(folder)),
         env=EnvSettings(id="stand-in", options=asdict(load)),
@@ -219,3 +222,53 @@ def test_no_actors_are_added_to_a_learner_that_does_not_wait(tmp_path: Path, mon
         runtime.run()
     assert session.actors == 1
     assert session.learner_waited_s < 0.5 * 25 * BusyLearnerWorker.UPDATE_S
+
+
+@pytest.mark.slow
+def test_actors_wait_for_weights_that_were_lost_and_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights whose only copy lay on a machine that went."""
+    import ray
+
+    from orchestration.ray_runtime import RayRuntime
+
+    told: list[str] = []
+    monkeypatch.setattr(LiveView, "event", lambda self, message, *, warning=False: told.append(message))
+    gone: list[ray.ObjectRef] = []
+    grant = RayRuntime._grant
+
+    def grant_by_what_is_gone(self: RayRuntime, actor: Any) -> None:
+        if gone:
+            self._weights = gone.pop()
+        grant(self, actor)
+
+    monkeypatch.setattr(RayRuntime, "_grant", grant_by_what_is_gone)
+    with running(tmp_path, IdleLearnerWorker, 3) as (session, runtime, cluster):
+        # Small objects would travel with the call.
+        make = ray.remote(num_cpus=1, resources={"away": 1}, max_retries=0)(lambda: np.zeros(1_000_000, np.uint8))
+
+        def lose() -> ray.ObjectRef:
+            away = start_patiently(
+                lambda: cluster.add_node(num_cpus=1, resources={"away": 1}, object_store_memory=2**27)
+            )
+            weights = make.remote()
+            ray.wait([weights], fetch_local=False)
+            cluster.remove_node(away)
+            return weights
+
+        def script() -> Iterator[None]:
+            lost = lose()
+            for calls in (1, 3):
+                before, heard = session.env_steps, len(told)
+                gone.extend([lost] * calls)
+                while gone or session.env_steps < before + 4 * STEPS:
+                    yield
+                said = [
+                    m for m in told[heard:] if "the weights for actor-" in m and "were lost with their machine" in m
+                ]
+                assert len(said) >= calls, told
+
+        session.script = script()
+        runtime.run()
+    assert session.actor_restarts == 0

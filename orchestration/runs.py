@@ -13,19 +13,31 @@ from orchestration.rundir import RunDir, list_runs
 from orchestration.scaling import ScaleWish
 from orchestration.summary import LIVE, Status, Summary, read_summary
 
+_SILENT_S = 300.0
+
 
 def current_summary(run: RunDir) -> Summary:
     """How `run` stands. One that says that it goes while its process is gone has `Status.DIED`.
 
-    A run on another machine is believed.
+    A run on another machine is believed as long as it writes its summary: where it has written none for five minutes, its
+    machine is taken for lost, and `error` says so.
     """
     summary = read_summary(run.summary)
     if summary is None:
         config = read_config(run.config)
         summary = Summary(run.name, config.env.id, runtime=config.runtime, target_env_steps=config.train.env_steps)
     trainer = run.trainer()
-    gone = trainer is None or (trainer.is_here() and trainer.process() is None)
-    return dataclasses.replace(summary, status=Status.DIED) if summary.status in LIVE and gone else summary
+    if summary.status not in LIVE:
+        return summary
+    if trainer is None or trainer.is_here():
+        gone = trainer is None or trainer.process() is None
+        return dataclasses.replace(summary, status=Status.DIED) if gone else summary
+    silence = time.time() - summary.updated
+    # A run that begins may be making games and models for longer.
+    if summary.status is not Status.RUNNING or silence < _SILENT_S:
+        return summary
+    error = f"nothing was heard of {trainer.host} for {silence / 60:.0f} minutes; where it is lost, --resume goes on"
+    return dataclasses.replace(summary, status=Status.DIED, error=error)
 
 
 def current_summaries(root: Path) -> list[Summary]:

@@ -153,13 +153,23 @@ def test_a_process_id_that_was_used_again_is_not_taken_for_the_run(tmp_path: Pat
 
 
 def test_a_run_on_another_machine_is_believed_and_not_signalled(tmp_path: Path, config: Config) -> None:
+    running = Summary("demo", "x", status=Status.RUNNING, updated=time.time())
     with RunDir(tmp_path / "demo").open_for_training(config) as rundir:
-        write_summary(rundir.summary, Summary("demo", "x", status=Status.RUNNING))
+        write_summary(rundir.summary, running)
     elsewhere = dataclasses.replace(Trainer.this_process(), host="elsewhere")
     (rundir.path / "process.json").write_bytes(orjson.dumps(elsewhere))
     assert current_summary(rundir).status is Status.RUNNING
     with pytest.raises(RunDirError, match="trains on elsewhere, not here"):
         stop(rundir, 1.0)
+    # Until nothing has been heard of that machine for long.
+    for silence, status in ((280.0, Status.RUNNING), (420.0, Status.DIED)):
+        write_summary(rundir.summary, dataclasses.replace(running, updated=time.time() - silence))
+        assert current_summary(rundir).status is status
+    assert current_summary(rundir).error == (
+        "nothing was heard of elsewhere for 7 minutes; where it is lost, --resume goes on"
+    )
+    write_summary(rundir.summary, dataclasses.replace(running, status=Status.STARTING, updated=0.0))
+    assert current_summary(rundir).status is Status.STARTING
 
 
 def test_stop_waits_for_the_end(tmp_path: Path, trainer: subprocess.Popen[str]) -> None:

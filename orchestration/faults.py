@@ -10,6 +10,9 @@ class Faults:
     """Counters of the whole run, resumes included; they never fall."""
 
     learner_restarts: int = 0
+    reward_server_restarts: int = 0
+    judge_restarts: int = 0
+    """Replicas of the judge that died; Ray Serve replaces them."""
     samples_lost: int = 0
     """Steps that were played and that no policy will ever have learned from: a learner died with what it had made of them
     since the checkpoint that another went on from, or their trajectory was on a machine that went away."""
@@ -30,6 +33,8 @@ class Faults:
     def state_dict(self) -> dict[str, Any]:
         return {
             "learner_restarts": self.learner_restarts,
+            "reward_server_restarts": self.reward_server_restarts,
+            "judge_restarts": self.judge_restarts,
             "samples_lost": self.samples_lost,
             "checkpoint_errors": self.checkpoint_errors,
             "uploads": self.uploads,
@@ -40,5 +45,8 @@ class Faults:
         self.learner_restarts = state["learner_restarts"]
         self.samples_lost = state["samples_lost"]
         self.checkpoint_errors = state["checkpoint_errors"]
-        self.uploads = state.get("uploads", 0)  # neither is in checkpoints of before there were any
+        # The others are not in checkpoints of before they were counted.
+        self.reward_server_restarts = state.get("reward_server_restarts", 0)
+        self.judge_restarts = state.get("judge_restarts", 0)
+        self.uploads = state.get("uploads", 0)
         self.upload_errors = state.get("upload_errors", 0)

@@ -201,6 +201,8 @@ def _progress(summary: Summary) -> Table:
 def _speed(summary: Summary) -> str:
     restarts = f", {summary.actor_restarts} restarted" if summary.actor_restarts else ""
     restarts += f", learner restarted {summary.learner_restarts}×" if summary.learner_restarts else ""
+    restarts += f", reward server {summary.reward_server_restarts}×" if summary.reward_server_restarts else ""
+    restarts += f", judge {summary.judge_restarts}×" if summary.judge_restarts else ""
     errors = f", {summary.env_errors} environments replaced" if summary.env_errors else ""
     actors = f"{summary.actors} actor{'s' if summary.actors != 1 else ''}{restarts}{errors}"
     return f"{summary.steps_per_second:,.0f} steps/s · {summary.episodes:,} episodes · {actors}"

@@ -134,6 +134,7 @@ class RewardHost:
                 raise  # so would another: the store cannot be opened
             # Ray makes it again (max_restarts); its labels are in the store.
             if not self._died:
+                self.session.faults.reward_server_restarts += 1
                 self.session.record.reward_server_lost(death(error))
                 self.session.view.event(f"the reward server died and is restarted: {death(error)}", warning=True)
             self._died = True
@@ -142,6 +143,7 @@ class RewardHost:
             if not isinstance(root_cause(error), DamagedStoreError):
                 raise
             # The one that Ray makes opens the file anew, and so replaces it.
+            self.session.faults.reward_server_restarts += 1
             self.session.record.reward_server_lost(first_line(error))
             self.session.view.event(f"the reward server is restarted: {first_line(error)}", warning=True)
             self._died = True

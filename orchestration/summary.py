@@ -134,6 +134,9 @@ class Summary:
     actors: int = 0
     actor_restarts: int = 0
     learner_restarts: int = 0
+    reward_server_restarts: int = 0
+    judge_restarts: int = 0
+    """Replicas of the judge that died and were replaced."""
     samples_lost: int = 0
     """Steps that were played and that no policy will have learned from: a learner died with them, or a machine."""
     checkpoint_errors: int = 0

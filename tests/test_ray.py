@@ -73,6 +73,7 @@ def test_processes_that_are_killed_are_replaced_or_named(tmp_path):
         told = time.time()
         command.until(lambda: summary(run)["updated"] > told + 2 and summary(run)["judge_status"] != "down")
         assert summary(run)["captions_labelled"] >= before["captions_labelled"]
+        assert summary(run)["reward_server_restarts"] == 1
         assert summary(run)["reward_model_version"] >= before["reward_model_version"]
         # What was labelled is on disk and not asked again.
         assert not set(server.asked[asked:]) & set(server.asked[:asked])

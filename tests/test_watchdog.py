@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks.rule_judge import RuleServer
 from orchestration.cluster import start_patiently
+from orchestration.faults import Faults
 from orchestration.traces.reader import read_trace, run_traces
 from orchestration.traces.schema import Error, Message
 from orchestration.traces.validate import validate_file
@@ -189,6 +190,7 @@ def test_a_replica_that_went_with_its_machine_is_told_of(monkeypatch: pytest.Mon
     session: Any = SimpleNamespace(
         config=SimpleNamespace(cluster=SimpleNamespace(still_s=None)),
         view=SimpleNamespace(event=lambda text, warning=False: told.append(text)),
+        faults=Faults(),
     )
     watch = RunWatch(session, then=lambda *_: None, parts=list, judge=lambda: "judge")
     lost, kept, left = (ray_state.Place(f"node-{n}", 10 + n) for n in range(3))
@@ -202,6 +204,7 @@ def test_a_replica_that_went_with_its_machine_is_told_of(monkeypatch: pytest.Mon
     assert told == [], "nothing is known of these machines"
     assert set(watch._judges(100.0).values()) == {kept}
     assert told == ["a replica of the judge died (process 10); Ray Serve replaces it"]
+    assert session.faults.judge_restarts == 1
     there.append(ray_state.Place("node-3", 20))
     assert set(watch._judges(102.0).values()) == set(there)
     assert told[1:] == ["a replica of the judge is there again"]

@@ -164,6 +164,7 @@ def _told(training: Training) -> dict[str, Any]:
     lines = [json.loads(line) for line in (training.path / "metrics.jsonl").read_text().splitlines()]
     names = (
         "status", "env_steps", "wall_s", "episodes", "success_last_tenth", "return_last_tenth", "captions_labelled",
-        "actor_restarts", "learner_restarts", "samples_lost", "samples_dropped", "checkpoint_errors", "trace_errors",
+        "actor_restarts", "learner_restarts", "reward_server_restarts", "samples_lost", "samples_dropped",
+        "checkpoint_errors", "trace_errors",
     )  # fmt: skip
     return {**{name: summary.get(name) for name in names}, "curve": curve(lines)}

@@ -67,6 +67,8 @@ METRICS = (
     _gauge("actors", "Actors at present", "time/actors"),
     _counter("actor_restarts", "Actors that died and were replaced", "time/actor_restarts"),
     _counter("learner_restarts", "Learners that died and were replaced", "time/learner_restarts"),
+    _counter("reward_server_restarts", "Reward servers that died and were restarted", "time/reward_server_restarts"),
+    _counter("judge_restarts", "Replicas of the judge that died and were replaced", "time/judge_restarts"),
     _counter("samples_lost", "Steps that no policy will learn from: a learner or a machine died with them", "time/samples_lost"),
     _counter("checkpoint_errors", "Checkpoints that could not be written", "time/checkpoint_errors"),
     _counter("uploads", "Checkpoints that were copied to checkpoint.url", "time/uploads"),

@@ -165,6 +165,7 @@ class RunWatch:
 
     def _replica_died(self, place: Place) -> None:
         self._dead_replicas.add(place)
+        self._session.faults.judge_restarts += 1
         self._replicas_due = 0.0
         self._session.view.event(
             f"a replica of the judge died (process {place.pid}); Ray Serve replaces it", warning=True

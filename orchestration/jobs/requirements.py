@@ -13,7 +13,7 @@ def pip_environment(kind: str, root: Path | None = None) -> dict[str, Any]:
     """Ray's `pip` entry of a runtime environment.
 
     `cpu`: the exact, whole set of `requirements/` (vLLM for the CPU included); `gpu`: what `pyproject.toml` asks for, with
-    vLLM, resolved by pip on the cluster. Ray itself is what the cluster has. Raises `UsageError` for another kind.
+    vLLM, resolved by pip on the cluster, but for ALFWorld, whose planner is compiled. Ray itself is what the cluster has. Raises `UsageError` for another kind.
     """
     root = root or project_root()
     try:
@@ -26,7 +26,8 @@ def pip_environment(kind: str, root: Path | None = None) -> dict[str, Any]:
 
             project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
             wanted = [*project["dependencies"], *project["optional-dependencies"]["vllm"]]
-            return {"packages": [line for line in wanted if not _is_ray(line)]}
+            packages = [line.replace("textworld[pddl]", "textworld") for line in wanted if not _is_ray(line)]
+            return {"packages": [line for line in packages if not line.startswith("alfworld")]}
     except OSError as error:
         raise PackageError(f"{error.filename}: {error.strerror}; --install needs a checkout of the project") from error
     raise UsageError(f"--install {kind}: expected none, cpu or gpu")

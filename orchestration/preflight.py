@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from orchestration import placement
 from orchestration.config import Config
@@ -78,19 +79,24 @@ def check_cluster(config: Config, there: Mapping[str, float]) -> None:
     check_cpus(config, there.get("CPU", 0.0), "the Ray cluster")
     if config.learner.device == "cuda":
         _check_gpus(config, there.get("GPU", 0.0), "the Ray cluster has")
-    options = {
-        "actors": (placement.actor(config), config.actors.count),
-        "the learner": (placement.learner(config), config.learner.workers),
-    }
-    for part, (asked, count) in options.items():
-        for name, amount in asked["resources"].items():
-            needed, found = amount * count, there.get(name, 0.0)
-            if found < needed:
-                need = "need" if part == "actors" else "needs"
-                raise ResourceError(
-                    f"cluster.groups=true: {part} {need} {needed:g} of the resource {name!r}, the Ray "
-                    f"cluster has {found:g}; start machines with ray start --resources='{{\"{name}\": {needed:g}}}'"
-                )
+    _check_group(placement.actor(config), config.actors.count, "actors need", there)
+    check_learner_group(config, there)
+
+
+def check_learner_group(config: Config, there: Mapping[str, float]) -> None:
+    """Raises `ResourceError` where a cluster with the resources `there` has no machine for the learner
+    (`cluster.groups`)."""
+    _check_group(placement.learner(config), config.learner.workers, "the learner needs", there)
+
+
+def _check_group(asked: Mapping[str, Any], count: int, part: str, there: Mapping[str, float]) -> None:
+    for name, amount in asked["resources"].items():
+        needed, found = amount * count, there.get(name, 0.0)
+        if found < needed:
+            raise ResourceError(
+                f"cluster.groups=true: {part} {needed:g} of the resource {name!r}, the Ray "
+                f"cluster has {found:g}; start machines with ray start --resources='{{\"{name}\": {needed:g}}}'"
+            )
 
 
 def _check_gpus(config: Config, there: float, where: str) -> None:

@@ -10,13 +10,19 @@ Invariants, whatever dies when:
   again, as one of them may be what kills it.
 """
 
+import time
+
+import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
-from orchestration.errors import WorkerDiedError, death, root_cause
+from orchestration.errors import ResourceError, WorkerDiedError, death, root_cause
+from orchestration.preflight import check_learner_group
 from orchestration.results import Floor, TakenOver
 from orchestration.session import Session
 
 _DEATHS_IN_A_ROW = 3
+_NO_MACHINE_S = 5.0
+"""Another learner is there sooner where there is room for it; and by then Ray knows which machines are gone."""
 
 
 class LearnerDeaths:
@@ -72,6 +78,30 @@ class LearnerDeaths:
             f"the learner goes on from {begin} as policy v{taken.policy_version}; what it had learned from "
             f"{faults.samples_lost - before:,} steps is lost"
         )
+
+
+class LearnerWait:
+    """Says what a learner waits for that is to take another's place and has no machine to do so."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._since: float | None = None
+        self._told = False
+
+    def look(self, *, waiting: bool) -> None:
+        """`waiting`: whether it has not begun yet. To be called every second or so."""
+        if not waiting:
+            self._since, self._told = None, False
+            return
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if self._told or now - self._since < _NO_MACHINE_S:
+            return
+        try:
+            check_learner_group(self._session.config, ray.cluster_resources())
+        except ResourceError as error:
+            self._told = True
+            self._session.view.event(f"the learner waits for a machine: {error}", warning=True)
 
 
 def lost_object(error: RayError) -> bool:

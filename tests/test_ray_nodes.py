@@ -28,9 +28,12 @@ def test_a_learner_whose_machine_dies_goes_on_where_it_comes_back(tmp_path: Path
         assert began is not None, training.text()
         injector = Injector(cluster, training, judge, tmp_path / "runs")
         for number in range(2):
-            outcome = injector.cause(Fault(number, Kind.KILL_LEARNER_NODE, 0.5, 4.0 * number, 0.0))
+            outcome = injector.cause(Fault(number, Kind.KILL_LEARNER_NODE, 0.5, 12.0 * number, 0.0))
             assert outcome.target == LEARNER_NODE and outcome.ended_run is None, outcome
             assert outcome.noticed_s is not None and outcome.recovered_s is not None, (outcome, training.text())
+        assert "the learner waits for a machine: cluster.groups=true: the learner needs 1" in " ".join(
+            training.text().split()
+        )
         left = stop(training)
         told = training.summary()
         assert told["learner_restarts"] == 2 and told["actor_restarts"] == 0, training.text()

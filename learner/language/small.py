@@ -60,7 +60,7 @@ class SmallModel:
     """Of an episode."""
     listed: float = 0.5
     """Share of the episodes whose prompts list the possible commands, as with `agent.admissible`."""
-    repeats: float = 0.5
+    repeats: float = 0.75
     """Texts that repeat themselves, for each episode."""
     repeat_tokens: int = 384
     """Length of one."""
@@ -178,7 +178,11 @@ def transcript_tokens(said: Transcript, template: ChatTemplate, answer: str, con
 
 def repeating_tokens(vocabulary: int, length: int, generator: "torch.Generator") -> "EpisodeTokens":
     """Random tokens, then pieces of 3 to 24 tokens from anywhere before, with up to 5 new ones between; to be predicted is
-    each token of a piece but its first."""
+    each token of a piece but its first.
+
+    A text has between 16 different tokens and all of them: where they are few, one token does not say which piece it is
+    (`type J chest`, `type J keycard`), and what stood before it has to match as well.
+    """
     import torch
 
     from learner.language.batch import EpisodeTokens, TokenSequence
@@ -186,7 +190,11 @@ def repeating_tokens(vocabulary: int, length: int, generator: "torch.Generator")
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=generator))
 
-    tokens = torch.randint(vocabulary, (length,), generator=generator)
+    least = min(16, vocabulary)
+    kinds = round(least * (vocabulary / least) ** torch.rand((), generator=generator).item())
+    tokens = torch.randint(vocabulary, (kinds,), generator=generator)[
+        torch.randint(kinds, (length,), generator=generator)
+    ]
     action = torch.zeros(length, dtype=torch.bool)
     at = min(draw(16, 96), length // 2)
     while at < length:

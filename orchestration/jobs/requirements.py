@@ -13,7 +13,8 @@ def pip_environment(kind: str, root: Path | None = None) -> dict[str, Any]:
     """Ray's `pip` entry of a runtime environment.
 
     `cpu`: the exact, whole set of `requirements/` (vLLM for the CPU included); `gpu`: what `pyproject.toml` asks for, with
-    vLLM, resolved by pip on the cluster, but for ALFWorld, whose planner is compiled. Ray itself is what the cluster has. Raises `UsageError` for another kind.
+    vLLM, resolved by pip on the cluster, but for ALFWorld, whose planner is compiled. Ray itself is what the cluster has.
+    Raises `UsageError` for another kind.
     """
     root = root or project_root()
     try:

@@ -24,6 +24,8 @@ class Actor:
     """Whether it has answered a call: before that it may be waiting for a processor."""
     read: bool = False
     """Whether the learner has read something of it."""
+    without_weights: int = 0
+    """Calls since its last answer that failed as the weights for them were lost."""
     heard_at: float = field(default_factory=time.monotonic)
     """When it last answered, by the monotonic clock."""
 

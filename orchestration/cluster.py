@@ -17,6 +17,7 @@ from orchestration.preflight import check_cluster
 _OBJECT_STORE_BYTES = 1 << 29
 _TRIES = 3
 """Of starting a cluster."""
+_END_S = 10.0
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -81,7 +82,7 @@ def start_patiently(start: Callable[[], _T]) -> _T:
     failed try left running is ended.
     """
     for tries_left in reversed(range(_TRIES)):
-        before = set(_children())
+        before = set(psutil.Process().children())
         try:
             return start()
         except Exception as error:
@@ -89,14 +90,21 @@ def start_patiently(start: Callable[[], _T]) -> _T:
             if not tries_left or "timed out during startup" not in str(error):
                 raise
             _log.warning("Ray was not up within the time it allows itself (is the machine busy?); it is started again")
-        for process in set(_children()) - before:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        # The processes of a node are this one's own children; those of their children are a node's that runs already, too.
+        _end([child for child in psutil.Process().children() if child not in before])
     raise AssertionError
 
 
-def _children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+def _end(roots: list[psutil.Process]) -> None:
+    """Kills processes with all below them, and waits until their ports are free."""
+    doomed = list(roots)
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            doomed += root.children(recursive=True)
+    for process in doomed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(doomed, timeout=_END_S)
 
 
 def disconnect() -> None:

@@ -78,7 +78,7 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._say()
+        self.say()
         self._unsaid = None
         if self._live is not None:
             self._live.stop()
@@ -91,7 +91,7 @@ class LiveView:
         """
         self._history.add(summary)
         self._summary = summary
-        self._say()
+        self.say()
         if self._live is None and self._clock() >= self._next_line_at:
             self._next_line_at = self._clock() + PLAIN_INTERVAL_S
             self.console.print(plain_line(summary), soft_wrap=True, markup=False)
@@ -113,8 +113,8 @@ class LiveView:
         elif self._live is None:
             self.console.print(line, soft_wrap=True)
 
-    def _say(self) -> None:
-        """Prints the events that wait, where there is no panel to show them."""
+    def say(self) -> None:
+        """Prints the events that wait for the next `update`, where there is no panel to show them. Not for signal handlers."""
         while self._unsaid:
             self.console.print(self._unsaid.popleft(), soft_wrap=True)
 

@@ -22,7 +22,7 @@ from orchestration.checkpointing import Checkpoints
 from orchestration.config import Config
 from orchestration.configuration import attributes_credit, uses_judge
 from orchestration.elastic import Elastic, room
-from orchestration.errors import death, first_line
+from orchestration.errors import CheckpointWriteError, death, first_line
 from orchestration.learner_group import Followers
 from orchestration.ray_workers import LearnerWorker, RolloutWorker
 from orchestration.recovery import LearnerDeaths, LearnerWait, lost_object
@@ -38,6 +38,10 @@ _REPORT_S = 0.1
 _BEAT_S = 1.0
 _CLOSE_S = 10.0
 _FAILURES_IN_A_ROW = 3
+_WITHOUT_WEIGHTS = 12
+"""Calls in a row of an actor whose weights were lost before it is replaced: its machine may not reach the learner's."""
+_LAST_WAIT_S = 120.0
+"""For a learner that is to write the last checkpoint and has no machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +223,12 @@ class RayRuntime:
         try:
             report, waited = answer.result()
         except RayError as error:
-            if lost_object(error):
+            if lost_object(error) and call.actor.without_weights < _WITHOUT_WEIGHTS:
                 self._without_weights(call.actor, error)
             else:
                 self._lost(call.actor, error)
             return
-        self._failures_in_a_row = 0
+        self._failures_in_a_row = call.actor.without_weights = 0
         call.actor.answered, call.actor.heard_at = True, time.monotonic()
         if call.actor in self._leaving:
             self._close_if_done(call.actor)
@@ -364,11 +368,14 @@ class RayRuntime:
         if actor in self._leaving:
             self._close_if_done(actor)
             return
+        actor.without_weights += 1
+        self._parked.append(actor)
+        if len(self._parked) > 1:
+            return
         self.session.view.event(
             f"the weights for {name} were lost with their machine: {first_line(error)}", warning=True
         )
-        self._parked.append(actor)
-        if len(self._parked) == 1 and not self._taking_over:
+        if not self._taking_over:
             self._ask_for_weights()
 
     def _ask_for_weights(self) -> None:
@@ -492,6 +499,14 @@ class RayRuntime:
         while True:
             while self._taking_over:
                 self._hear()
+                self._waits.look(waiting=self._taking_over)
+                self.session.report(due=self.session.metrics.due())
+                if self._waits.seconds > _LAST_WAIT_S:
+                    newest = self.session.checkpoint or "the newest checkpoint"
+                    raise CheckpointWriteError(
+                        f"the learner has had no machine for {_LAST_WAIT_S:.0f} s, so there is no last checkpoint; "
+                        f"--resume goes on from {newest}"
+                    )
             try:
                 self._checkpoints.finish(self._learner, self._reward.worker)
                 return

@@ -15,6 +15,7 @@ import time
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
+from orchestration import placement
 from orchestration.errors import ResourceError, WorkerDiedError, death, root_cause
 from orchestration.preflight import check_learner_group
 from orchestration.results import Floor, TakenOver
@@ -23,6 +24,8 @@ from orchestration.session import Session
 _DEATHS_IN_A_ROW = 3
 _NO_MACHINE_S = 5.0
 """Another learner is there sooner where there is room for it; and by then Ray knows which machines are gone."""
+_NO_ROOM_S = 30.0
+"""It has a machine's name, but its processors or GPUs are taken."""
 
 
 class LearnerDeaths:
@@ -87,21 +90,38 @@ class LearnerWait:
         self._session = session
         self._since: float | None = None
         self._told = False
+        self._look_at = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long it waits; 0 where it does not."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
 
     def look(self, *, waiting: bool) -> None:
-        """`waiting`: whether it has not begun yet. To be called every second or so."""
+        """`waiting`: whether it has not begun yet. May be called as often as one likes."""
+        now = time.monotonic()
         if not waiting:
             self._since, self._told = None, False
             return
-        now = time.monotonic()
         self._since = now if self._since is None else self._since
-        if self._told or now - self._since < _NO_MACHINE_S:
+        if self._told or now < max(self._since + _NO_MACHINE_S, self._look_at):
             return
+        self._look_at = now + 1.0
+        why = self._missing()
+        if why is not None:
+            self._told = True
+            self._session.view.event(f"the learner waits for a machine: {why}", warning=True)
+
+    def _missing(self) -> str | None:
+        """What it waits for; None where it may be there in a moment."""
         try:
             check_learner_group(self._session.config, ray.cluster_resources())
         except ResourceError as error:
-            self._told = True
-            self._session.view.event(f"the learner waits for a machine: {error}", warning=True)
+            return str(error)
+        if self.seconds < _NO_ROOM_S:
+            return None
+        asked = placement.learner(self._session.config)
+        return f"it has not begun for {self.seconds:.0f} s; it asks for {asked}, of which {ray.available_resources()} is free"
 
 
 def lost_object(error: RayError) -> bool:

@@ -13,14 +13,14 @@ from orchestration.rundir import RunDir, list_runs
 from orchestration.scaling import ScaleWish
 from orchestration.summary import LIVE, Status, Summary, read_summary
 
-_SILENT_S = 300.0
+_SILENT_S = 900.0
 
 
 def current_summary(run: RunDir) -> Summary:
     """How `run` stands. One that says that it goes while its process is gone has `Status.DIED`.
 
-    A run on another machine is believed as long as it writes its summary: where it has written none for five minutes, its
-    machine is taken for lost, and `error` says so.
+    A run on another machine is believed as long as it writes its summary: where it has written none for a quarter of an hour,
+    its machine is taken for lost, and `error` says so.
     """
     summary = read_summary(run.summary)
     if summary is None:
@@ -32,9 +32,11 @@ def current_summary(run: RunDir) -> Summary:
     if trainer is None or trainer.is_here():
         gone = trainer is None or trainer.process() is None
         return dataclasses.replace(summary, status=Status.DIED) if gone else summary
-    silence = time.time() - summary.updated
+    # One that goes on again still has the summary of the process before.
+    silence = time.time() - max(summary.updated, trainer.created)
+    patience = max(_SILENT_S, 3 * read_config(run.config).log.interval_s)
     # A run that begins may be making games and models for longer.
-    if summary.status is not Status.RUNNING or silence < _SILENT_S:
+    if summary.status is not Status.RUNNING or silence < patience:
         return summary
     error = f"nothing was heard of {trainer.host} for {silence / 60:.0f} minutes; where it is lost, --resume goes on"
     return dataclasses.replace(summary, status=Status.DIED, error=error)

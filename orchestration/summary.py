@@ -21,7 +21,7 @@ class Status(StrEnum):
     """Ended by Ctrl-C or `yendor stop`, after a checkpoint."""
     FAILED = "failed"
     DIED = "died"
-    """Never written: its summary says that it goes, and its process is gone."""
+    """Never written: its summary says that it goes, and its process is gone, or nothing is heard of its machine."""
 
 
 LIVE = frozenset({Status.STARTING, Status.RUNNING})

@@ -5,6 +5,8 @@ from collections import Counter
 
 import pytest
 
+from agents.language.errors import LanguageModelError
+from agents.language.template import ChatTemplate, load_tokenizer
 from envs import registry
 from envs.textworld import games
 from learner.checkpoint import checkpoints
@@ -14,6 +16,7 @@ from orchestration.configuration.loader import to_yaml
 from orchestration.errors import ConfigError
 from orchestration.language.games import make_games
 from orchestration.language.models import acting_model
+from orchestration.language.sft import demonstrate
 from orchestration.language.tasks import Tasks, draw, split_by_share
 from tests.language_agents_support import tiny_model
 from tests.test_language_sft import Ways
@@ -111,6 +114,35 @@ def test_games_are_generated_before_they_are_played(tmp_path, monkeypatch):
     assert len(played) == 4
     tasks.make_games(seeds, lambda *call: pytest.fail(f"there was nothing to do: {call}"))
     make_games("ways/one", {}, [0])  # generates none
+
+
+class Halting(Numbered):
+    """Its walkthrough stops short of the end with some seeds."""
+
+    halts = frozenset[int]()
+
+    def walkthrough(self):
+        return super().walkthrough()[: 2 if self.seed in self.halts else 3]
+
+
+def test_walkthroughs_that_do_not_end_are_passed_over_unless_they_are_many(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        registry._families, "halts",
+        registry.Family("halts", lambda name, **_: Halting(name), lambda: ["halts/one"], lambda name: False, text=True),
+    )  # fmt: skip
+    model = tiny_model(tmp_path / "tiny")
+    template = ChatTemplate(load_tokenizer(str(model)), "tiny")
+    keys = ["env.id=halts/one", f"agent.model={model}", "reward.w_int=0", "agent.answer=command", "agent.context=512"]
+    config = load_config(None, [*keys, "learner.algorithm=ppo", "sft.demonstrations=20"])
+    told = []
+    monkeypatch.setattr(Halting, "halts", {1, 20})
+    played, passed_over = demonstrate(config, template, lambda *call: told.append(call))
+    assert [episode.seed for episode in played] == [*(seed for seed in range(20) if seed != 1), 21]
+    assert passed_over == 2 and all(episode.success for episode in played)
+    assert told[-1] == ("demonstrations", 20, 20)
+    monkeypatch.setattr(Halting, "halts", {1, 5, 8})
+    with pytest.raises(LanguageModelError, match=r"3 of 20 demonstrations do not reach the end .* seed 1 of"):
+        demonstrate(config, template, lambda *call: None)
 
 
 @pytest.mark.slow

@@ -156,20 +156,25 @@ def test_a_run_on_another_machine_is_believed_and_not_signalled(tmp_path: Path, 
     running = Summary("demo", "x", status=Status.RUNNING, updated=time.time())
     with RunDir(tmp_path / "demo").open_for_training(config) as rundir:
         write_summary(rundir.summary, running)
-    elsewhere = dataclasses.replace(Trainer.this_process(), host="elsewhere")
+    elsewhere = dataclasses.replace(Trainer.this_process(), host="elsewhere", created=time.time() - 1e6)
     (rundir.path / "process.json").write_bytes(orjson.dumps(elsewhere))
     assert current_summary(rundir).status is Status.RUNNING
     with pytest.raises(RunDirError, match="trains on elsewhere, not here"):
         stop(rundir, 1.0)
     # Until nothing has been heard of that machine for long.
-    for silence, status in ((280.0, Status.RUNNING), (420.0, Status.DIED)):
+    for silence, status in ((840.0, Status.RUNNING), (1020.0, Status.DIED)):
         write_summary(rundir.summary, dataclasses.replace(running, updated=time.time() - silence))
         assert current_summary(rundir).status is status
     assert current_summary(rundir).error == (
-        "nothing was heard of elsewhere for 7 minutes; where it is lost, --resume goes on"
+        "nothing was heard of elsewhere for 17 minutes; where it is lost, --resume goes on"
     )
     write_summary(rundir.summary, dataclasses.replace(running, status=Status.STARTING, updated=0.0))
     assert current_summary(rundir).status is Status.STARTING
+    # One that goes on again has not written another yet.
+    write_summary(rundir.summary, dataclasses.replace(running, updated=time.time() - 1020.0))
+    resumed = dataclasses.replace(elsewhere, created=time.time() - 60.0)
+    (rundir.path / "process.json").write_bytes(orjson.dumps(resumed))
+    assert current_summary(rundir).status is Status.RUNNING
 
 
 def test_stop_waits_for_the_end(tmp_path: Path, trainer: subprocess.Popen[str]) -> None:

@@ -22,7 +22,8 @@ import psutil
 
 _MARK = "YENDOR_CHAOS_NODE"
 _STORE_BYTES = 1 << 28
-_START_S = 90.0
+_START_S = 150.0
+_LATE = "timed out during startup"
 HEAD, LEARNER_NODE = "head", "learner"
 
 
@@ -110,6 +111,8 @@ class LocalCluster:
         here = "127.0.0.1" if self.link is None else self.link.address_here
         self.address = f"{here}:{_free_port(here)}"
         self.token = uuid.uuid4().hex * 2
+        self._said: dict[str, int] = {}
+        """Characters of what each node had said before it was last started."""
         port = self.address.rpartition(":")[2]
         head = ["--head", f"--port={port}", f"--temp-dir={self.folder}/r", "--include-dashboard=false"]
         self.nodes = {HEAD: self._node(HEAD, here, [*head, "--num-cpus=0"])}
@@ -150,7 +153,9 @@ class LocalCluster:
         node = self.nodes[name]
         environment = {**self.environment(), _MARK: node.mark}
         environment.pop("RAY_ADDRESS")
-        with Path(self.folder, f"{name}.out").open("ab") as output:
+        said = Path(self.folder, f"{name}.out")
+        self._said[name] = len(said.read_text()) if said.exists() else 0
+        with said.open("ab") as output:
             node.process = subprocess.Popen(
                 node.command, env=environment, stdout=output, stderr=output, start_new_session=True
             )
@@ -183,19 +188,25 @@ class LocalCluster:
         try:
             for name in self.nodes:
                 self.start(name)
-                self._await(name)
+                self.await_up(name)
         except BaseException:
             self.close()
             raise
         return self
 
-    def _await(self, name: str) -> None:
-        """Until Ray says that the node has begun."""
+    def await_up(self, name: str) -> None:
+        """Until Ray says that a node which was started has begun; one that was not up within the time that Ray allows itself is
+        started again."""
         output = Path(self.folder, f"{name}.out")
         deadline = time.monotonic() + _START_S
-        while "Ray runtime started" not in output.read_text():
-            if time.monotonic() > deadline or not self.running(name):
+        while "Ray runtime started" not in output.read_text()[self._said[name] :]:
+            if time.monotonic() > deadline:
                 raise RuntimeError(f"Ray's {name} did not start:\n{output.read_text()}")
+            if not self.running(name):
+                if _LATE not in output.read_text()[self._said[name] :]:
+                    raise RuntimeError(f"Ray's {name} did not start:\n{output.read_text()}")
+                self.kill(name)
+                self.start(name)
             time.sleep(0.2)
 
     def close(self) -> None:

@@ -211,7 +211,12 @@ class Injector:
         return self._restart(node.name, fault)
 
     def _kill_learner_node(self, fault: Fault) -> str:
-        return self._restart(LEARNER_NODE, fault) if self._cluster.running(LEARNER_NODE) else ""
+        """Unlike an actor's nodes there is but one, so its coming back is waited for."""
+        if not self._cluster.running(LEARNER_NODE):
+            return ""
+        self._restart(LEARNER_NODE, fault)
+        self._cluster.await_up(LEARNER_NODE)
+        return LEARNER_NODE
 
     def _restart(self, name: str, fault: Fault) -> str:
         self._cluster.kill(name)

@@ -36,7 +36,10 @@ class Seen:
     """Seconds without a step that was counted, longer than five."""
 
 
-COUNTERS = ("env_steps", "policy_version", "captions_labelled", "actor_restarts", "learner_restarts", "samples_lost")
+COUNTERS = (
+    "env_steps", "policy_version", "captions_labelled", "actor_restarts", "learner_restarts", "reward_server_restarts",
+    "judge_restarts", "samples_lost",
+)  # fmt: skip
 
 
 class Training:

@@ -93,7 +93,7 @@ class Transcript:
 
 
 def small_model(spec: SmallModel | None = None, progress: Progress | None = None, cache: Path | None = None) -> Path:
-    """The folder of the model, in Hugging Face format; made now (minutes) where it is not there yet.
+    """The folder of the model, in Hugging Face format; made now (a quarter of an hour) where it is not there yet.
 
     Reproducible from `spec`. Any number of processes may ask: one makes it, the others wait.
     """
@@ -145,9 +145,12 @@ def _prepare(world: str, spec: SmallModel, progress: Progress) -> None:
     """Generates the games of a TextWorld task, as many at once as there are threads."""
     if world.startswith("textworld/"):
         seeds = range(spec.first_seed, spec.first_seed + spec.games)
-        textworld.prepare(
-            world, seeds, spec.threads, lambda done, total: progress(f"games of {world}", done, total), **spec.options
-        )
+
+        def told(done: int, total: int) -> None:
+            if total:
+                progress(f"games of {world}", done, total)
+
+        textworld.prepare(world, seeds, spec.threads, told, **spec.options)
 
 
 def transcript_tokens(said: Transcript, template: ChatTemplate, answer: str, context: int) -> "EpisodeTokens":
@@ -213,7 +216,6 @@ def _make(spec: SmallModel, folder: Path, progress: Progress) -> None:
     from learner.language.model import LanguageModel
     from learner.language.settings import SFTSettings
     from learner.language.sft import SFTTrainer
-    from learner.precision import resolve_precision
 
     said = transcripts(spec, progress)
     tokenizer = _tokenizer(said)
@@ -223,8 +225,6 @@ def _make(spec: SmallModel, folder: Path, progress: Progress) -> None:
     texts += [
         repeating_tokens(len(tokenizer), spec.repeat_tokens, generator) for _ in range(round(spec.repeats * len(said)))
     ]
-    cpu = torch.device("cpu")
-    model = LanguageModel(_network(spec, tokenizer), tokenizer, device=cpu, dtype=resolve_precision("auto", cpu))
     settings = SFTSettings(
         epochs=spec.epochs,
         batch_episodes=spec.batch_episodes,
@@ -233,6 +233,8 @@ def _make(spec: SmallModel, folder: Path, progress: Progress) -> None:
         weight_decay=0.05,
     )
     with _threads(spec.threads):
+        # In the one precision that all processors have, so that it is the same everywhere.
+        model = LanguageModel(_network(spec, tokenizer), tokenizer, device=torch.device("cpu"), dtype=torch.float32)
         for step in SFTTrainer(model, texts, settings, spec.seed).run():
             progress("text", step.step, step.steps)
     model.save(folder)

@@ -70,7 +70,8 @@ def status(run: Run, address: Address = None, root: Root = Path("runs"), as_json
     rows = [(name, _shown(name, value)) for name, value in fields(summary) if value not in (None, (), {})]
     console().print(table(("", ""), [*rows, ("folder", str(found.path))]))
     if summary.status == "died":
-        console().print("\nIts process is gone. `yendor train … --resume` goes on from the newest checkpoint.")
+        why = "Its process is gone. " if summary.error is None else ""
+        console().print(f"\n{why}`yendor train … --resume` goes on from the newest checkpoint.")
 
 
 def _shown(name: str, value: Any) -> str:

@@ -54,8 +54,11 @@ def sft(
         return
     handle = config.run.name if config.run.dir == "runs" else str(path)
     holdout = "" if done.holdout_loss is None else f" (held out: {done.holdout_loss:.3f})"
+    passed = (
+        f" ({done.passed_over} walkthroughs that do not reach the end were passed over)" if done.passed_over else ""
+    )
     console().print(
-        f"{done.demonstrations} demonstrations of {done.turns} turns, worth {done.episodes_worth:g} episodes of a budget; "
+        f"{done.demonstrations} demonstrations{passed} of {done.turns} turns, worth {done.episodes_worth:g} episodes of a budget; "
         f"{done.steps} steps to {done.loss:.3f} nats a token{holdout}, {done.wall_s:.0f} s\n"
         f"go on with: yendor train {preset or ''} agent.model={handle}".replace("  ", " "),
         markup=False,

@@ -21,6 +21,7 @@ def told_by(view: LiveView) -> Progress:
         if now - told.get(what, -math.inf) >= _TOLD_EVERY_S:
             told[what] = now
             view.event(f"the model is made first, once: {what}, {done:,} of {total:,}")
+            view.say()
 
     return progress
 

@@ -42,6 +42,8 @@ class Finetuned:
 
     checkpoint: Path
     demonstrations: int
+    passed_over: int
+    """Walkthroughs that did not reach the end of their episode, in whose place others were played."""
     turns: int
     """Of the demonstrations."""
     episodes_worth: float
@@ -72,7 +74,7 @@ def finetune(config: Config, rundir: RunDir, progress: Progress) -> Finetuned:
     torch.set_num_threads(config.learner.threads)
     torch.manual_seed(derive_seed(config.run.seed, "policy"))
     model = _load(config, acting_model(config, progress))
-    played = demonstrate(config, ChatTemplate(model.tokenizer, str(config.agent.model)), progress)
+    played, passed_over = demonstrate(config, ChatTemplate(model.tokenizer, str(config.agent.model)), progress)
     tokens = [demonstration_tokens(episode, model.context) for episode in played]
     held = round(config.sft.holdout * len(tokens))
     trainer = SFTTrainer(model, tokens[held:], config.sft, derive_seed(config.run.seed, "demonstrations"))
@@ -98,6 +100,7 @@ def finetune(config: Config, rundir: RunDir, progress: Progress) -> Finetuned:
     return Finetuned(
         checkpoint=path,
         demonstrations=len(played),
+        passed_over=passed_over,
         turns=sum(episode.length for episode in played),
         episodes_worth=len(played) * config.sft.demonstration_cost,
         steps=step,
@@ -107,10 +110,11 @@ def finetune(config: Config, rundir: RunDir, progress: Progress) -> Finetuned:
     )
 
 
-def demonstrate(config: Config, template: ChatTemplate, progress: Progress) -> list[LanguageEpisode]:
-    """The demonstrations, played with the prompts that RL has. Raises `LanguageModelError` where there are too few."""
+def demonstrate(config: Config, template: ChatTemplate, progress: Progress) -> tuple[list[LanguageEpisode], int]:
+    """The demonstrations, played with the prompts that RL has, and how many walkthroughs were passed over for them, as they do
+    not reach the end. Raises `LanguageModelError` where there are too few."""
     play = partial(_play, config, template, progress, config.sft.demonstrations)
-    return _of_traces(config, play) if config.sft.traces else _of_walkthroughs(config, play)
+    return (_of_traces(config, play), 0) if config.sft.traces else _of_walkthroughs(config, play)
 
 
 _Play = Callable[[Sequence[_Played], int], list[LanguageEpisode]]
@@ -143,7 +147,7 @@ def _short(lost: Sequence[LanguageEpisode], played: int) -> LanguageModelError:
     )
 
 
-def _of_walkthroughs(config: Config, play: _Play) -> list[LanguageEpisode]:
+def _of_walkthroughs(config: Config, play: _Play) -> tuple[list[LanguageEpisode], int]:
     """Of the first seeds of each world of the mix, by its share, whose walkthrough reaches the end.
 
     Some games do not understand their own: TextWorld takes `safe` for either of two safes. As many more seeds are played; where
@@ -151,6 +155,7 @@ def _of_walkthroughs(config: Config, play: _Play) -> list[LanguageEpisode]:
     """
     options = {**config.env.options, **config.sft.env_options}
     found: list[LanguageEpisode] = []
+    passed_over = 0
     for world, count in split_by_share(config.env.mix or {config.env.id: 1.0}, config.sft.demonstrations).items():
         # The others tell their walkthroughs unasked.
         asked = {**options, "walkthrough": True} if world.startswith("textworld/") else options
@@ -174,7 +179,8 @@ def _of_walkthroughs(config: Config, play: _Play) -> list[LanguageEpisode]:
             if len(lost) > max(1, count // 10):
                 raise _short(lost, end)
         found += reached
-    return found
+        passed_over += len(lost)
+    return found, passed_over
 
 
 def _of_traces(config: Config, play: _Play) -> list[LanguageEpisode]:

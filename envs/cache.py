@@ -5,13 +5,14 @@ name first, so that a reader never meets a half. It can be deleted at any time.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def is_cache(folder: Path) -> bool:
     except OSError:
         return False
     return bool(names) and all(name in _PARTS or _BEGIN.fullmatch(name) for name in names)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Generator[None]:
+    """Holds the lock of a file, made where it is not there, that others wait for; it ends with the process at the latest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def digest(*parts: object) -> str:

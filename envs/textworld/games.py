@@ -7,12 +7,10 @@ a file keeps processes that want the same game from generating it twice, and fal
 not match its own sums is generated again.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from envs.cache import keep_folder
+from envs.cache import keep_folder, locked
 from envs.textworld.tasks import Setting, Task
 
 _STORY, _ABOUT, _SUMS = "game.z8", "game.json", "sums.json"
@@ -68,7 +66,7 @@ def story_of(recipe: Recipe, folder: Path) -> Path:
     """
     home = folder / recipe.digest[:2] / recipe.digest
     if not _is_whole(home):
-        with _lock(folder / "locks" / recipe.digest):
+        with locked(folder / "locks" / recipe.digest):
             if not _is_whole(home):  # another process may have made it while this one waited
                 _make(recipe, home)
     return home / _STORY
@@ -137,14 +135,6 @@ def _tell_nobody(done: int, total: int) -> None:
 @cache
 def _textworld_version() -> str:
     return version("textworld")
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Generator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
 
 
 def digest_of(path: Path) -> str:

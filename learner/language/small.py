@@ -9,9 +9,7 @@ It can repeat what it read before it is trained (`induction.py`), and keeps that
 among the games' text.
 """
 
-import fcntl
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -28,7 +26,7 @@ from agents.language.parsing import write
 from agents.language.prompts import observation_message, opening, system_message
 from agents.language.template import ChatTemplate
 from envs import textworld
-from envs.cache import cache_folder, digest
+from envs.cache import cache_folder, digest, locked
 from envs.registry import make_text
 
 if TYPE_CHECKING:
@@ -102,8 +100,7 @@ def small_model(spec: SmallModel | None = None, progress: Progress | None = None
     folder = root / f"small-{digest(_FORMAT, asdict(spec))[:12]}"
     if (folder / "config.json").is_file():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f".{folder.name}.lock"):
+    with locked(root / f".{folder.name}.lock"):
         if not (folder / "config.json").is_file():
             part = Path(tempfile.mkdtemp(dir=root, prefix=".new-"))
             try:
@@ -286,17 +283,6 @@ def _threads(count: int) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _lock(path: Path) -> Generator[None]:
-    """Holds the file's lock, which ends with the process."""
-    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _silent(what: str, done: int, total: int) -> None:

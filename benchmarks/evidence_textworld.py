@@ -6,6 +6,7 @@ games that none of them saw (split `test`, seeds 1 to 100). Every step is a comm
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def main(folder: Path, *options: str) -> None:
     parser.add_argument("--demonstrations", type=int, default=60)
     parser.add_argument("--algorithms", default=",".join(ALGORITHMS))
     parser.add_argument("--games", type=int, default=100, help="of the test split (default 100)")
-    parser.add_argument("--seconds", type=float, default=300.0, help="of RL for each seed and algorithm (default 300)")
+    parser.add_argument("--episodes", type=int, default=1600, help="of RL for each seed and algorithm (default 1600)")
     parser.add_argument("--temperature", type=float, default=0.4, help="of answers in evaluations (default 0.4)")
     parser.add_argument("--set", action="append", default=[], help="key=value for both commands; may be repeated")
     parser.add_argument("--sft", action="append", default=[], help="key=value for `yendor sft`")
@@ -128,12 +129,19 @@ class Evidence:
         words = [
             "train",
             *self._words(name, seed, str(self.folder / sft), algorithm),
-            f"train.max_wall_s={self.given.seconds}",
+            f"train.episodes={self.given.episodes + self._demonstrations_cost(seed, sft)}",
+            "train.max_wall_s=null",
             *self.given.rl,
         ]
         seconds = self._yendor(name, words, "--plain")
         summary = json.loads((self.folder / name / "summary.json").read_text())
         return self._trained(algorithm, seed, self._evaluate(name, seed), summary["episodes"], seconds, words)
+
+    def _demonstrations_cost(self, seed: int, sft: str) -> int:
+        """Episodes that the demonstrations take of `train.episodes`."""
+        from orchestration.language.models import demonstrations_cost
+
+        return math.ceil(demonstrations_cost(self._config(sft, seed, str(self.folder / sft))))
 
     def _words(self, name: str, seed: int, model: str | None = None, algorithm: str = "ppo") -> list[str]:
         return [

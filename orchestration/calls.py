@@ -20,6 +20,7 @@ class Actor:
     """Ray's handle; its methods are those of RolloutWorker with `remote`."""
     collect: Any
     """Its method that rolls out, which answers with two objects. Kept, because to make it costs as much as a tenth of a call."""
+    spawned_at: float = field(default_factory=time.monotonic)
     answered: bool = False
     """Whether it has answered a call: before that it may be waiting for a processor."""
     read: bool = False

@@ -204,7 +204,8 @@ def _speed(summary: Summary) -> str:
     restarts += f", reward server {summary.reward_server_restarts}×" if summary.reward_server_restarts else ""
     restarts += f", judge {summary.judge_restarts}×" if summary.judge_restarts else ""
     errors = f", {summary.env_errors} environments replaced" if summary.env_errors else ""
-    actors = f"{summary.actors} actor{'s' if summary.actors != 1 else ''}{restarts}{errors}"
+    waiting = f" ({summary.actors_waiting} wait for a machine)" if summary.actors_waiting else ""
+    actors = f"{summary.actors} actor{'s' if summary.actors != 1 else ''}{waiting}{restarts}{errors}"
     return f"{summary.steps_per_second:,.0f} steps/s · {summary.episodes:,} episodes · {actors}"
 
 

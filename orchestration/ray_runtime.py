@@ -25,7 +25,7 @@ from orchestration.elastic import Elastic, room
 from orchestration.errors import CheckpointWriteError, death, first_line
 from orchestration.learner_group import Followers
 from orchestration.ray_workers import LearnerWorker, RolloutWorker
-from orchestration.recovery import LearnerDeaths, LearnerWait, lost_object
+from orchestration.recovery import ActorWait, LearnerDeaths, LearnerWait, lost_object
 from orchestration.results import FeedResult, TakenOver, actor_name
 from orchestration.reward_host import RewardHost
 from orchestration.scaling import ScaleWish
@@ -95,6 +95,7 @@ class RayRuntime:
         self._parked: list[Actor] = []
         """A token each of actors that could not read the weights."""
         self._waits = LearnerWait(session)
+        self._actor_waits = ActorWait(session)
         self._taking_over = False
         """Whether a learner that is to take another's place has not begun yet. What is lost is not known until then, so no
         checkpoint is made."""
@@ -153,6 +154,7 @@ class RayRuntime:
                     self._checkpoints.tick(self._learner, self._reward.worker)
                 self._look_at_learner()
                 self._waits.look(waiting=self._taking_over)
+                self._actor_waits.look(self._actors.values())
                 self.session.report(due=self.session.metrics.due())
                 self._look_at_scale()
                 self._watch.tick()

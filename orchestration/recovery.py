@@ -11,11 +11,14 @@ Invariants, whatever dies when:
 """
 
 import time
+from collections.abc import Collection
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from orchestration import placement
+from orchestration.calls import Actor
+from orchestration.elastic import room
 from orchestration.errors import ResourceError, WorkerDiedError, death, root_cause
 from orchestration.preflight import check_learner_group
 from orchestration.results import Floor, TakenOver
@@ -122,6 +125,42 @@ class LearnerWait:
             return None
         asked = placement.learner(self._session.config)
         return f"it has not begun for {self.seconds:.0f} s; it asks for {asked}, of which {ray.available_resources()} is free"
+
+
+class ActorWait:
+    """Counts the actors that have not begun yet, and says what they wait for where that is a machine."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._told = 0
+        self._look_at = 0.0
+
+    def look(self, actors: Collection[Actor]) -> None:
+        """May be called as often as one likes."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + 1.0
+        late = [now - actor.spawned_at for actor in actors if not actor.answered]
+        late = [seconds for seconds in late if seconds > _NO_MACHINE_S]
+        fits = room(self._session.config, ray.nodes()) if late else 0
+        # Those for which there is room may only be slow to start.
+        waiting = max(len(actors) - fits, sum(seconds > _NO_ROOM_S for seconds in late)) if late else 0
+        self._session.actors_waiting = min(waiting, len(late))
+        if self._session.actors_waiting > self._told:
+            self._tell(len(actors), fits)
+        self._told = self._session.actors_waiting
+
+    def _tell(self, actors: int, fits: int) -> None:
+        asked = placement.actor(self._session.config)
+        why = (
+            f"the cluster has room for {fits}"
+            if fits < actors
+            else f"each asks for {asked}, of which {ray.available_resources()} is free"
+        )
+        self._session.view.event(
+            f"{self._session.actors_waiting} of {actors} actors wait for a machine: {why}", warning=True
+        )
 
 
 def lost_object(error: RayError) -> bool:

@@ -103,10 +103,6 @@ def scale(run: RunDir, actors: int, wait_s: float) -> Scaled:
     config, trainer, before = read_config(run.config), run.trainer(), current_summary(run)
     if config.runtime == "serial":
         raise UsageError(f"{run.name}: runtime=serial has no actors to scale; train it with runtime=ray")
-    if config.agent.model is not None:
-        raise UsageError(
-            f"{run.name}: the engines of a language model cannot be scaled while it goes; use actors.count"
-        )
     if trainer is not None and not trainer.is_here() and before.status in LIVE:
         raise RunDirError(f"{run.name}: trains on {trainer.host}, not here; run `yendor scale` there")
     if before.status not in LIVE:

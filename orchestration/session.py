@@ -51,6 +51,8 @@ class Session:
         self.env_errors = 0
         self.faults = Faults()
         self.actors = 0
+        self.actors_waiting = 0
+        """Of those, for a machine to begin on."""
         self.learner_waited_s = 0.0
         """What the learner has waited for trajectories, since this process began."""
         self.episodes = EpisodeStatistics()
@@ -329,6 +331,7 @@ class Session:
             policy_lag_max=max(u.lag_max for u in updates) if updates else None,
             samples_dropped=self.samples_dropped,
             actors=self.actors,
+            actors_waiting=self.actors_waiting,
             actor_restarts=self.actor_restarts,
             learner_restarts=self.faults.learner_restarts,
             reward_server_restarts=self.faults.reward_server_restarts,
@@ -409,6 +412,7 @@ class Session:
             "wall_s": self.wall_s,
             "steps_per_second": self._rate.per_second,
             "actors": self.actors,
+            "actors_waiting": self.actors_waiting,
             "actor_restarts": self.actor_restarts,
             "learner_restarts": self.faults.learner_restarts,
             "reward_server_restarts": self.faults.reward_server_restarts,

@@ -132,6 +132,8 @@ class Summary:
     samples_dropped: int = 0
     """Too old to learn from (`learner.max_lag`)."""
     actors: int = 0
+    actors_waiting: int = 0
+    """Of those, for a machine to begin on."""
     actor_restarts: int = 0
     learner_restarts: int = 0
     reward_server_restarts: int = 0

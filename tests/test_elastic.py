@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from agents.settings import ActorSettings
 from benchmarks.growth import Case, ray_cluster
 from benchmarks.standins import BusyLearnerWorker, IdleLearnerWorker, IdleRolloutWorker, Load
 from learner.settings import LearnerSettings, RewardSettings
-from orchestration import elastic
+from orchestration import calls, elastic, recovery
 from orchestration.cli.main import run as yendor
 from orchestration.cluster import start_patiently
 from orchestration.config import (
@@ -270,3 +271,35 @@ def test_actors_wait_for_weights_that_were_lost_and_are_not_replaced(
         session.script = script()
         runtime.run()
     assert session.actor_restarts == 0
+
+
+def test_actors_that_wait_for_a_machine_are_counted_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that have room and are only slow to start, unless that takes too long."""
+    told: list[str] = []
+
+    class View:
+        def event(self, text: str, *, warning: bool = False) -> None:
+            told.append(text)
+
+    class Session:
+        config = load_config("demo", ["actors.cpus=1", "learner.threads=1"])
+        view, actors_waiting = View(), 0
+
+    session: Any = Session()
+    now = time.monotonic()
+    actors = [calls.Actor(index, 0, None, None, spawned_at=now - 10.0, answered=index == 0) for index in range(4)]
+    monkeypatch.setattr(recovery.ray, "available_resources", lambda: {"CPU": 0.5})
+    wait = recovery.ActorWait(session)
+    for cpus, waiting in ((5, 0), (4, 1), (4, 1), (2, 3), (5, 0)):
+        monkeypatch.setattr(recovery.ray, "nodes", lambda cpus=cpus: [node(cpus)])
+        monkeypatch.setattr(wait, "_look_at", 0.0)
+        wait.look(actors)
+        assert session.actors_waiting == waiting
+    assert told == [
+        "1 of 4 actors wait for a machine: the cluster has room for 3",
+        "3 of 4 actors wait for a machine: the cluster has room for 1",
+    ]
+    actors[3].spawned_at = now - 100.0
+    monkeypatch.setattr(wait, "_look_at", 0.0)
+    wait.look(actors)
+    assert session.actors_waiting == 1 and "of which {'CPU': 0.5} is free" in told[-1]

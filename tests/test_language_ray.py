@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from learner.checkpoint import latest_checkpoint, load_state
+from orchestration.cli.main import run as yendor
+from orchestration.traces.reader import read_trace, run_traces
+from orchestration.traces.schema import Return
 from tests.language_agents_support import tiny_model
 from tests.processes import Command, summary
 from tests.text_worlds_support import GAMES, make_games
@@ -15,7 +18,7 @@ from tests.text_worlds_support import GAMES, make_games
 pytestmark = pytest.mark.slow
 
 
-def test_an_engine_and_a_learner_that_are_killed_are_replaced_and_a_run_goes_on(tmp_path: Path) -> None:
+def test_engines_and_a_learner_that_are_killed_are_replaced_and_a_run_is_scaled_and_goes_on(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     make_games("w2-o3-q4", [0, 1], split="test")
@@ -39,12 +42,19 @@ def test_an_engine_and_a_learner_that_are_killed_are_replaced_and_a_run_goes_on(
         learner.kill()
         command.until(lambda: summary(run)["learner_restarts"] == 1)
         command.until(lambda: summary(run)["policy_version"] > before["policy_version"] + 3)
+        for engines in (2, 1):
+            assert yendor(["scale", "run", "--dir", str(tmp_path), "--actors", str(engines)]) == 0
+            command.until(lambda engines=engines: len(command.named("ray::LanguageRolloutWorker")) == engines)
+            version = summary(run)["policy_version"]
+            command.until(lambda version=version: summary(run)["policy_version"] >= version + 4)
         command.process.send_signal(signal.SIGINT)
         assert command.wait() == 130
         assert command.left_behind(10.0) == []
     told = summary(run)
     # Two batches are open at most: one that is trained on while the other is played.
-    assert told["policy_lag_max"] <= 2 and told["actor_restarts"] == 1
+    assert told["policy_lag_max"] <= 2 and told["actor_restarts"] == 1 and told["actors"] == 1
+    returned = [event for path in run_traces(run) for event in read_trace(path).events if isinstance(event, Return)]
+    assert any(event.agent.startswith("actor-01") for event in returned), "what the engine brought that came and went"
     # What the dead learner had learned from, and what waited for a full batch with it, is counted as lost.
     assert 0 < told["samples_lost"] <= told["env_steps"] and "goes on from the beginning" in command.text()
     versions = [json.loads(line)["metrics"]["policy/version"] for line in (run / "metrics.jsonl").open()]

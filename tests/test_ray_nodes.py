@@ -1,4 +1,4 @@
-"""The machine of a learner dies while a run goes on: real Ray nodes, kill -9 of all that is on one."""
+"""The machine of a learner, and that of the head, die while a run goes on: real Ray nodes, kill -9 of all that is on one."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.chaos import RUN, stop
 from benchmarks.chaos.audit import examine
-from benchmarks.chaos.cluster import LEARNER_NODE, LocalCluster
+from benchmarks.chaos.cluster import HEAD, LEARNER_NODE, LocalCluster
 from benchmarks.chaos.faults import Injector
 from benchmarks.chaos.schedule import Fault, Kind
 from benchmarks.chaos.training import Training
@@ -37,5 +37,30 @@ def test_a_learner_whose_machine_dies_goes_on_where_it_comes_back(tmp_path: Path
         left = stop(training)
         told = training.summary()
         assert told["learner_restarts"] == 2 and "ObjectLost" not in training.text(), training.text()
+        findings = examine(training.path, training.seen, judge.answered, left)
+    assert all(finding.holds for finding in findings), findings
+
+
+@pytest.mark.slow
+def test_a_run_whose_head_dies_goes_on_where_there_is_another(tmp_path: Path) -> None:
+    """With it go driver, reward server and all that Ray knew; the other machines end what they had of the run by themselves."""
+    keys = ["demo", *RUN, "train.env_steps=1000000000"]
+    with (
+        LocalCluster(1, 1.0, network=False) as cluster,
+        RuleServer() as judge,
+        Training(cluster, tmp_path / "runs", "run", [*keys, f"judge.url={judge.url}"]) as training,
+    ):
+        training.path.parent.mkdir()
+        training.start()
+        began = training.until(
+            lambda told: bool(told.get("checkpoint")) and told["captions_labelled"] > 3 and told["policy_version"] > 3,
+            120.0,
+        )
+        assert began is not None, training.text()
+        outcome = Injector(cluster, training, judge, tmp_path / "runs").cause(Fault(0, Kind.KILL_HEAD, 0.5, 0.0, 0.0))
+        assert outcome.target == HEAD and outcome.ended_run is None and outcome.recovered_s is not None, training.text()
+        left = stop(training)
+        told = training.summary()
+        assert told["learner_restarts"] == 0 and told["captions_labelled"] > 3, training.text()
         findings = examine(training.path, training.seen, judge.answered, left)
     assert all(finding.holds for finding in findings), findings

@@ -23,6 +23,9 @@ import psutil
 _MARK = "YENDOR_CHAOS_NODE"
 _STORE_BYTES = 1 << 28
 _START_S = 150.0
+_GIVES_UP_S = 15
+"""After which a node believes that the head is gone; Ray's own default is a minute."""
+_ENDS_S = 60.0
 _LATE = "timed out during startup"
 HEAD, LEARNER_NODE = "head", "learner"
 
@@ -145,6 +148,7 @@ class LocalCluster:
             # As `cluster.yaml` has it.
             "RAY_health_check_period_ms": "400", "RAY_health_check_timeout_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": str(_GIVES_UP_S),
         }  # fmt: skip
         return {**os.environ, **own}
 
@@ -208,6 +212,16 @@ class LocalCluster:
                 self.kill(name)
                 self.start(name)
             time.sleep(0.2)
+
+    def await_down(self, name: str) -> None:
+        """Until nothing of a node runs any more, its head being gone. Raises RuntimeError where it stays."""
+        node, deadline = self.nodes[name], time.monotonic() + _GIVES_UP_S + _ENDS_S
+        while left := node.processes():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"of Ray's {name} there is still {[process.cmdline() for process in left]}")
+            time.sleep(0.2)
+        if node.process is not None:
+            node.process.wait()
 
     def close(self) -> None:
         """Ends every node."""

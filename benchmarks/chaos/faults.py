@@ -29,6 +29,7 @@ _JUDGE = {
     Kind.JUDGE_SLOW: "slow",
 }
 _OF_THE_REWARD_SERVER = {*_JUDGE, Kind.KILL_REWARD_SERVER, Kind.STOP_REWARD_SERVER, Kind.DAMAGE_STORE}
+_OF_THE_DRIVER = {Kind.KILL_DRIVER, Kind.KILL_HEAD}
 _OF_THE_LEARNER = {Kind.KILL_LEARNER, Kind.KILL_LEARNER_NODE}
 _SAID = {
     Kind.KILL_ACTOR: "died and is replaced",
@@ -132,7 +133,7 @@ class Injector:
     def _recovered(self, fault: Fault, before: dict[str, Any], *, replaced: bool) -> float | None:
         """The counters go back with a driver that was killed, so what they are then is what has to rise. `replaced`: the learner
         must be, too; what it had answered before it died would seem a recovery."""
-        told = self._training.summary() if fault.kind is Kind.KILL_DRIVER else before
+        told = self._training.summary() if fault.kind in _OF_THE_DRIVER else before
         steps, version = told.get("env_steps", 0), told.get("policy_version", 0)
         restarts = told.get("learner_restarts", 0) + replaced
         annotates = fault.kind in _OF_THE_REWARD_SERVER
@@ -164,6 +165,7 @@ class Injector:
             Kind.DISK_FULL: self._fill_disk,
             Kind.DAMAGE_STORE: self._damage_store,
             Kind.KILL_DRIVER: self._kill_driver,
+            Kind.KILL_HEAD: self._kill_head,
         }
         return other[kind](fault)
 
@@ -291,9 +293,29 @@ class Injector:
             return ""
         process.kill()
         process.wait()
+        self._resume()
+        return "driver"
+
+    def _kill_head(self, fault: Fault) -> str:
+        """What Ray knows of its cluster goes with it: the Ray of the other machines gives up after a while, with all that the run
+        had there, and they join the next head."""
+        process = self._training.process
+        if process is None:
+            return ""
+        process.kill()
+        self._cluster.kill(HEAD)
+        process.wait()
+        for name in self._cluster.nodes:
+            self._cluster.await_down(name)
+        for name in self._cluster.nodes:
+            self._cluster.start(name)
+            self._cluster.await_up(name)
+        self._resume()
+        return HEAD
+
+    def _resume(self) -> None:
         self._training.start(resume=True)
         self._training.until(lambda told: told.get("status") == "running", _RECOVERY_S)
-        return "driver"
 
 
 def _children(actor: psutil.Process) -> list[psutil.Process]:

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     DISK_FULL = "the disk is full"
     DAMAGE_STORE = "the label store is damaged"
     KILL_DRIVER = "kill -9 the driver, then --resume"
+    KILL_HEAD = "the head's machine goes with the driver, another comes, then --resume"
 
 
 NETWORK = frozenset({Kind.CUT, Kind.SLOW_NETWORK, Kind.LOSE_NODE})
@@ -61,6 +62,7 @@ SHARES: Mapping[Kind, Share] = {
     Kind.DISK_FULL: Share(10, (2.0, 6.0)),
     Kind.DAMAGE_STORE: Share(5),
     Kind.KILL_DRIVER: Share(4),
+    Kind.KILL_HEAD: Share(2),
 }
 
 

@@ -169,7 +169,7 @@ RULES = (
     ),
     Rule(("sft.env_options",), lambda c: "sft.traces has the worlds' options" if c.sft.traces else None),
     Rule(("actors.count",), _one_engine),
-    Rule(("actors.auto",), lambda c: "runtime=serial has one process" if c.runtime == "serial" else _model_acts(c)),
+    Rule(("actors.auto",), lambda c: "runtime=serial has one process" if c.runtime == "serial" else None),
     Rule(("actors.max",), lambda c: None if c.actors.auto else "actors.auto=false"),
     Rule(("actors.gpus",), _network_acts),
     Rule(("actors.gpus",), lambda c: "runtime=serial has one process" if c.runtime == "serial" else None),

@@ -6,6 +6,8 @@ are open. So with 1 playing and learning take turns, with k no episode is traine
 weights that it began with (k, where groups do not make whole batches); lag is measured for every turn.
 
 New weights go to each engine while it generates; an engine that is still taking the ones before gets the newest after.
+
+An engine that is let go (`yendor scale`) plays the groups that it has to their end, and gets no others.
 """
 
 import math
@@ -23,7 +25,7 @@ from agents.language.errors import EngineDiedError, LanguageModelError
 from agents.report import RolloutReport
 from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
 from orchestration import placement
-from orchestration.calls import Actor
+from orchestration.calls import Actor, CloseCall
 from orchestration.errors import death, root_cause
 from orchestration.language.models import acting_model, told_by
 from orchestration.language.ray_workers import LanguageFeed, LanguageLearnerWorker, LanguageRolloutWorker
@@ -85,6 +87,7 @@ class LanguageRayRuntime(RayRuntime):
         per_batch = math.ceil(config.language.batch_episodes / config.agent.group_size)
         self._open_limit = per_batch * config.actors.in_flight
         self._engines: dict[int, _Engine] = {}
+        """By the `id` of their actors, those that were let go and still play among them."""
         self._open: set[int] = set()
         self._feeding: set[int] = set()
         self._again: list[int] = [] if resumed is None else sorted(resumed.get("open", ()))
@@ -138,7 +141,7 @@ class LanguageRayRuntime(RayRuntime):
             self.config, self.session.rundir.path, index, incarnation, self._model, self._version, str(self._weights)
         )
         actor = self._actors[index] = Actor(index, incarnation, handle, handle.play.options(num_returns=2))
-        self._engines[index] = _Engine(set(), self._version, taking=True)
+        self._engines[id(actor)] = _Engine(set(), self._version, taking=True)
         self.session.actors = len(self._actors)
         self.session.record.spawned(actor_name(index, incarnation))
         self._calls.expect(handle.start.remote(), _Start(actor))
@@ -155,10 +158,9 @@ class LanguageRayRuntime(RayRuntime):
                 group = self._again.pop(0)
             else:
                 group, self._next = self._next, self._next + 1
-            index = min(self._engines, key=lambda i: (len(self._engines[i].playing), i))
-            actor = self._actors[index]
+            actor = min(self._actors.values(), key=lambda a: (len(self._engines[id(a)].playing), a.index))
             result, report = actor.collect.remote(group, self.session.reward_model_in_force)
-            self._engines[index].playing.add(group)
+            self._engines[id(actor)].playing.add(group)
             self._open.add(group)
             self._calls.expect(report, _Play(actor, group, result))
             self.session.record.called(actor_name(actor.index, actor.incarnation), group)
@@ -171,17 +173,17 @@ class LanguageRayRuntime(RayRuntime):
             self._fed(answer, call)
             return
         if not isinstance(call, _Play | _Start | _Take):
-            call(answer)
+            super()._answered(answer, call)
             return
         actor = call.actor
-        if self._actors.get(actor.index) is not actor:
+        if id(actor) not in self._engines:
             return
         try:
             value = answer.result()
         except RayError as error:
             self._lost_engine(actor, error)
             return
-        actor.heard_at = time.monotonic()
+        actor.answered, actor.heard_at = True, time.monotonic()
         if isinstance(call, _Play):
             self._played(call, value)
         else:
@@ -189,10 +191,13 @@ class LanguageRayRuntime(RayRuntime):
 
     def _played(self, call: _Play, report: RolloutReport) -> None:
         self._failures_in_a_row = 0
-        self._engines[call.actor.index].playing.discard(call.group)
+        self._engines[id(call.actor)].playing.discard(call.group)
         self.session.rolled_out(report, group=call.group)
         self._judge(report)
         self._feed_group(call.group, report, call.result, self.session.env_steps)
+        call.actor.read = True
+        if call.actor in self._leaving:
+            self._close_if_done(call.actor)
 
     def _feed_group(self, group: int, report: RolloutReport, result: Any, env_steps: int) -> None:
         """Hands a group's episodes to the learner."""
@@ -226,7 +231,7 @@ class LanguageRayRuntime(RayRuntime):
     def _publish(self, version: int, weights: Any) -> None:
         """Sends new weights to all engines."""
         self._version, self._weights = version, weights
-        for actor in self._actors.values():
+        for actor in (*self._actors.values(), *self._leaving):
             self._send_weights(actor)
 
     # The learner's death.
@@ -250,19 +255,48 @@ class LanguageRayRuntime(RayRuntime):
         self._grant_groups()
 
     def _owing(self) -> set[int]:
-        return {id(call.actor) for call in self._calls.of(_Play | _Start | _Take)}
+        return {id(call.actor) for call in self._calls.of(_Play | _Start | _Take | CloseCall)}
+
+    # Scaling.
+
+    def _scale(self, wanted: int) -> None:
+        super()._scale(wanted)
+        self._grant_groups()
+
+    def _grant_all(self, actor: Actor) -> None:
+        """Groups go to whoever plays fewest, so a new engine gets its own with the next."""
+
+    def _retire(self, actor: Actor) -> None:
+        """An engine that never began leaves its groups to the others."""
+        if not actor.answered:
+            self._play_again(actor)
+        super()._retire(actor)
+
+    def _play_again(self, actor: Actor) -> None:
+        """Gives up the groups of an engine, which others play from their beginning."""
+        lost = self._engines.pop(id(actor)).playing
+        self._again = sorted({*self._again, *lost})
+        self._open -= lost
+
+    def _close_if_done(self, actor: Actor) -> None:
+        if not self._engines[id(actor)].playing:
+            del self._engines[id(actor)]
+            self._calls.expect(actor.handle.close.remote(), CloseCall(actor))
+
+    def _forget(self, actor: Actor) -> None:
+        self._calls.drop(lambda call: isinstance(call, _Play | _Start | _Take) and call.actor is actor)
 
     # Weights.
 
     def _send_weights(self, actor: Actor) -> None:
-        engine = self._engines[actor.index]
-        if engine.taking or engine.version == self._version:
+        engine = self._engines.get(id(actor))
+        if engine is None or engine.taking or engine.version == self._version:
             return
         engine.taking, engine.version = True, self._version
         self._calls.expect(actor.handle.take_weights.remote(self._weights, self._version), _Take(actor, self._version))
 
     def _took(self, actor: Actor, version: int) -> None:
-        engine = self._engines[actor.index]
+        engine = self._engines[id(actor)]
         engine.taking, engine.version = False, version
         self._send_weights(actor)
 
@@ -273,6 +307,12 @@ class LanguageRayRuntime(RayRuntime):
         cause = root_cause(error)
         if isinstance(cause, _FATAL) and not isinstance(cause, EngineDiedError):
             raise error
+        if actor in self._leaving:
+            self._leaving.remove(actor)
+            self._play_again(actor)
+            ray.kill(actor.handle)
+            self._grant_groups()
+            return
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= _FAILURES_IN_A_ROW * len(self._actors):
             raise error
@@ -281,9 +321,7 @@ class LanguageRayRuntime(RayRuntime):
         self.session.record.lost(name, reason)
         self.session.actor_restarts += 1
         self.session.view.event(f"{name} died and is replaced: {reason}", warning=True)
-        lost = self._engines[actor.index].playing
-        self._again = sorted({*self._again, *lost})
-        self._open -= lost
+        self._play_again(actor)
         self._spawn(actor.index)
         self._grant_groups()
 

@@ -65,6 +65,7 @@ METRICS = (
         "output_tokens_per_second", "Tokens that language models generate, of agents", "time/output_tokens_per_second"
     ),
     _gauge("actors", "Actors at present", "time/actors"),
+    _gauge("actors_waiting", "Actors that wait for a machine to begin on", "time/actors_waiting"),
     _counter("actor_restarts", "Actors that died and were replaced", "time/actor_restarts"),
     _counter("learner_restarts", "Learners that died and were replaced", "time/learner_restarts"),
     _counter("reward_server_restarts", "Reward servers that died and were restarted", "time/reward_server_restarts"),

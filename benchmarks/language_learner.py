@@ -195,6 +195,7 @@ def _ours(shape: str, device: str, played: list[Any]) -> dict[str, Callable[[], 
     from learner.language.model import LanguageModel
     from learner.language.registry import build_objective, objective_kind
     from learner.language.settings import LanguageSettings
+    from learner.language.step import LanguageStep
     from learner.learner import NoIntrinsicReward, resolve_device
     from learner.precision import resolve_precision
     from learner.settings import RewardSettings
@@ -208,7 +209,7 @@ def _ours(shape: str, device: str, played: list[Any]) -> dict[str, Callable[[], 
             critic=objective.needs_value, reference=objective.needs_reference,
         )  # fmt: skip
         settings = LanguageSettings(learning_rate=1e-6)
-        learner = LanguageLearner(model, objective, settings, RewardSettings(), NoIntrinsicReward())
+        learner = LanguageLearner(LanguageStep(model, objective, settings), RewardSettings(), NoIntrinsicReward())
 
         def run() -> None:
             learner.update(played)

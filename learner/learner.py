@@ -217,19 +217,22 @@ class Learner:
 
 
 def policy_step(policy: RecurrentPolicy, settings: LearnerSettings, credit: OnlineCredit | None) -> PolicyStep:
-    """What a learner, or a worker that follows one, takes its optimisation steps with.
+    """What a learner, or a worker that follows one, takes its optimisation steps with. Raises as `learner_device`."""
+    device = learner_device(settings)
+    if credit is None:
+        return PolicyStep(policy, settings, device)
+    return PolicyStep(policy, settings, device, critics=credit.critics, weights=credit.weights)
 
-    Raises ValueError where several workers would take the same GPU.
-    """
+
+def learner_device(settings: LearnerSettings) -> torch.device:
+    """Where a worker of the learner is. Raises ValueError where several would take the same GPU."""
     device = resolve_device(settings.device)
     if settings.workers > 1 and settings.device == "auto" and device.type == "cuda":
         raise ValueError(
             f"learner.workers={settings.workers}: learner.device=auto asks Ray for no GPU; take learner.device=cuda (a GPU "
             "for each worker) or cpu"
         )
-    if credit is None:
-        return PolicyStep(policy, settings, device)
-    return PolicyStep(policy, settings, device, critics=credit.critics, weights=credit.weights)
+    return device
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,10 @@ class Workers:
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def add_gradients(self, parameters: Iterable[Tensor], total: float) -> float:
+        """Puts in place of each gradient the sum of the workers', where one has it; the sum of `total`."""
+        return total
+
 
 ALONE = Workers()
 
@@ -123,6 +127,19 @@ class Group(Workers):
         with self._exchange("take the mean over the workers"):
             dist.all_reduce(weighted)
         return (weighted[:-1] / weighted[-1]).view_as(x)
+
+    def add_gradients(self, parameters: Iterable[Tensor], total: float) -> float:
+        trained = list(parameters)
+        there = trained[0].new_tensor([p.grad is not None for p in trained] + [total])
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = torch.cat([there, *(part.flatten() for part in parts)])
+        with self._exchange("add up gradients"):
+            dist.all_reduce(flat)
+        there, *sums = flat.split([len(there), *(p.numel() for p in trained)])
+        *counts, total = there.tolist()
+        for parameter, count, part in zip(trained, counts, sums, strict=True):
+            parameter.grad = part.view_as(parameter) if count else None
+        return total
 
     def call(self, rank: int, word: str) -> None:
         """Wakes a worker that waits in `heed`, with a word for it."""

@@ -32,16 +32,15 @@ _CAUSE_S = 2.0
 class LearnerFollower:
     """Hosts a worker that follows; thin, as the workers of `orchestration.ray_workers`."""
 
-    def __init__(self, config: Config, rundir: Path, rank: int) -> None:
+    def __init__(self, config: Config, rundir: Path, rank: int, model: str | None) -> None:
+        """`model`: where a language model begins; None: a network learns."""
         log_to(RunDir(rundir).logs, f"learner-{rank}")
         import torch
-
-        from orchestration.parts import action_count, build_follower
 
         torch.set_num_threads(config.learner.threads)
         self._rank = rank
         self._size = config.learner.workers
-        self._step = build_follower(config, action_count(config))
+        self._step, self._follower = _follower(config, model)
 
     def node(self) -> str:
         """The address of its machine."""
@@ -50,11 +49,23 @@ class LearnerFollower:
     def follow(self, address: str) -> None:
         """Takes every step with the worker that leads, whose group is met at `address`. Raises GroupError where that ends."""
         from learner.parallel import Group, join_meeting
-        from learner.team import Follower
 
         meeting = join_meeting(address)
         here = meeting.host if meeting.on_loopback else self.node()
-        Follower(Group(meeting, self._rank, self._size, self._step.device, here=here), self._step).follow()
+        self._follower(Group(meeting, self._rank, self._size, self._step.device, here=here), self._step).follow()
+
+
+def _follower(config: Config, model: str | None) -> tuple[Any, type[Any]]:
+    """What takes the steps, and what follows the leader with it."""
+    if model is not None:
+        from learner.language.team import LanguageFollower
+        from orchestration.language.parts import build_language_step
+
+        return build_language_step(config, model), LanguageFollower
+    from learner.team import Follower
+    from orchestration.parts import action_count, build_follower
+
+    return build_follower(config, action_count(config)), Follower
 
 
 class Followers:
@@ -77,14 +88,14 @@ class Followers:
         self._following: list[Any] = []
         """References to the answers that come when they end."""
 
-    def start(self) -> None:
-        """Makes them, for a learner that is being made too; the ones before are ended."""
+    def start(self, model: str | None = None) -> None:
+        """Makes them, for a learner that is being made too; the ones before are ended. `model`: where a language model begins."""
         self.end()
         workers = self._config.learner.workers
         if workers > 1:
             options = placement.learner(self._config)
             made: Any = ray.remote(LearnerFollower).options(**options)
-            self._handles = [made.remote(self._config, self._rundir, rank) for rank in range(1, workers)]
+            self._handles = [made.remote(self._config, self._rundir, rank, model) for rank in range(1, workers)]
 
     def parts(self) -> list[Part]:
         """As the watchdog knows them. They owe the coordinator nothing, so being idle is no fault; being stopped is one."""

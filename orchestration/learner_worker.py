@@ -1,24 +1,54 @@
-"""What the hosts of learners have in common, whoever learns: a sign of life, and checkpoints written beside the training."""
+"""What the hosts of learners have in common, whoever learns: a sign of life, the group of several workers, and checkpoints
+written beside the training."""
 
+import contextlib
+import os
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
+
+from learner.errors import GroupError
+from orchestration.config import Config
 from orchestration.results import Written
 
 if TYPE_CHECKING:
+    from learner.parallel import Meeting
     from reward_server.models.base import RewardModelVersion
 
 
 class LearnerHost:
-    """A base of Ray actors, each of which has its learner's part in `_part`."""
+    """A base of Ray actors, each of which has its learner's part in `_part`; of several workers the one that leads
+    (`orchestration.learner_group`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
         from learner.background import BackgroundWriter
 
         self._part: Any
+        self._config = config
+        self._meeting: Meeting | None = None
         self._writer = BackgroundWriter()
+
+    def invite(self, *nodes: str) -> str:
+        """Opens the meeting of a group whose other workers are on the machines `nodes`; its address."""
+        from learner.parallel import LOOPBACK, open_meeting
+
+        here = ray.util.get_node_ip_address()
+        self._meeting = open_meeting(LOOPBACK if all(node == here for node in nodes) else here)
+        return self._meeting.address
+
+    def meet(self) -> None:
+        """Waits for the others; from then on they learn with this one."""
+        from learner.parallel import Group
+
+        with ending_with_the_group():
+            if self._meeting is None:
+                raise GroupError("another worker died before the group met")
+            device, size = self._part.learner.step.device, self._config.learner.workers
+            self._part.learner.lead(Group(self._meeting, 0, size, device, here=self._meeting.host))
 
     def beat(self) -> None:
         """Answers when the calls before it are done, and so says that this process lives."""
@@ -59,3 +89,15 @@ def _failed(error: OSError) -> Callable[[], Path]:
         raise error
 
     return write
+
+
+@contextlib.contextmanager
+def ending_with_the_group() -> Generator[None]:
+    """Ends this process where another worker of the learner is lost: what it was doing with that is half done, so nothing may
+    read or keep its state. The coordinator hears of a death either way."""
+    try:
+        yield
+    except GroupError as error:
+        sys.stderr.write(f"{error}; this worker ends too\n")
+        sys.stderr.flush()
+        os._exit(1)

@@ -134,13 +134,17 @@ class RayRuntime:
     def _learner_class(self) -> type[Any]:
         return self._hosts.learner
 
+    def _begins_with(self) -> str | None:
+        """The language model that learns; None where a network does."""
+        return None
+
     def _host_learner(self, *arguments: Any, gpus: float = 1.0) -> None:
         """Makes the learner's actor; `gpus`: how many it takes, if it is to run on one."""
         options = placement.learner(self.config, gpus=gpus)
         self._learner = ray.remote(self._learner_class()).options(**options).remote(*arguments)
         self._feed: Any = self._learner.feed.options(num_returns=2)
         self._learner_heard_at = time.monotonic()
-        self._followers.start()
+        self._followers.start(self._begins_with())
 
     def run(self) -> None:
         """Trains until the session is finished or somebody asked it to stop. Raises what ends the run."""

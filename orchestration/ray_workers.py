@@ -1,22 +1,19 @@
 """The parts of a run as Ray actors: thin hosts, nothing else. What they host runs, and is tested, without Ray."""
 
 import asyncio
-import contextlib
 import os
-import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from agents.report import FinishedEpisode, RolloutReport
-from learner.errors import GroupError
 from orchestration.config import Config
 from orchestration.configuration import compares_pairs
 from orchestration.heap import HeapTrimmer
-from orchestration.learner_worker import LearnerHost
+from orchestration.learner_worker import LearnerHost, ending_with_the_group
 from orchestration.part_log import log_to
 from orchestration.results import FeedResult, Floor, TakenOver, actor_name
 from orchestration.rundir import RunDir
@@ -26,7 +23,6 @@ from reward_server.types import Judge, PairJudge
 if TYPE_CHECKING:
     from agents.trajectory import Trajectory
     from learner.learner import Weights
-    from learner.parallel import Meeting
     from reward_server.models.base import RewardModelVersion
 
 # The coordinator loads this module to start the workers. What they are made of, torch above all, is loaded where they run:
@@ -71,40 +67,20 @@ class RolloutWorker:
 
 
 class LearnerWorker(LearnerHost):
-    """Hosts the learner; of several workers the one that leads (`orchestration.learner_group`)."""
+    """Hosts the learner."""
 
     def __init__(self, config: Config, rundir: Path, state: Mapping[str, Any] | None) -> None:
         log_to(RunDir(rundir).logs, "learner")
-        super().__init__()
+        super().__init__(config)
         import torch
 
         from orchestration.parts import LearnerPart, action_count
 
         torch.set_num_threads(config.learner.threads)
-        self._config = config
         self._part = LearnerPart(config, action_count(config))
-        self._meeting: Meeting | None = None
         self._root = RunDir(rundir).checkpoints
         if state is not None:
             self._part.load_state_dict(state)
-
-    def invite(self, *nodes: str) -> str:
-        """Opens the meeting of a group whose other workers are on the machines `nodes`; its address."""
-        from learner.parallel import LOOPBACK, open_meeting
-
-        here = ray.util.get_node_ip_address()
-        self._meeting = open_meeting(LOOPBACK if all(node == here for node in nodes) else here)
-        return self._meeting.address
-
-    def meet(self) -> None:
-        """Waits for the others; from then on they learn with this one."""
-        from learner.parallel import Group
-
-        with _ending_with_the_group():
-            if self._meeting is None:
-                raise GroupError("another worker died before the group met")
-            device, size = self._part.learner.step.device, self._config.learner.workers
-            self._part.learner.lead(Group(self._meeting, 0, size, device, here=self._meeting.host))
 
     def begin(self) -> tuple[int, "Weights"]:
         """Version and weights to begin with; two objects."""
@@ -127,20 +103,8 @@ class LearnerWorker(LearnerHost):
         captions: Sequence[tuple[int, str]],
         episodes: Sequence[FinishedEpisode] = (),
     ) -> tuple[FeedResult, "Weights | None"]:
-        with _ending_with_the_group():
+        with ending_with_the_group():
             return self._part.feed(source, trajectory, captions, episodes)
-
-
-@contextlib.contextmanager
-def _ending_with_the_group() -> Generator[None]:
-    """Ends this process where another worker of the learner is lost: what it was doing with that is half done, so nothing may
-    read or keep its state. The coordinator hears of a death either way."""
-    try:
-        yield
-    except GroupError as error:
-        sys.stderr.write(f"{error}; this worker ends too\n")
-        sys.stderr.flush()
-        os._exit(1)
 
 
 class RewardServerWorker:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from learner.language.step import LanguageStep
+from learner.language.team import LanguageFollower
 from learner.parallel import LOOPBACK, Group, join_meeting, open_meeting
 from learner.step import PolicyStep
 from learner.team import Follower
@@ -21,7 +23,7 @@ _ANSWER_S = 60.0
 class Task:
     """What a follower is to be."""
 
-    build: Callable[..., PolicyStep]
+    build: Callable[..., PolicyStep | LanguageStep]
     arguments: tuple[Any, ...]
     address: str
     rank: int
@@ -34,10 +36,11 @@ def _serve(pipe: Connection) -> None:
         try:
             step = task.build(*task.arguments)
             meeting = join_meeting(task.address)
-            Follower(Group(meeting, task.rank, task.size, CPU, here=meeting.host), step).follow()
-            state = step.state_dict()
-            critics = None if step.critics is None else step.critics.state_dict()
-            pipe.send(("done", _plain({"step": state, "critics": critics})))
+            kind = LanguageFollower if isinstance(step, LanguageStep) else Follower
+            kind(Group(meeting, task.rank, task.size, CPU, here=meeting.host), step).follow()
+            critics = getattr(step, "critics", None)
+            found = {"step": step.state_dict(), "critics": None if critics is None else critics.state_dict()}
+            pipe.send(("done", _plain(found)))
         except Exception as error:  # for the test to look at
             pipe.send((type(error).__name__, str(error)))
             return  # torch's group of this process is broken
@@ -68,7 +71,7 @@ class FollowerProcess:
 
 
 def lead(
-    followers: list[FollowerProcess], build: Callable[..., PolicyStep], *arguments: Any, host: str = LOOPBACK
+    followers: list[FollowerProcess], build: Callable[..., PolicyStep | LanguageStep], *arguments: Any, host: str = LOOPBACK
 ) -> Group:
     """A group of this process and the followers, each of which has what `build(*arguments)` gives."""
     meeting = open_meeting(host)

@@ -30,6 +30,7 @@ from learner.language.model import LanguageModel, Lora, load_model, width_of
 from learner.language.objective import Rollouts
 from learner.language.registry import build_objective, objective_kind
 from learner.language.settings import LanguageSettings, PPOSettings, RLOOSettings
+from learner.language.step import LanguageStep
 from learner.learner import NoIntrinsicReward
 from learner.settings import RewardSettings
 from orchestration.configuration import attributes_credit, load_config
@@ -224,7 +225,7 @@ def language_learner(algorithm="rloo", objective=None, w_prog=2.0, backbone=None
         seed=0, device=CPU, backbone=None if backbone is None else LanguageModel(network(), NoTokenizer(), device=CPU),
     )  # fmt: skip
     given = LanguageSettings(micro_batch_tokens=40, learning_rate=1e-3, batch_episodes=4)
-    return LanguageLearner(model, built, given, reward, NoIntrinsicReward(), credit=attributed)
+    return LanguageLearner(LanguageStep(model, built, given), reward, NoIntrinsicReward(), credit=attributed)
 
 
 def groups(first: int, count: int):

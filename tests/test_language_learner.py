@@ -15,6 +15,7 @@ from learner.language.learner import LanguageLearner
 from learner.language.model import LanguageModel, Lora, load_model
 from learner.language.registry import build_objective, objective_kind
 from learner.language.settings import LanguageSettings
+from learner.language.step import LanguageStep
 from learner.learner import NoIntrinsicReward
 from learner.settings import RewardSettings
 from tests.language_agents_support import tiny_model
@@ -31,7 +32,7 @@ def _learner(algorithm, model=None, objective=None, **settings):
             network(), NoTokenizer(), device=CPU, critic=built.needs_value, reference=built.needs_reference
         )
     given = {"micro_batch_tokens": 40, "max_grad_norm": 1e9, "learning_rate": 1e-3, "batch_episodes": 4, **settings}
-    return LanguageLearner(model, built, LanguageSettings(**given), RewardSettings(), NoIntrinsicReward())
+    return LanguageLearner(LanguageStep(model, built, LanguageSettings(**given)), RewardSettings(), NoIntrinsicReward())
 
 
 def _plain(learner):

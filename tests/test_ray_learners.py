@@ -13,15 +13,18 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from learner.checkpoint import latest_checkpoint, load_state
 from orchestration.cluster import start_patiently
 from orchestration.config import Config
 from orchestration.configuration import load_config
 from orchestration.elastic import room
 from orchestration.errors import ConfigError, ResourceError
 from orchestration.preflight import check_cluster, check_cpus
+from tests.language_agents_support import tiny_model
 from tests.processes import Command, summary, titled
 from tests.test_ray import small
 from tests.test_ray_learner import accounts_for_all, never_fell
+from tests.text_worlds_support import GAMES, make_games
 
 _NO_JUDGE = ("judge.", "distiller.", "annotator.")
 FOLLOWER = "ray::LearnerFollower"
@@ -39,7 +42,7 @@ FOLLOWER = "ray::LearnerFollower"
             ["learner.batch_size=96", "actors.rollout_length=32"],
             "learner.workers=4: learner.batch_size=96 is 3 trajectories of actors.rollout_length=32",
         ),
-        ("textworld_ppo", [], "learner.workers=4: a language model has one learner"),
+        ("textworld_ppo", ["language.batch_episodes=3", "agent.group_size=1"], "learner.workers=4: each worker needs an episode"),
     ],
 )
 def test_what_several_workers_cannot_do_is_refused(preset: str, keys: list[str], message: str) -> None:
@@ -186,3 +189,34 @@ def test_credit_and_intrinsic_reward_with_two_learners(tmp_path: Path, address: 
     )
     assert 0 < exchanged <= walls[-1]
     accounts_for_all(run)
+
+
+@pytest.mark.slow
+def test_two_learners_of_a_language_model_lose_one_and_go_on(tmp_path: Path, address: str) -> None:
+    make_games("w2-o3-q4", [0, 1], split="test")
+    run = tmp_path / "run"
+    keys = [
+        "train", f"run.dir={tmp_path}", "run.name=run", "env.id=textworld/w2-o3-q4", "env.options.split=test",
+        f"env.options.cache_dir={GAMES}", "env.tasks=2", f"agent.model={tiny_model(tmp_path / 'model')}",
+        "agent.engine=transformers", "agent.answer=command", "agent.max_new_tokens=4", "agent.context=2048",
+        "agent.history=window", "learner.algorithm=ppo", "language.batch_episodes=4", "language.minibatches=2",
+        "actors.envs=8", "actors.cpus=0.5", "reward.w_int=0", "log.interval_s=0.2", "checkpoint.interval_s=2",
+        "learner.workers=2", "--plain",
+    ]  # fmt: skip
+    with Command(*keys, "train.env_steps=100000000", address=address) as command:
+        command.until(lambda: summary(run).get("policy_version", 0) >= 2 and bool(summary(run)["checkpoint"]))
+        version = summary(run)["policy_version"]
+        found(FOLLOWER)[0].kill()
+        command.until(lambda: summary(run)["learner_restarts"] == 1)
+        command.until(lambda: summary(run)["policy_version"] >= version + 4)
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait() == 130, command.text()
+    assert "the learner (LearnerFollower) died and is replaced" in command.text()
+    told = summary(run)
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    learner = load_state(checkpoint)["learner"]
+    learned = learner["trained_samples"] + learner["dropped_samples"] + learner["waiting_samples"]
+    assert told["env_steps"] == learned + told["samples_lost"]
+    lines = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any((line.get("learner/exchange") or 0.0) > 0 for line in lines)

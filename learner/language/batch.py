@@ -116,6 +116,49 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PackedTokens:
+    """What the model reads of a batch: S sequences, end to end."""
+
+    tokens: Tensor
+    """[N] int64."""
+    offsets: Tensor
+    """[S + 1] int64: where each sequence begins, and N."""
+    action: Tensor
+    """[N] bool: the policy sampled this token."""
+
+    @property
+    def sequences(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """[S] int64."""
+        return self.offsets.diff()
+
+    def take(self, sequences: Tensor) -> MicroBatch:
+        """The sequences of these rows [s], in this order."""
+        offsets, index = self._index(sequences)
+        position = self.action[index].nonzero().squeeze(1)
+        rank = self.action.cumsum(0) - 1
+        tokens = self.tokens[index]
+        return MicroBatch(tokens, offsets, position - 1, tokens[position], rank[index[position]])
+
+    def part(self, sequences: Tensor) -> "tuple[PackedTokens, Tensor]":
+        """The sequences of these rows [s] as a batch of their own, and [m] which of the M action tokens are theirs."""
+        offsets, index = self._index(sequences)
+        action = self.action[index]
+        rank = self.action.cumsum(0) - 1
+        return PackedTokens(self.tokens[index], offsets, action), rank[index[action]]
+
+    def _index(self, sequences: Tensor) -> tuple[Tensor, Tensor]:
+        """Where these sequences begin once they lie end to end, and where each of their tokens lies now."""
+        lengths = self.lengths[sequences]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        index = torch.arange(int(offsets[-1]), device=self.tokens.device)
+        return offsets, index + (self.offsets[:-1][sequences] - offsets[:-1]).repeat_interleave(lengths)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
     """E episodes, packed. Made by `pack`, which checks the contents; the constructor checks lengths alone."""
 
@@ -195,14 +238,12 @@ class TokenBatch:
 
     def take(self, sequences: Tensor) -> MicroBatch:
         """The sequences of these rows [s], in this order."""
-        lengths = self.lengths[sequences]
-        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        index = torch.arange(int(offsets[-1]), device=self.tokens.device)
-        index = index + (self.offsets[:-1][sequences] - offsets[:-1]).repeat_interleave(lengths)
-        position = self.action[index].nonzero().squeeze(1)
-        rank = self.action.cumsum(0) - 1
-        tokens = self.tokens[index]
-        return MicroBatch(tokens, offsets, position - 1, tokens[position], rank[index[position]])
+        return self.packed.take(sequences)
+
+    @property
+    def packed(self) -> PackedTokens:
+        """What the model reads of it."""
+        return PackedTokens(self.tokens, self.offsets, self.action)
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""

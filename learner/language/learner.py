@@ -19,12 +19,12 @@ from learner.checkpoint import on_cpu
 from learner.credit.language import LanguageCredit, component_advantage
 from learner.language.batch import TokenBatch, pack
 from learner.language.episodes import TurnRewards, episode_tokens, outcomes, temperature_of, turn_rewards
-from learner.language.losses import importance_weight
-from learner.language.model import ActionScores, LanguageModel, micro_batches
-from learner.language.objective import LanguageLoss, Objective, Rollouts, Targets
-from learner.language.settings import LanguageSettings
-from learner.language.trained import Trained, batch_metrics, reward_metrics, value_metrics
+from learner.language.objective import Rollouts, Targets
+from learner.language.step import LanguageStep, Minibatch, Reading
+from learner.language.team import LanguageLeader
+from learner.language.trained import batch_metrics, reward_metrics, value_metrics
 from learner.learner import IntrinsicReward
+from learner.parallel import Group
 from learner.settings import RewardSettings
 from learner.update import Update
 
@@ -34,23 +34,17 @@ class LanguageLearner:
 
     def __init__(
         self,
-        model: LanguageModel,
-        objective: Objective,
-        settings: LanguageSettings,
+        step: LanguageStep,
         reward: RewardSettings,
         intrinsic: IntrinsicReward,
         seed: int = 0,
         credit: LanguageCredit | None = None,
     ) -> None:
-        """`model` has a critic where the objective needs one, and a reference (or adapters) where it needs that.
-
-        `seed`: of the order in which several minibatches are taken.
-        """
-        if objective.needs_value and model.critic is None:
-            raise ValueError(f"{type(objective).__name__} needs a model with a critic")
-        self.model = model
-        self.objective = objective
-        self.settings = settings
+        """`seed`: of the order in which several minibatches are taken."""
+        self.step = step
+        self.model = step.model
+        self.objective = step.objective
+        self.settings = step.settings
         self.reward = reward
         self.intrinsic = intrinsic
         self.credit = credit
@@ -61,23 +55,15 @@ class LanguageLearner:
         objective compares those of a group (the worlds of the others raised)."""
         self.trained_samples = 0
         """Turns trained on."""
-        self._steps = 0
         self._queue: deque[tuple[LanguageEpisode, ...]] = deque()
         self._random = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": group, "lr": rate, "base_lr": rate}
-                for group, rate in (
-                    (model.policy_parameters(), settings.learning_rate),
-                    (model.critic_parameters(), settings.critic_learning_rate),
-                )
-                if group
-            ],
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._leader: LanguageLeader | None = None
+        """None: it learns alone."""
+
+    def lead(self, group: Group) -> LanguageLeader:
+        """From now on every update is made together with the followers of a group, until the leader is closed."""
+        self._leader = LanguageLeader(group, self.step)
+        return self._leader
 
     # Episodes in.
 
@@ -133,27 +119,29 @@ class LanguageLearner:
         Raises ValueError for episodes that the model cannot read, and FloatingPointError where a loss is not finite (the
         weights are then those before the step).
         """
-        began = time.perf_counter()
+        began, exchanged = time.perf_counter(), self.step.workers.exchange_s
         rewards = turn_rewards(episodes, self.intrinsic, self.reward)
-        temperature = temperature_of(episodes)
+        reading = Reading(self.version, temperature_of(episodes), self._fuses_proximal())
         batch = pack([episode_tokens(e, self.model.context) for e in episodes]).to(self.model.device)
         if self.credit is not None:
             rewards = self._attribute(self.credit, episodes, batch, rewards)
             self.credit.learn()
         rewarded = time.perf_counter()
-        fused = self._fuses_proximal()
-        rollouts = self._evaluate(batch, torch.from_numpy(rewards.total).to(self.model.device), temperature, fused)
+        rollouts = self._evaluate(batch, torch.from_numpy(rewards.total).to(self.model.device), reading)
         targets = self.objective.prepare(rollouts)
         if self.credit is not None and self.credit.settings.advantage == "separate":
             advantage = self._separate_advantage(self.credit, rollouts, rewards)
             targets = dataclasses.replace(targets, advantage=advantage)
-        trained = Trained(len(targets.advantage), self.model.device)
-        for rows, parts in self._minibatches(batch, targets):
-            self._step(batch, targets, rows, parts, temperature, fused, trained)
+        minibatches = list(self._minibatches(batch, targets))
+        if self._leader is None:
+            trained = self.step.take(batch.packed, targets, minibatches, reading)
+        else:
+            trained = self._leader.take(targets, minibatches, reading)
         self.version += 1
         self.trained_samples += batch.turns
         lag = self.version - 1 - batch.version
         done = time.perf_counter()
+        exchange_s = self.step.workers.exchange_s - exchanged
         metrics = {
             **reward_metrics(episodes, rewards),
             **trained.metrics(targets, self.objective),
@@ -167,7 +155,8 @@ class LanguageLearner:
             lag_mean=float(lag.double().mean()),
             lag_max=int(lag.max()),
             reward_s=rewarded - began,
-            train_s=done - rewarded,
+            train_s=done - rewarded - exchange_s,
+            exchange_s=exchange_s,
         )
 
     def _explore(self, credit: LanguageCredit, episodes: Sequence[LanguageEpisode]) -> None:
@@ -211,44 +200,29 @@ class LanguageLearner:
         needed = self.objective.needs_value or self.objective.policy_settings.kl_in_reward
         return self.settings.recompute and one_step and not needed
 
-    @torch.no_grad()
-    def _evaluate(self, batch: TokenBatch, reward: Tensor, temperature: float, fused: bool) -> Rollouts:
+    def _evaluate(self, batch: TokenBatch, reward: Tensor, reading: Reading) -> Rollouts:
         """What the trainer and the reference think of the batch before it is trained on."""
-        objective, m = self.objective, int(batch.action.sum())
-        own = (self.settings.recompute and not fused) or objective.needs_value
-        log_prob, value, reference = (torch.zeros(m, device=batch.tokens.device) for _ in range(3))
-        final_value = torch.zeros(batch.sequences, device=batch.tokens.device)
-        for rows in micro_batches(batch.lengths.tolist(), self.settings.micro_batch_tokens):
-            index = torch.tensor(rows, device=batch.tokens.device)
-            part = batch.take(index)
-            if own:
-                scores = self.model.score(part, temperature)
-                log_prob[part.rows] = scores.log_prob
-                if scores.value is not None and scores.final_value is not None:
-                    value[part.rows], final_value[index] = scores.value, scores.final_value
-            if objective.needs_reference:
-                reference[part.rows] = self.model.reference_log_prob(part, temperature)
+        objective = self.objective
+        reads = self.step if self._leader is None else self._leader
+        found = reads.evaluate(batch.packed, reading)
         last = torch.searchsorted(batch.offsets, batch.final_position, right=True) - 1
         return Rollouts(
             batch=batch,
             reward=reward,
             version=self.version,
-            proximal_log_prob=log_prob if self.settings.recompute and not fused else None,
-            reference_log_prob=reference if objective.needs_reference else None,
-            value=value if objective.needs_value else None,
-            bootstrap=final_value[last] if objective.needs_value else None,
+            proximal_log_prob=found.log_prob if self.settings.recompute and not reading.fused else None,
+            reference_log_prob=found.reference if objective.needs_reference else None,
+            value=found.value if objective.needs_value else None,
+            bootstrap=found.final_value[last] if objective.needs_value else None,
         )
 
-    def _minibatches(self, batch: TokenBatch, targets: Targets) -> Iterator[tuple[list[int], int]]:
-        """Rows of the sequences of each step, and of how many parts of the batch they are one.
-
-        Those that have no part in the gradient are left out: it is the same.
-        """
+    def _minibatches(self, batch: TokenBatch, targets: Targets) -> Iterator[Minibatch]:
+        """The sequences of each step. Those that have no part in the gradient are left out: it is the same."""
         rows = self._with_gradient(batch, targets)
         count = min(self.settings.minibatches, len(rows))
         for _ in range(self.settings.epochs if rows else 0):
             order = [rows[i] for i in torch.randperm(len(rows), generator=self._random).tolist()] if count > 1 else rows
-            yield from ((order[part::count], count) for part in range(count))
+            yield from (Minibatch(order[part::count], count) for part in range(count))
 
     def _with_gradient(self, batch: TokenBatch, targets: Targets) -> list[int]:
         """Sequences with a token that the loss depends on: groups that all won or all lost have none."""
@@ -259,49 +233,6 @@ class LanguageLearner:
             active = active | (targets.value_weight > 0)
         sequence = batch.sequence[batch.action]
         return sequence[active].unique().tolist()
-
-    def _step(
-        self, batch: TokenBatch, targets: Targets, rows: list[int], parts: int, temperature: float, fused: bool,
-        trained: Trained,
-    ) -> None:  # fmt: skip
-        """One optimisation step on these sequences, one of so many parts of the batch: the losses are sums of weighted tokens of
-        all of it, so that of a part stands for as many times as much."""
-        lengths = batch.lengths.tolist()
-        self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for part_rows in micro_batches([lengths[row] for row in rows], self.settings.micro_batch_tokens):
-            part = batch.take(torch.tensor([rows[i] for i in part_rows], device=batch.tokens.device))
-            scores = self.model.score(part, temperature)
-            mine = targets.take(part.rows)
-            if fused:
-                mine = _with_proximal(mine, scores.log_prob, self.objective.policy_settings.importance_cap)
-            loss = self._loss(mine, scores)
-            (parts * loss.total).backward()  # pyright: ignore[reportUnknownMemberType]
-            total += loss.total.item()
-            trained.add(part.rows, scores, mine, loss, parts)
-        self._optimise(total, trained)
-
-    def _loss(self, targets: Targets, scores: ActionScores) -> LanguageLoss:
-        if self.version < self.settings.critic_warmup and self.objective.needs_value:
-            targets = dataclasses.replace(targets, weight=torch.zeros_like(targets.weight))
-        return self.objective.loss(
-            targets, scores.log_prob, scores.entropy, scores.value if self.objective.needs_value else None
-        )
-
-    def _optimise(self, total: float, trained: Trained) -> None:
-        parameters = [*self.model.policy_parameters(), *self.model.critic_parameters()]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
-        if not np.isfinite(total) or not bool(norm.isfinite()):
-            raise FloatingPointError(
-                f"the loss is not finite at policy version {self.version} (loss {total}, gradient norm {norm.item()}); "
-                "lower language.learning_rate, or look at the rewards"
-            )
-        self._steps += 1
-        rise = min(1.0, self._steps / self.settings.warmup) if self.settings.warmup else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rise
-        self.optimizer.step()
-        trained.norms.append(norm.item())
 
     # Weights and state out.
 
@@ -321,9 +252,9 @@ class LanguageLearner:
         """What decides how learning goes on besides the weights that `save` writes: copies, on the CPU."""
         return {
             "trained": self.model.trained_state(),
-            "optimizer": on_cpu(self.optimizer.state_dict()),
+            "optimizer": on_cpu(self.step.optimizer.state_dict()),
             "version": self.version,
-            "steps": self._steps,
+            "steps": self.step.steps,
             "dropped_samples": self.dropped_samples,
             "waiting_samples": sum(episode.length for group in self._queue for episode in group),
             "trained_samples": self.trained_samples,
@@ -340,22 +271,14 @@ class LanguageLearner:
         """Goes on where `save(folder)` and `state_dict` were taken. Episodes that waited for a full batch are gone: they
         are played again."""
         self.model.restore(folder, state["trained"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.step.optimizer.load_state_dict(state["optimizer"])
         self.version = int(state["version"])
-        self._steps = int(state["steps"])
+        self.step.steps = int(state["steps"])
         self.dropped_samples = int(state["dropped_samples"])
         self.trained_samples = int(state["trained_samples"])
         self._random.set_state(state["random"])
         credit = state.get("credit")  # none in checkpoints of before credit was attributed
         if self.credit is not None and credit is not None:
             self.credit.load_state_dict(credit)
-
-
-def _with_proximal(targets: Targets, log_prob: Tensor, cap: float) -> Targets:
-    """Targets of a first and only step, in which π_prox is π before it."""
-    proximal = log_prob.detach()
-    return dataclasses.replace(
-        targets,
-        proximal_log_prob=proximal,
-        importance=importance_weight(proximal, targets.behaviour_log_prob, cap),
-    )
+        if self._leader is not None:
+            self._leader.forget()

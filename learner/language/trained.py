@@ -1,7 +1,8 @@
 """What an update saw and did, as numbers for metrics."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,26 @@ class Trained:
         }
         for name, part in sums.items():
             self._sums[name] = self._sums.get(name, 0) + part.detach()
+
+    def state(self) -> dict[str, Any]:
+        """What `take_in` takes, on the CPU."""
+        seen = {
+            "log_prob": self._log_prob,
+            "proximal": self._proximal,
+            "importance": self._importance,
+            "read": self._read,
+        }
+        return {name: x.cpu() for name, x in seen.items()} | {"sums": {k: v.cpu() for k, v in self._sums.items()}}
+
+    def take_in(self, rows: Tensor, state: Mapping[str, Any]) -> None:
+        """What another worker's steps saw of these action tokens [m]."""
+        device = self._read.device
+        self._log_prob[rows] = state["log_prob"].to(device)
+        self._proximal[rows] = state["proximal"].to(device)
+        self._importance[rows] = state["importance"].to(device)
+        self._read[rows] = state["read"].to(device)
+        for name, part in state["sums"].items():
+            self._sums[name] = self._sums.get(name, 0) + part.to(device)
 
     def _weighted(self, **names: str) -> dict[str, float]:
         """Means over the tokens that were read, by their weights in the loss: how much of the batch was read is no matter.

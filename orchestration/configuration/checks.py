@@ -347,12 +347,17 @@ def check_consistency(config: Config, given: Set[str]) -> None:
 def _check_workers(config: Config) -> None:
     """Where several learners share a batch."""
     workers, batch, length = config.learner.workers, config.learner.batch_size, config.actors.rollout_length
-    if config.agent.model is not None:
-        raise ConfigError(f"learner.workers={workers}: a language model has one learner; leave learner.workers=1")
     if config.runtime == "serial":
         raise ConfigError(
             f"learner.workers={workers}: runtime=serial has one process, so one learner; take runtime=ray"
         )
+    if config.agent.model is not None:
+        if config.language.batch_episodes < workers:
+            raise ConfigError(
+                f"learner.workers={workers}: each worker needs an episode of a batch; raise "
+                f"language.batch_episodes={config.language.batch_episodes}"
+            )
+        return
     if batch // length < workers:
         raise ConfigError(
             f"learner.workers={workers}: learner.batch_size={batch} is {batch // length} trajectories of "

@@ -160,7 +160,7 @@ RULES = (
     Rule(
         ("learner.",),
         _model_acts,
-        unless=("learner.algorithm", "learner.device", "learner.precision", "learner.threads"),
+        unless=("learner.algorithm", "learner.device", "learner.precision", "learner.threads", "learner.workers"),
     ),
     Rule(("language.critic_learning_rate", "language.critic_warmup"), _no_critic),
     Rule(

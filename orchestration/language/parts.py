@@ -22,7 +22,8 @@ from learner.language.episodes import turn_rewards
 from learner.language.learner import LanguageLearner
 from learner.language.model import LanguageModel, Lora, load_model, width_of
 from learner.language.registry import build_objective
-from learner.learner import IntrinsicReward, NoIntrinsicReward, resolve_device
+from learner.language.step import LanguageStep
+from learner.learner import IntrinsicReward, NoIntrinsicReward, learner_device
 from learner.precision import resolve_precision
 from learner.returns import sums_by_id
 from orchestration.config import Config
@@ -276,12 +277,12 @@ def _own_backbone(config: Config, model: str, device: torch.device) -> LanguageM
     )
 
 
-def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> LanguageLearner:
-    settings = config.language
-    objective = build_objective(
-        config.learner.algorithm, objective_settings(config.learner.algorithm, settings.objective)
-    )
-    device = resolve_device(config.learner.device)
+def build_language_step(config: Config, model: str) -> LanguageStep:
+    """What a learner of `model` takes its optimisation steps with, or a worker that follows one, whose state it is going to be
+    sent."""
+    settings, algorithm = config.language, config.learner.algorithm
+    objective = build_objective(algorithm, objective_settings(algorithm, settings.objective))
+    device = learner_device(config.learner)
     network = load_model(
         model,
         device=device,
@@ -291,8 +292,12 @@ def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> La
         reference=objective.needs_reference,
         checkpointing=settings.gradient_checkpointing,
     )
-    credit = (
-        build_language_credit(config, model, width_of(network.network), device) if attributes_credit(config) else None
-    )
+    return LanguageStep(network, objective, settings)
+
+
+def _build_learner(config: Config, model: str, intrinsic: IntrinsicReward) -> LanguageLearner:
+    step = build_language_step(config, model)
+    width = width_of(step.model.network)
+    credit = build_language_credit(config, model, width, step.device) if attributes_credit(config) else None
     seed = derive_seed(config.run.seed, "minibatches")
-    return LanguageLearner(network, objective, settings, config.reward, intrinsic, seed=seed, credit=credit)
+    return LanguageLearner(step, config.reward, intrinsic, seed=seed, credit=credit)

@@ -118,14 +118,20 @@ class LanguageRayRuntime(RayRuntime):
         """Waits until the learner is there, with the weights that it begins with."""
         while True:
             try:
-                self._version, self._weights = ray.get(self._learner.begin.remote())
+                began = self._learner.begin.remote()
+                self._followers.join(self._learner)
+                self._version, self._weights = ray.get(began)
                 return
             except RayActorError as error:
-                self._learner_deaths.died_at_start(error)
+                worker, cause = self._followers.cause(error)
+                self._learner_deaths.died_at_start(cause, worker)
                 self._host_language_learner(self._state, takes_over=True)
 
     def _learner_class(self) -> type[Any]:
         return LanguageLearnerWorker
+
+    def _begins_with(self) -> str | None:
+        return self._model
 
     def _host_language_learner(self, state: Mapping[str, Any] | None, *, takes_over: bool = False) -> None:
         config = self.config

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.report import RolloutReport
 from orchestration.config import Config
-from orchestration.learner_worker import LearnerHost
+from orchestration.learner_worker import LearnerHost, ending_with_the_group
 from orchestration.part_log import log_to
 from orchestration.results import FeedResult, Floor, TakenOver, actor_name
 from orchestration.rundir import RunDir
@@ -108,7 +108,7 @@ class LanguageLearnerWorker(LearnerHost):
     ) -> None:
         """`takes_over`: another learner of the run died, and engines still read what that one published."""
         log_to(RunDir(rundir).logs, "learner")
-        super().__init__()
+        super().__init__(config)
         import torch
 
         from orchestration.language.parts import LanguageLearnerPart
@@ -138,6 +138,7 @@ class LanguageLearnerWorker(LearnerHost):
 
     def feed(self, result: "GroupResult", needed: int) -> LanguageFeed:
         """Learns from a group; weights from version `needed` on stay on disk, for an engine still reads them."""
-        fed = self._part.feed(result.episodes, result.new_captions)
+        with ending_with_the_group():
+            fed = self._part.feed(result.episodes, result.new_captions)
         weights = self._part.publish(needed)[1] if fed.updates else None
         return LanguageFeed(fed, weights, self._part.learner.waiting_groups)

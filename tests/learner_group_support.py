@@ -71,7 +71,10 @@ class FollowerProcess:
 
 
 def lead(
-    followers: list[FollowerProcess], build: Callable[..., PolicyStep | LanguageStep], *arguments: Any, host: str = LOOPBACK
+    followers: list[FollowerProcess],
+    build: Callable[..., PolicyStep | LanguageStep],
+    *arguments: Any,
+    host: str = LOOPBACK,
 ) -> Group:
     """A group of this process and the followers, each of which has what `build(*arguments)` gives."""
     meeting = open_meeting(host)

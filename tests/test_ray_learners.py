@@ -42,7 +42,11 @@ FOLLOWER = "ray::LearnerFollower"
             ["learner.batch_size=96", "actors.rollout_length=32"],
             "learner.workers=4: learner.batch_size=96 is 3 trajectories of actors.rollout_length=32",
         ),
-        ("textworld_ppo", ["language.batch_episodes=3", "agent.group_size=1"], "learner.workers=4: each worker needs an episode"),
+        (
+            "textworld_ppo",
+            ["language.batch_episodes=3", "agent.group_size=1"],
+            "learner.workers=4: each worker needs an episode",
+        ),
     ],
 )
 def test_what_several_workers_cannot_do_is_refused(preset: str, keys: list[str], message: str) -> None:

@@ -28,6 +28,8 @@ _GIVES_UP_S = 15
 _ENDS_S = 60.0
 _LATE = "timed out during startup"
 HEAD, LEARNER_NODE = "head", "learner"
+_RUN = ("ray::RolloutWorker", "ray::Learner", "ray::RewardServerWorker")
+"""How processes of a run are called."""
 
 
 @dataclass
@@ -178,7 +180,7 @@ class LocalCluster:
         process = self.nodes[name].process
         return process is not None and process.poll() is None
 
-    def ray_processes(self, title: str) -> list[tuple[str, psutil.Process]]:
+    def ray_processes(self, title: str | tuple[str, ...]) -> list[tuple[str, psutil.Process]]:
         """Ray's workers whose title begins so, with the node that each is on."""
         found: list[tuple[str, psutil.Process]] = []
         for name, node in self.nodes.items():
@@ -214,14 +216,14 @@ class LocalCluster:
             time.sleep(0.2)
 
     def await_down(self, name: str) -> None:
-        """Until nothing of a node runs any more, its head being gone. Raises RuntimeError where it stays."""
-        node, deadline = self.nodes[name], time.monotonic() + _GIVES_UP_S + _ENDS_S
-        while left := node.processes():
+        """Until a node whose head is gone has ended by itself, with every process of the run that was there; then ends Ray's agents,
+        which stay. Raises RuntimeError where the others do."""
+        deadline = time.monotonic() + _GIVES_UP_S + _ENDS_S
+        while self.running(name) or any(node == name for node, _ in self.ray_processes(_RUN)):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"of Ray's {name} there is still {[process.cmdline() for process in left]}")
+                raise RuntimeError(f"Ray's {name} is still there, or processes of the run are, though the head is gone")
             time.sleep(0.2)
-        if node.process is not None:
-            node.process.wait()
+        self.kill(name)
 
     def close(self) -> None:
         """Ends every node."""

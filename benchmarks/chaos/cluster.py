@@ -216,8 +216,8 @@ class LocalCluster:
             time.sleep(0.2)
 
     def await_down(self, name: str) -> None:
-        """Until a node whose head is gone has ended by itself, with every process of the run that was there; then ends Ray's agents,
-        which stay. Raises RuntimeError where the others do."""
+        """Until a node whose head is gone has ended by itself, with every process of the run that was there; then ends Ray's
+        agents, which stay. Raises RuntimeError where the others do."""
         deadline = time.monotonic() + _GIVES_UP_S + _ENDS_S
         while self.running(name) or any(node == name for node, _ in self.ray_processes(_RUN)):
             if time.monotonic() > deadline:

@@ -1,8 +1,9 @@
 """A second copy of the annotation store's file, written along with it: what a damaged file is replaced from.
 
 SQLite keeps both in step: triggers of the writing connection repeat each row that is inserted, changed, or deleted in the
-attached copy, within the same transaction. After a crash between the two commits the copy may lack the last one; it is
-made anew when the store is opened and the two differ.
+attached copy, within the same transaction. Two files are not committed as one: a crash between the two, or a disk that gets
+full there, leaves the copy without what the store has. So the two are compared, and the copy made anew where they differ, when the
+store is opened and after each transaction that failed.
 """
 
 import sqlite3
@@ -62,8 +63,7 @@ def set_aside(store: Path) -> Path:
 def attach(db: sqlite3.Connection, store: Path) -> None:
     """Has the connection, which writes the store, keep the copy from now on.
 
-    Where the two differ, each gets what it lacks of the other: the store all of the copy's rows, where it had to be made anew; the
-    copy the last transaction, after a crash between the two commits. So whatever dies when, nothing is gone from both.
+    A label whose caption is in neither is kept, as it was paid for: its text comes when the caption is met again.
     """
     path = mirror_path(store)
     if path.exists() and damage(path) is not None:
@@ -72,18 +72,30 @@ def attach(db: sqlite3.Connection, store: Path) -> None:
     db.execute("ATTACH DATABASE ? AS mirror", (str(path),))
     db.execute("PRAGMA mirror.journal_mode = WAL")
     db.execute("PRAGMA mirror.synchronous = NORMAL")
+    db.execute("PRAGMA foreign_keys = OFF")
     db.execute("BEGIN IMMEDIATE")
-    for table, columns in _TABLES.items():
-        key, *others = columns
-        kind, names = "TEXT" if table == "meta" else "INTEGER", ", ".join(columns)
+    for table, (key, *others) in _TABLES.items():
+        kind = "TEXT" if table == "meta" else "INTEGER"
         db.execute(f"CREATE TABLE IF NOT EXISTS mirror.copy_of_{table} ({key} {kind} PRIMARY KEY, {', '.join(others)})")
+    level(db)
+    db.execute("COMMIT")
+    db.execute("PRAGMA foreign_keys = ON")
+    for statement in _triggers():
+        db.execute(statement)
+
+
+def level(db: sqlite3.Connection) -> None:
+    """Within a transaction of the writing connection: where store and copy differ, each gets what it lacks of the other.
+
+    The store all of the copy's rows, where it had to be made anew; the copy the last transaction, where that was committed in
+    the store alone. So whatever dies when, nothing is gone from both.
+    """
+    for table, columns in _TABLES.items():
+        names = ", ".join(columns)
         if _outline(db, f"main.{table}", columns) != _outline(db, f"mirror.copy_of_{table}", columns):
             db.execute(f"INSERT OR IGNORE INTO main.{table} ({names}) SELECT {names} FROM mirror.copy_of_{table}")
             db.execute(f"DELETE FROM mirror.copy_of_{table}")
             db.execute(f"INSERT INTO mirror.copy_of_{table} ({names}) SELECT {names} FROM main.{table}")
-    db.execute("COMMIT")
-    for statement in _triggers():
-        db.execute(statement)
 
 
 def _outline(db: sqlite3.Connection, table: str, columns: tuple[str, ...]) -> object:

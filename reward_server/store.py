@@ -131,6 +131,8 @@ class AnnotationStore:
         self._rows = LabelRows(self, "labels", "caption_id", clock)
         self._pairs = PairTable(self, clock)
         self._lock: WriterLock | None = None
+        self._copied = self._behind = False
+        """Whether there is a copy, and whether it may lack what the file has."""
         self.damaged: Path | None = None
         """Where the file lies now that was found damaged, and made anew from its copy, when it was opened."""
         if not read_only:
@@ -146,6 +148,7 @@ class AnnotationStore:
                     self._prepare()
                     if not read_only:
                         mirror.attach(self._db, self.path)
+                        self._copied = True
                 except BaseException:
                     self._db.close()
                     raise
@@ -392,9 +395,13 @@ class AnnotationStore:
         with self._guard, self._translated():
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                if self._behind:
+                    mirror.level(self._db)
                 yield self._db
                 self._db.execute("COMMIT")
+                self._behind = False
             except BaseException:
+                self._behind = self._copied
                 # A full disk may have rolled back already; the error to report is the first one.
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")

@@ -20,6 +20,7 @@ from reward_server.export import export_parquet
 from reward_server.mirror import mirror_path
 from reward_server.store import AnnotationStore, AnnotationStoreError, LabelRecord
 from reward_server.types import Answer, JudgeKey, Pair
+from tests.full_disk import no_file_larger_than
 
 KEY = JudgeKey("v1", "default", "model", "direct", "{}")
 OTHER = JudgeKey("v2", "default", "model", "direct", "{}")
@@ -386,6 +387,40 @@ def test_a_full_disk_is_an_error_and_what_was_there_stays(path: Path) -> None:
         assert store.counts().labelled == 1 and store.counts().captions == 1
         store._db.execute("PRAGMA max_page_count = 1000000")
         assert store.write(KEY, [record(t, 0) for t in texts], [(caption_id(t), t) for t in texts]) == 500
+
+
+def test_a_disk_that_is_full_for_the_copy_alone_leaves_no_label_without_its_caption(path: Path) -> None:
+    """Files are committed one after the other: the store has what its copy lacks, and the copy is what a damaged store is made
+    anew from. Later labels of those captions must find them there."""
+    log = path.with_name(mirror_path(path).name + "-wal")
+    with AnnotationStore(path) as store:
+        for number in range(50):
+            put(store, f"before {number}", 1)
+        store._db.execute("PRAGMA main.wal_checkpoint(TRUNCATE)")
+        with no_file_larger_than(log.stat().st_size), pytest.raises(AnnotationStoreError, match="free space"):
+            store.add_captions([(caption_id("late"), "late")])
+        assert store.texts([caption_id("late")]), "the store has it"
+        store.add_captions([(caption_id("late"), "late")])
+        assert store.write(KEY, [record("late", 1)]) == 1
+    _half(path)
+    with AnnotationStore(path) as store:
+        assert store.damaged is not None and store.counts(KEY).labelled == 51
+        assert store.texts([caption_id("late")]) == {caption_id("late"): "late"}
+
+
+def test_a_label_whose_caption_is_lost_is_kept_until_it_is_met_again(path: Path) -> None:
+    _filled(path)
+    with sqlite3.connect(mirror_path(path)) as copy:
+        copy.execute("DELETE FROM copy_of_captions WHERE id = ?", (caption_id("caption 7"),))
+    copy.close()
+    _half(path)
+    with AnnotationStore(path) as store:
+        assert store.counts(KEY).labelled == 2000 and len(store.captions()) == 1999
+        assert caption_id("caption 7") in store.labelled_ids(KEY)
+        store.add_captions([(caption_id("caption 7"), "caption 7")])
+        assert len(store.labels_since(0, KEY)[0]) == 2000
+        with pytest.raises(AnnotationStoreError, match="FOREIGN KEY"):
+            store.write(KEY, [record("never met", 1)])
 
 
 def test_a_file_that_may_not_grow_further_loses_nothing_that_was_acknowledged(path: Path) -> None:

@@ -22,7 +22,8 @@ its trajectories older."""
 def room(config: Config, nodes: list[dict[str, Any]]) -> int:
     """Actors that the machines `nodes` (as `ray.nodes` tells of them) have room for, beside the learner.
 
-    Without groups all workers of the learner are taken to be on the machine with the most processors.
+    Without groups all workers of the learner are taken to be on the machine with the most processors, and their GPUs where there
+    are most.
     """
     asked = placement.actor(config)
     wanted = {"CPU": asked["num_cpus"], "GPU": asked["num_gpus"], **asked["resources"]}
@@ -30,6 +31,13 @@ def room(config: Config, nodes: list[dict[str, Any]]) -> int:
     largest = max(alive, key=lambda there: there.get("CPU", 0.0), default=None)
     if largest is not None and not config.cluster.groups:
         largest["CPU"] = largest.get("CPU", 0.0) - config.learner.threads * config.learner.workers
+    if not config.cluster.groups and config.learner.device == "cuda":
+        # The first shares a GPU with engines that leave a part of it (`actors.gpus=0.5`).
+        gpus = config.actors.gpus
+        leader = 1.0 - gpus if 0 < gpus < 1 else 1.0
+        most = max(alive, key=lambda there: there.get("GPU", 0.0), default=None)
+        if most is not None:
+            most["GPU"] = most.get("GPU", 0.0) - leader - (config.learner.workers - 1)
     # Tenths of processors do not add up to whole ones.
     fits = (min(there.get(name, 0.0) / much + 1e-6 for name, much in wanted.items() if much) for there in alive)
     return sum(max(int(actors), 0) for actors in fits)
@@ -84,5 +92,6 @@ class Elastic:
         from ray.autoscaler.sdk import request_resources
 
         options = placement.actor(self._config)
-        request_resources(bundles=[{"CPU": options["num_cpus"], **options["resources"]}] * actors)
+        gpus = {"GPU": options["num_gpus"]} if options["num_gpus"] else {}
+        request_resources(bundles=[{"CPU": options["num_cpus"], **gpus, **options["resources"]}] * actors)
         self._asked = actors

@@ -23,6 +23,7 @@ from orchestration.errors import ResourceError, WorkerDiedError, death, root_cau
 from orchestration.preflight import check_learner_group
 from orchestration.results import Floor, TakenOver
 from orchestration.session import Session
+from orchestration.watch import ray_state
 
 _DEATHS_IN_A_ROW = 3
 _NO_MACHINE_S = 5.0
@@ -141,15 +142,13 @@ class ActorWait:
         if now < self._look_at:
             return
         self._look_at = now + 1.0
-        late = [now - actor.spawned_at for actor in actors if not actor.answered]
-        late = [seconds for seconds in late if seconds > _NO_MACHINE_S]
-        fits = room(self._session.config, ray.nodes()) if late else 0
-        # Those for which there is room may only be slow to start.
-        waiting = max(len(actors) - fits, sum(seconds > _NO_ROOM_S for seconds in late)) if late else 0
-        self._session.actors_waiting = min(waiting, len(late))
-        if self._session.actors_waiting > self._told:
-            self._tell(len(actors), fits)
-        self._told = self._session.actors_waiting
+        late = [a for a in actors if not a.answered and now - a.spawned_at > _NO_MACHINE_S]
+        # One that has a process is only slow to start.
+        waiting = sum(ray_state.place_of(actor.handle) is None for actor in late)
+        self._session.actors_waiting = waiting
+        if waiting > self._told:
+            self._tell(len(actors), room(self._session.config, ray.nodes()))
+        self._told = waiting
 
     def _tell(self, actors: int, fits: int) -> None:
         asked = placement.actor(self._session.config)

@@ -274,7 +274,7 @@ def test_actors_wait_for_weights_that_were_lost_and_are_not_replaced(
 
 
 def test_actors_that_wait_for_a_machine_are_counted_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not those that have room and are only slow to start, unless that takes too long."""
+    """Not those that have a process and are only slow to start."""
     told: list[str] = []
 
     class View:
@@ -287,19 +287,28 @@ def test_actors_that_wait_for_a_machine_are_counted_and_told_once(monkeypatch: p
 
     session: Any = Session()
     now = time.monotonic()
-    actors = [calls.Actor(index, 0, None, None, spawned_at=now - 10.0, answered=index == 0) for index in range(4)]
+    actors = [calls.Actor(index, 0, index, None, spawned_at=now - 100.0, answered=index == 0) for index in range(4)]
     monkeypatch.setattr(recovery.ray, "available_resources", lambda: {"CPU": 0.5})
     wait = recovery.ActorWait(session)
-    for cpus, waiting in ((5, 0), (4, 1), (4, 1), (2, 3), (5, 0)):
+    for cpus, placed in ((5, {1, 2, 3}), (4, {1, 2}), (4, {1, 2}), (2, set[int]()), (5, {1, 2, 3}), (5, {1, 3})):
         monkeypatch.setattr(recovery.ray, "nodes", lambda cpus=cpus: [node(cpus)])
+        monkeypatch.setattr(
+            recovery.ray_state, "place_of", lambda handle, placed=placed: handle if handle in placed else None
+        )
         monkeypatch.setattr(wait, "_look_at", 0.0)
         wait.look(actors)
-        assert session.actors_waiting == waiting
-    assert told == [
+        assert session.actors_waiting == 3 - len(placed)
+    assert told[:2] == [
         "1 of 4 actors wait for a machine: the cluster has room for 3",
         "3 of 4 actors wait for a machine: the cluster has room for 1",
     ]
-    actors[3].spawned_at = now - 100.0
-    monkeypatch.setattr(wait, "_look_at", 0.0)
-    wait.look(actors)
-    assert session.actors_waiting == 1 and "of which {'CPU': 0.5} is free" in told[-1]
+    assert len(told) == 3 and "of which {'CPU': 0.5} is free" in told[-1]
+
+
+def test_the_learners_gpus_are_no_room_for_engines() -> None:
+    def fits(gpus: float, share: float, workers: int = 1) -> int:
+        actors, learner = ActorSettings(cpus=1, gpus=share), LearnerSettings(device="cuda", workers=workers, threads=1)
+        machine = {"Alive": True, "Resources": {"CPU": 64.0, "GPU": gpus}}
+        return room(Config(actors=actors, learner=learner), [machine])
+
+    assert [fits(1, 0.5), fits(2, 0.5), fits(2, 1), fits(4, 1, workers=2)] == [1, 3, 1, 2]

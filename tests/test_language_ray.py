@@ -42,11 +42,13 @@ def test_engines_and_a_learner_that_are_killed_are_replaced_and_a_run_is_scaled_
         learner.kill()
         command.until(lambda: summary(run)["learner_restarts"] == 1)
         command.until(lambda: summary(run)["policy_version"] > before["policy_version"] + 3)
-        for engines in (2, 1):
+        for engines, there in ((4, 2), (1, 1)):  # two processors: one is the learner's
             assert yendor(["scale", "run", "--dir", str(tmp_path), "--actors", str(engines)]) == 0
-            command.until(lambda engines=engines: len(command.named("ray::LanguageRolloutWorker")) == engines)
+            command.until(lambda there=there: len(command.named("ray::LanguageRolloutWorker")) == there)
+            command.until(lambda waiting=engines - there: summary(run)["actors_waiting"] == waiting)
             version = summary(run)["policy_version"]
-            command.until(lambda version=version: summary(run)["policy_version"] >= version + 4)
+            command.until(lambda version=version: summary(run)["policy_version"] >= version + 6)
+            assert len(list((run / "weights").iterdir())) <= 4, "none is kept for an engine that waits for a machine"
         command.process.send_signal(signal.SIGINT)
         assert command.wait() == 130
         assert command.left_behind(10.0) == []

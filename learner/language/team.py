@@ -70,7 +70,8 @@ class LanguageLeader:
 
     def _share(self, packed: PackedTokens) -> None:
         """Each worker's sequences: the longest first to whoever has the fewest tokens."""
-        lengths, tokens = packed.lengths.tolist(), [0] * self._group.size
+        lengths: list[int] = packed.lengths.tolist()
+        tokens = [0] * self._group.size
         owned: list[list[int]] = [[] for _ in tokens]
         for row in sorted(range(packed.sequences), key=lambda i: (-lengths[i], i)):
             rank = min(range(len(tokens)), key=lambda r: (tokens[r], r))

@@ -33,6 +33,8 @@ from orchestration.ray_runtime import RayRuntime
 from orchestration.results import actor_name
 
 _FAILURES_IN_A_ROW = 3
+_TOGETHER_S = 10.0
+"""Engines that have machines by then share the first groups; the others come later."""
 _FATAL = (LanguageModelError, EnvironmentOptionError, EnvironmentUnavailableError)
 """What another engine could not mend."""
 
@@ -43,9 +45,16 @@ class _Engine:
 
     playing: set[int]
     """Groups."""
-    version: int
-    """Of its weights, or of those that it is taking."""
-    taking: bool = False
+    version: int | None = None
+    """Of its weights, or of those that it is taking; None while it waits for a machine."""
+    taking: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """Of an actor that may have to wait for a machine."""
+
+    actor: Actor
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,7 @@ class LanguageRayRuntime(RayRuntime):
         self._model = acting_model(config, told_by(self.session.view))
         per_batch = math.ceil(config.language.batch_episodes / config.agent.group_size)
         self._open_limit = per_batch * config.actors.in_flight
+        self._together_until = 0.0
         self._engines: dict[int, _Engine] = {}
         """By the `id` of their actors, those that were let go and still play among them."""
         self._open: set[int] = set()
@@ -143,28 +153,36 @@ class LanguageRayRuntime(RayRuntime):
             self._new_incarnation()
         self._used.add(index)
         incarnation = self.session.incarnation
-        handle = self._rollout_worker.remote(
-            self.config, self.session.rundir.path, index, incarnation, self._model, self._version, str(self._weights)
-        )
+        handle = self._rollout_worker.remote(self.config, self.session.rundir.path, index, incarnation, self._model)
         actor = self._actors[index] = Actor(index, incarnation, handle, handle.play.options(num_returns=2))
-        self._engines[id(actor)] = _Engine(set(), self._version, taking=True)
+        self._engines[id(actor)] = _Engine(set())
         self.session.actors = len(self._actors)
         self.session.record.spawned(actor_name(index, incarnation))
-        self._calls.expect(handle.start.remote(), _Start(actor))
+        self._calls.expect(handle.ready.remote(), _Ready(actor))
         return actor
 
-    def _grant_first(self) -> None:
+    def _start(self, actor: Actor) -> None:
+        """Has an engine that has a machine load the newest weights."""
+        self._engines[id(actor)].version = self._version
+        started = actor.handle.start.remote(self._weights, self._version)
+        self._calls.expect(started, _Start(actor))
         self._grant_groups()
+
+    def _grant_first(self) -> None:
+        self._together_until = time.monotonic() + _TOGETHER_S
 
     def _grant_groups(self) -> None:
         """Gives out groups as long as there is room; one more in any case where nothing is under way, as batches may lack
-        episodes whose worlds raised."""
+        episodes whose worlds raised. An engine that waits for a machine gets none: they would wait with it."""
+        there = [actor for actor in self._actors.values() if self._engines[id(actor)].version is not None]
+        if not there or (len(there) < len(self._actors) and time.monotonic() < self._together_until):
+            return
         while len(self._open) < self._open_limit or not (self._feeding or self._playing()):
             if self._again:
                 group = self._again.pop(0)
             else:
                 group, self._next = self._next, self._next + 1
-            actor = min(self._actors.values(), key=lambda a: (len(self._engines[id(a)].playing), a.index))
+            actor = min(there, key=lambda a: (len(self._engines[id(a)].playing), a.index))
             result, report = actor.collect.remote(group, self.session.reward_model_in_force)
             self._engines[id(actor)].playing.add(group)
             self._open.add(group)
@@ -178,7 +196,7 @@ class LanguageRayRuntime(RayRuntime):
         if isinstance(call, _Feed):
             self._fed(answer, call)
             return
-        if not isinstance(call, _Play | _Start | _Take):
+        if not isinstance(call, _Ready | _Play | _Start | _Take):
             super()._answered(answer, call)
             return
         actor = call.actor
@@ -189,7 +207,11 @@ class LanguageRayRuntime(RayRuntime):
         except RayError as error:
             self._lost_engine(actor, error)
             return
-        actor.answered, actor.heard_at = True, time.monotonic()
+        actor.heard_at = time.monotonic()
+        if isinstance(call, _Ready):
+            self._start(actor)
+            return
+        actor.answered = True
         if isinstance(call, _Play):
             self._played(call, value)
         else:
@@ -213,7 +235,8 @@ class LanguageRayRuntime(RayRuntime):
 
     def _needs(self) -> tuple[Any, ...]:
         """The oldest version that an engine may still read."""
-        return (min(engine.version for engine in self._engines.values()),)
+        versions = (engine.version for engine in self._engines.values() if engine.version is not None)
+        return (min(versions, default=self._version),)
 
     def _fed(self, answer: Future[Any], call: _Feed) -> None:
         try:
@@ -261,12 +284,12 @@ class LanguageRayRuntime(RayRuntime):
         self._grant_groups()
 
     def _owing(self) -> set[int]:
-        return {id(call.actor) for call in self._calls.of(_Play | _Start | _Take | CloseCall)}
+        return {id(call.actor) for call in self._calls.of(_Ready | _Play | _Start | _Take | CloseCall)}
 
     # Scaling.
 
-    def _scale(self, wanted: int) -> None:
-        super()._scale(wanted)
+    def _look_at_scale(self) -> None:
+        super()._look_at_scale()
         self._grant_groups()
 
     def _grant_all(self, actor: Actor) -> None:
@@ -290,7 +313,7 @@ class LanguageRayRuntime(RayRuntime):
             self._calls.expect(actor.handle.close.remote(), CloseCall(actor))
 
     def _forget(self, actor: Actor) -> None:
-        self._calls.drop(lambda call: isinstance(call, _Play | _Start | _Take) and call.actor is actor)
+        self._calls.drop(lambda call: isinstance(call, _Ready | _Play | _Start | _Take) and call.actor is actor)
 
     # Weights.
 

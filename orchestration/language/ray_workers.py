@@ -15,7 +15,7 @@ from orchestration.results import FeedResult, Floor, TakenOver, actor_name
 from orchestration.rundir import RunDir
 
 if TYPE_CHECKING:
-    from agents.language.rollout import GroupResult
+    from agents.language.rollout import GroupResult, LanguageRollout
     from reward_server.distiller import RewardModelVersion
 
 # As in `orchestration.ray_workers`: what loads torch is imported where it runs.
@@ -35,11 +35,22 @@ class LanguageFeed:
 class LanguageRolloutWorker:
     """Hosts one engine and the episodes that it plays; an asyncio actor, so that any number of groups run at once."""
 
-    def __init__(
-        self, config: Config, rundir: Path, index: int, incarnation: int, model: str, version: int, weights: str
-    ) -> None:
-        """`model`: where the tokenizer comes from; `weights`: a folder or Hugging Face id, whose version is `version`."""
+    def __init__(self, config: Config, rundir: Path, index: int, incarnation: int, model: str) -> None:
+        """`model`: where the tokenizer comes from."""
         log_to(RunDir(rundir).logs, actor_name(index))
+        self._config, self._rundir, self._model = config, RunDir(rundir), model
+        self._index, self._incarnation = index, incarnation
+        self._loaded: LanguageRollout | None = None
+        self._begun = asyncio.Event()
+        self._running = 0
+        self._told_at = time.perf_counter()
+        self._busy_s = 0.0
+
+    async def ready(self) -> None:
+        """Answers when there is a process: it may have waited for a machine."""
+
+    async def start(self, weights: Path | str, version: int) -> int:
+        """Loads the model; the version of its weights. `weights`: a folder or Hugging Face id, whose version is `version`."""
         import torch
 
         from orchestration.language.parts import (
@@ -50,31 +61,32 @@ class LanguageRolloutWorker:
         )
 
         torch.set_num_threads(1)
-        template = build_template(model)
-        self._rollout = build_language_rollout(
-            config,
-            build_generator(config, weights, template, index, version),
+        template, index, incarnation = build_template(self._model), self._index, self._incarnation
+        self._loaded = build_language_rollout(
+            self._config,
+            build_generator(self._config, str(weights), template, index, version),
             template,
             index=index,
             incarnation=incarnation,
-            observer=build_language_observer(config, RunDir(rundir).traces, index, incarnation),
+            observer=build_language_observer(self._config, self._rundir.traces, index, incarnation),
             threads=True,
         )
-        self._running = 0
-        self._told_at = time.perf_counter()
-        self._busy_s = 0.0
-
-    async def start(self) -> int:
-        """Loads the model; the version of its weights."""
         await self._rollout.generator.start()
         self._told_at = time.perf_counter()
-        return self._rollout.generator.version
+        self._begun.set()
+        return version
+
+    @property
+    def _rollout(self) -> "LanguageRollout":
+        assert self._loaded is not None  # what comes before waits for it
+        return self._loaded
 
     async def play(self, group: int, reward_model_version: int | None) -> "tuple[GroupResult, RolloutReport]":
         """Plays a group; the version is that of the newest reward model. Its report has the time since the one before, if
         anything was played meanwhile."""
         from orchestration.language.report import report_of
 
+        await self._begun.wait()
         if self._running == 0:
             self._told_at = time.perf_counter()
         self._running += 1
@@ -96,8 +108,9 @@ class LanguageRolloutWorker:
     async def close(self) -> None:
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
-        self._rollout.close()
-        await self._rollout.generator.close()
+        if self._loaded is not None:
+            self._loaded.close()
+            await self._loaded.generator.close()
 
 
 class LanguageLearnerWorker(LearnerHost):

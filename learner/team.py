@@ -8,14 +8,16 @@ whole batch, gradients are averaged before they are clipped. So followers hold n
     follower: heed → the same messages in the same order
 """
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.trajectory import Trajectory, trajectory_from_state, trajectory_state
-from learner.parallel import Group
+from learner.parallel import Group, Workers
 from learner.step import PolicyStep, StepRewards
 
 _STATE = "state"
@@ -23,10 +25,21 @@ _BATCH = "batch"
 _END = "end"
 
 
-class Leader:
-    """Rank 0 of a group."""
+class TeamStep(Protocol):
+    """What a worker takes its optimisation steps with."""
 
-    def __init__(self, group: Group, step: PolicyStep) -> None:
+    workers: Workers
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+StepT = TypeVar("StepT", bound=TeamStep)
+
+
+class TeamLeader(Generic[StepT], ABC):
+    """Rank 0 of a group, whatever learns."""
+
+    def __init__(self, group: Group, step: StepT) -> None:
         self._group = group
         self._step = step
         self._followers = range(1, group.size)
@@ -36,6 +49,58 @@ class Leader:
     def forget(self) -> None:
         """The leader's state is another: followers take it over before the next step."""
         self._told_state = False
+
+    @abstractmethod
+    def _state(self) -> Mapping[str, Any]:
+        """What followers take over."""
+
+    def _call(self) -> None:
+        """Begins a batch: followers hear of the state where they do not know it, and wait for their share."""
+        if not self._told_state:
+            state = self._state()
+            for rank in self._followers:
+                self._group.call(rank, _STATE)
+                self._group.send(rank, state)
+            self._told_state = True
+        for rank in self._followers:
+            self._group.call(rank, _BATCH)
+
+    def close(self) -> None:
+        """Sends the followers home, and leaves."""
+        for rank in self._followers:
+            self._group.call(rank, _END)
+        self._group.close()
+
+
+class TeamFollower(Generic[StepT], ABC):
+    """Any other worker of a group, whatever learns."""
+
+    def __init__(self, group: Group, step: StepT) -> None:
+        self._group = group
+        self._step = step
+        step.workers = group
+
+    def follow(self) -> None:
+        """Takes every step with the leader, until that ends the group. Raises GroupError where it dies, and
+        FloatingPointError as the leader does."""
+        while (word := self._group.heed()) != _END:
+            message = self._group.receive(0)
+            if word == _STATE:
+                self._take_state(message)
+            else:
+                self._learn(message)
+        self._group.close()
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        self._step.load_state_dict(state)
+
+    @abstractmethod
+    def _learn(self, message: dict[str, Any]) -> None:
+        """One batch; `message` begins it."""
+
+
+class Leader(TeamLeader[PolicyStep]):
+    """Leads the learner of a network."""
 
     def share_batch(self, batch: Trajectory, *, wants_states: bool) -> Trajectory:
         """Sends each follower its share; the leader's own. `wants_states`: they will be gathered.
@@ -47,23 +112,18 @@ class Leader:
                 f"a batch of {batch.batch} trajectories cannot be shared by learner.workers={self._group.size}; raise "
                 "learner.batch_size"
             )
-        if not self._told_state:
-            self._tell_state()
+        self._call()
         for rank in self._followers:
-            self._group.call(rank, _BATCH)
             begin, end = self._columns(batch.batch, rank)
             part = trajectory_state(batch.columns(begin, end))
             self._group.send(rank, {"batch": part, "wants_states": wants_states})
         return batch.columns(*self._columns(batch.batch, 0))
 
-    def _tell_state(self) -> None:
+    def _state(self) -> Mapping[str, Any]:
         state: dict[str, Any] = {"step": self._step.state_dict()}
         if self._step.critics is not None:
             state["critics"] = self._step.critics.state_dict()
-        for rank in self._followers:
-            self._group.call(rank, _STATE)
-            self._group.send(rank, state)
-        self._told_state = True
+        return state
 
     def gather_states(self, states: Tensor) -> Tensor:
         """[T + 1, B, H] on the leader's device: its own share of the recurrent states and those of the others."""
@@ -92,36 +152,14 @@ class Leader:
         """Shares are equal, or the first workers have one segment more."""
         return segments * rank // self._group.size, segments * (rank + 1) // self._group.size
 
-    def close(self) -> None:
-        """Sends the followers home, and leaves."""
-        for rank in self._followers:
-            self._group.call(rank, _END)
-        self._group.close()
 
+class Follower(TeamFollower[PolicyStep]):
+    """Follows the leader of a network's learner."""
 
-class Follower:
-    """Any other worker of a group."""
-
-    def __init__(self, group: Group, step: PolicyStep) -> None:
-        self._group = group
-        self._step = step
-        step.workers = group
-
-    def follow(self) -> None:
-        """Takes every step with the leader, until that ends the group. Raises GroupError where it dies, and
-        FloatingPointError as the leader does."""
-        while (word := self._group.heed()) != _END:
-            message = self._group.receive(0)
-            if word == _STATE:
-                self._take_state(message)
-            else:
-                self._learn(message)
-        self._group.close()
-
-    def _take_state(self, message: dict[str, Any]) -> None:
-        self._step.load_state_dict(message["step"])
+    def _take_state(self, state: dict[str, Any]) -> None:
+        self._step.load_state_dict(state["step"])
         if self._step.critics is not None:
-            self._step.critics.load_state_dict(message["critics"])
+            self._step.critics.load_state_dict(state["critics"])
 
     def _learn(self, message: dict[str, Any]) -> None:
         batch = trajectory_from_state(message["batch"])

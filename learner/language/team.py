@@ -9,6 +9,7 @@ clipped, so all take the same step, and followers hold nothing but model and opt
     follower: heed → the same messages in the same order
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -20,20 +21,14 @@ from learner.language.objective import Targets
 from learner.language.step import Evaluation, LanguageStep, Minibatch, Reading
 from learner.language.trained import Trained
 from learner.parallel import Group
-
-_STATE = "state"
-_BATCH = "batch"
-_END = "end"
+from learner.team import TeamFollower, TeamLeader
 
 
-class LanguageLeader:
-    """Rank 0 of a group."""
+class LanguageLeader(TeamLeader[LanguageStep]):
+    """Leads the learner of a language model."""
 
     def __init__(self, group: Group, step: LanguageStep) -> None:
-        self._group = group
-        self._step = step
-        self._followers = range(1, group.size)
-        self._told_state = False
+        super().__init__(group, step)
         self._sequences: list[Tensor] = []
         """Rows of each worker's sequences in the batch of this update."""
         self._parts: list[PackedTokens] = []
@@ -41,11 +36,6 @@ class LanguageLeader:
         """Of each worker's action tokens."""
         self._place: dict[int, tuple[int, int]] = {}
         """Whose each sequence is, and which of its owner's."""
-        step.workers = group
-
-    def forget(self) -> None:
-        """The leader's state is another: followers take it over before the next update."""
-        self._told_state = False
 
     def evaluate(self, packed: PackedTokens, reading: Reading) -> Evaluation:
         """Has all sequences read, each by one of the workers. Begins an update, which `take` ends.
@@ -57,11 +47,9 @@ class LanguageLeader:
                 f"a batch of {packed.sequences} sequences cannot be shared by learner.workers={self._group.size}; raise "
                 "language.batch_episodes"
             )
-        if not self._told_state:
-            self._tell_state()
         self._share(packed)
+        self._call()
         for rank in self._followers:
-            self._group.call(rank, _BATCH)
             part = {field.name: getattr(self._parts[rank], field.name).cpu() for field in fields(PackedTokens)}
             self._group.send(rank, {"packed": part, "reading": asdict(reading)})
         found = [self._step.evaluate(self._parts[0], reading)]
@@ -87,12 +75,8 @@ class LanguageLeader:
             for place, row in enumerate(sequences.tolist())
         }
 
-    def _tell_state(self) -> None:
-        state = self._step.state_dict()
-        for rank in self._followers:
-            self._group.call(rank, _STATE)
-            self._group.send(rank, state)
-        self._told_state = True
+    def _state(self) -> Mapping[str, Any]:
+        return self._step.state_dict()
 
     def _whole(self, packed: PackedTokens, found: list[Evaluation]) -> Evaluation:
         device, m = packed.tokens.device, int(packed.action.sum())
@@ -125,31 +109,9 @@ class LanguageLeader:
             for each in minibatches
         ]
 
-    def close(self) -> None:
-        """Sends the followers home, and leaves."""
-        for rank in self._followers:
-            self._group.call(rank, _END)
-        self._group.close()
 
-
-class LanguageFollower:
-    """Any other worker of a group."""
-
-    def __init__(self, group: Group, step: LanguageStep) -> None:
-        self._group = group
-        self._step = step
-        step.workers = group
-
-    def follow(self) -> None:
-        """Takes every step with the leader, until that ends the group. Raises GroupError where it dies, and
-        FloatingPointError as the leader does."""
-        while (word := self._group.heed()) != _END:
-            message = self._group.receive(0)
-            if word == _STATE:
-                self._step.load_state_dict(message)
-            else:
-                self._learn(message)
-        self._group.close()
+class LanguageFollower(TeamFollower[LanguageStep]):
+    """Follows the leader of a language model's learner."""
 
     def _learn(self, message: dict[str, Any]) -> None:
         device = self._step.device

@@ -1,8 +1,14 @@
 """Which world and seed a group plays, and the recipe as commands: demonstrations, RL from them, demonstrations from its traces."""
 
+import asyncio
 import json
+import multiprocessing
+import subprocess
+import sys
+import time
 from collections import Counter
 
+import psutil
 import pytest
 
 from agents.language.errors import LanguageModelError
@@ -14,7 +20,7 @@ from orchestration.cli.main import run
 from orchestration.configuration import load_config, read_config
 from orchestration.configuration.loader import to_yaml
 from orchestration.errors import ConfigError
-from orchestration.language.games import make_games
+from orchestration.language.games import GameMaker, make_games
 from orchestration.language.models import acting_model
 from orchestration.language.sft import demonstrate
 from orchestration.language.tasks import Tasks, draw, split_by_share
@@ -114,6 +120,70 @@ def test_games_are_generated_before_they_are_played(tmp_path, monkeypatch):
     assert len(played) == 4
     tasks.make_games(seeds, lambda *call: pytest.fail(f"there was nothing to do: {call}"))
     make_games("ways/one", {}, [0])  # generates none
+
+
+def test_games_of_groups_are_generated_side_by_side_and_the_processes_then_end(tmp_path, monkeypatch):
+    """Each in a process of the maker's; one that cannot be generated is left to the world, which says why."""
+    config = _config(
+        "env.mix.textworld/w1-o1-q1=1", "env.options.split=test", f"env.options.cache_dir={tmp_path}", "env.tasks=3"
+    )
+    tasks, maker = Tasks(config), GameMaker(2)
+    groups = range(12)
+    wanted = {tasks.seed_of(group) for group in groups}
+    assert set(tasks.missing(groups)) == wanted and len(wanted) == 3
+    others = set(multiprocessing.active_children())
+
+    async def make():
+        making = asyncio.gather(*(tasks.make_game(tasks.seed_of(group), maker) for group in groups))
+        await asyncio.sleep(0.01)
+        assert 1 <= len(set(multiprocessing.active_children()) - others) <= 2
+        await making
+
+    with monkeypatch.context() as here:
+        here.setattr(games, "_make", lambda *_: pytest.fail("a game was generated in this process"))
+        asyncio.run(make())
+        assert tasks.missing(groups) == []
+        env = tasks.make_env()
+        for group in groups:
+            env.reset(seed=tasks.seed_of(group))
+    deadline = time.monotonic() + 20
+    while set(multiprocessing.active_children()) - others and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not set(multiprocessing.active_children()) - others
+
+
+def test_a_game_that_cannot_be_generated_is_left_to_the_world(tmp_path):
+    config = _config("env.mix.textworld/w1-o1-q90=1", "env.options.split=test", f"env.options.cache_dir={tmp_path}")
+    tasks = Tasks(config)
+    asyncio.run(tasks.make_game(tasks.seed_of(0), GameMaker(1)))
+    with pytest.raises(games.GameGenerationError, match="textworld/w1-o1-q90, seed"):
+        tasks.make_env().reset(seed=tasks.seed_of(0))
+
+
+def test_processes_that_make_games_end_with_the_one_that_wanted_them(tmp_path):
+    """Killed in the middle: nobody would end them."""
+    script = tmp_path / "maker.py"
+    script.write_text(
+        "import asyncio, multiprocessing, sys\n"
+        "from orchestration.language.games import GameMaker\n"
+        "async def main():\n"
+        "    maker = GameMaker(2)\n"
+        "    options = {'split': 'train', 'cache_dir': sys.argv[1]}\n"
+        "    work = asyncio.gather(*(maker.make('textworld/w2-o3-q4', options, seed) for seed in range(40)))\n"
+        "    await asyncio.sleep(0.5)\n"
+        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "    await work\n"
+        "if __name__ == '__main__':\n"
+        "    asyncio.run(main())\n"
+    )
+    maker = subprocess.Popen([sys.executable, str(script), str(tmp_path / "games")], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout is not None
+    children = [psutil.Process(int(pid)) for pid in maker.stdout.readline().split()]
+    assert children
+    maker.kill()
+    maker.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
 
 
 class Halting(Numbered):

@@ -60,6 +60,12 @@ def essential(scene: Scene) -> Scene:
     return replace(scene, things=things, room=replace(scene.room, receptacles=receptacles))
 
 
+def folder_of(root: Path, task: str, split: str, number: int) -> Path:
+    """Where a game is kept below `root`, made or not."""
+    key = digest(RECIPE, package.versions(), task, split, str(number))
+    return root / "games" / task / split / f"{number}-{key[:12]}"
+
+
 class Maker:
     """Makes games and keeps them below `folder`. Not for several threads."""
 
@@ -68,14 +74,9 @@ class Maker:
         self._planner = planner
         self._player: Player | None = None
 
-    def folder_of(self, task: str, split: str, number: int) -> Path:
-        """Where a game is kept, made or not."""
-        key = digest(RECIPE, package.versions(), task, split, str(number))
-        return self._folder / "games" / task / split / f"{number}-{key[:12]}"
-
     def game(self, task: str, split: str, number: int) -> Path:
         """The folder of a game, which is made first where it is not there. Raises `GenerationError`."""
-        folder = self.folder_of(task, split, number)
+        folder = folder_of(self._folder, task, split, number)
         if not (folder / GAME_FILE).is_file():
             keep_folder(folder, self._make(task, split, number))
         return folder
@@ -128,6 +129,14 @@ class Maker:
             if player.won:
                 return commands
         raise _RejectedError("the plan did not win the game")
+
+
+def is_made(
+    tasks: str, split: str, seed: int, *, games: int | None = None, cache_dir: str | Path | None = None
+) -> bool:
+    """Whether the game that `seed` names in `alfworld/<tasks>` was made before. Arguments as of `prepare`."""
+    task, number = game_of(tasks_of(tasks), seed, games or GAMES[split])
+    return (folder_of(cache_folder("alfworld", cache_dir), task, split, number) / GAME_FILE).is_file()
 
 
 def prepare(

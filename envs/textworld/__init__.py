@@ -15,7 +15,7 @@ from envs.textworld.tasks import Setting, Task, parse
 if TYPE_CHECKING:
     from envs.textworld.env import Episode, TextWorldEnv
 
-__all__ = ["SPLITS", "GameFileError", "GameGenerationError", "game_seed", "make_textworld", "prepare"]
+__all__ = ["SPLITS", "GameFileError", "GameGenerationError", "game_seed", "is_made", "make_textworld", "prepare"]
 
 SPLITS = {"train": range(30001, 35001), "sft": range(40001, 40102), "test": range(1, 101)}
 """The game seeds of the splits, as in arXiv 2510.01132: no two share one."""
@@ -83,6 +83,13 @@ def prepare(
         raise EnvironmentIdError(f"{env_id} is a file: there is nothing to generate")
     recipes = {seed: Recipe(task, seed, extra) for seed in (game_seed(given, split) for given in seeds)}
     return games.prepare(recipes.values(), folder, workers, progress)
+
+
+def is_made(env_id: str, seed: int, **options: Any) -> bool:
+    """Whether `reset` would find the game that it plays with `seed` and `options`: a file, or generated before."""
+    task = _task(env_id.removeprefix("textworld/"))
+    split, extra, folder = _check(task, options)
+    return task.path is not None or games.is_made(Recipe(task, game_seed(seed, split), extra), folder)
 
 
 def is_generated(env_id: str) -> bool:

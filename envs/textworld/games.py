@@ -72,6 +72,11 @@ def story_of(recipe: Recipe, folder: Path) -> Path:
     return home / _STORY
 
 
+def is_made(recipe: Recipe, folder: Path) -> bool:
+    """Whether a game is in `folder` already, whole."""
+    return _is_whole(folder / recipe.digest[:2] / recipe.digest)
+
+
 def prepare(
     recipes: Iterable[Recipe],
     folder: Path,
@@ -83,7 +88,7 @@ def prepare(
     `progress(done, total)` is called once at the start and after each game. The first game that cannot be generated
     raises its `GameGenerationError` and stops the rest; what was finished by then is kept.
     """
-    missing = {recipe.digest: recipe for recipe in recipes if not _is_whole(folder / recipe.digest[:2] / recipe.digest)}
+    missing = {recipe.digest: recipe for recipe in recipes if not is_made(recipe, folder)}
     report = progress or _tell_nobody
     report(0, len(missing))
     if workers <= 1 or len(missing) <= 1:

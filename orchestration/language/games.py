@@ -1,7 +1,15 @@
-"""Games that a command is certain to play, generated before it begins: on all cores and with progress, where a world that
-generates them one by one when they are first played would hold up everything that waits for it."""
+"""Games that are certain to be played, generated before: on several cores, where a world that generates them one by one when
+they are first played would hold up everything that waits for it."""
 
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 from orchestration.machine import available_cpus
@@ -10,13 +18,23 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and how much there is."""
 
 
-def make_games(world: str, options: Mapping[str, Any], seeds: Iterable[int], progress: Progress | None = None) -> None:
-    """Generates those games that `world` with `options` plays when it is reset with `seeds` and that are not in the cache.
+_LOOKED_AFTER_EVERY_S = 1.0
+
+
+def make_games(
+    world: str,
+    options: Mapping[str, Any],
+    seeds: Iterable[int],
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> None:
+    """Generates those games that `world` with `options` plays when it is reset with `seeds` and that are not in the cache, on
+    `workers` cores (None: on all).
 
     Nothing for worlds that generate none. Raises what the world raises for a game that cannot be generated.
     """
     family, _, name = world.partition("/")
-    workers = max(1, int(available_cpus()))
+    workers = max(1, int(available_cpus())) if workers is None else workers
 
     def told(done: int, total: int) -> None:
         if progress is not None and total:
@@ -41,3 +59,66 @@ def make_games(world: str, options: Mapping[str, Any], seeds: Iterable[int], pro
                 cache_dir=options.get("cache_dir"),
                 progress=told,
             )
+
+
+def is_made(world: str, options: Mapping[str, Any], seed: int) -> bool:
+    """Whether there is nothing left to generate for `world` to be reset with `seed`."""
+    family, _, name = world.partition("/")
+    if family == "textworld":
+        from envs import textworld
+
+        return textworld.is_made(world, seed, **options)
+    if family == "alfworld":
+        from envs.alfworld import generate
+        from envs.alfworld.ids import is_path
+
+        split, games, cache = options.get("split", "train"), options.get("games"), options.get("cache_dir")
+        return is_path(name) or generate.is_made(name, split, seed, games=games, cache_dir=cache)
+    return True
+
+
+class GameMaker:
+    """Generates games while others are played: in processes of its own, which are there only as long as games are missing."""
+
+    def __init__(self, workers: int) -> None:
+        """`workers`: processes at once, at most."""
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._waiting = 0
+
+    async def make(self, world: str, options: Mapping[str, Any], seed: int) -> None:
+        """Returns when the game is there, which `world` plays when it is reset with `seed`.
+
+        Raises nothing for a game that cannot be generated: the world does, when it is to play it.
+        """
+        if is_made(world, options, seed):
+            return
+        if self._pool is None:
+            # A forked child would inherit the locks of the threads of a process that has a model loaded.
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _end_with, (os.getpid(),))
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            with contextlib.suppress(Exception):
+                await loop.run_in_executor(self._pool, make_games, world, dict(options), [seed], None, 1)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.close()
+
+    def close(self) -> None:
+        """Ends the processes; what they are at is not kept."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, however that ended: nobody else would."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOKED_AFTER_EVERY_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()

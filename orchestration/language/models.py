@@ -26,6 +26,13 @@ def told_by(view: LiveView) -> Progress:
     return progress
 
 
+def tell_of_missing(games: int, view: LiveView) -> None:
+    """Tells the live view why the first episodes are late, where games are missing."""
+    if games:
+        view.event(f"{games:,} games are generated first, and kept")
+        view.say()
+
+
 def acting_model(config: Config, progress: Progress | None = None) -> str:
     """The folder or Hugging Face id of the model that acts: `small` is made where it is not there yet (minutes, with
     `progress`), a run or a checkpoint stands for the model in it, anything else for itself.

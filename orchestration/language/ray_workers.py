@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from agents.report import RolloutReport
 from orchestration.config import Config
+from orchestration.language.games import GameMaker
+from orchestration.language.tasks import Tasks
 from orchestration.learner_worker import LearnerHost, ending_with_the_group
+from orchestration.machine import available_cpus
 from orchestration.part_log import log_to
 from orchestration.results import FeedResult, Floor, TakenOver, actor_name
 from orchestration.rundir import RunDir
@@ -41,6 +44,9 @@ class LanguageRolloutWorker:
         self._config, self._rundir, self._model = config, RunDir(rundir), model
         self._index, self._incarnation = index, incarnation
         self._loaded: LanguageRollout | None = None
+        self._tasks = Tasks(config)
+        # Actors that share a machine share its processors.
+        self._games = GameMaker(max(1, available_cpus() // config.actors.count))
         self._begun = asyncio.Event()
         self._running = 0
         self._told_at = time.perf_counter()
@@ -87,6 +93,7 @@ class LanguageRolloutWorker:
         from orchestration.language.report import report_of
 
         await self._begun.wait()
+        await self._tasks.make_game(self._tasks.seed_of(group), self._games)
         if self._running == 0:
             self._told_at = time.perf_counter()
         self._running += 1
@@ -108,6 +115,7 @@ class LanguageRolloutWorker:
     async def close(self) -> None:
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
+        self._games.close()
         if self._loaded is not None:
             self._loaded.close()
             await self._loaded.generator.close()

@@ -8,7 +8,7 @@ import asyncio
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 
 from agents.language.rollout import GroupResult
 from orchestration.config import Config
-from orchestration.language.models import acting_model, told_by
+from orchestration.language.games import GameMaker
+from orchestration.language.models import acting_model, tell_of_missing, told_by
 from orchestration.language.parts import (
     LanguageLearnerPart,
     build_generator,
@@ -26,6 +27,8 @@ from orchestration.language.parts import (
     build_template,
 )
 from orchestration.language.report import report_of
+from orchestration.language.tasks import Tasks
+from orchestration.machine import available_cpus
 from orchestration.serial import judge, reward_server_here, try_checkpoint
 from orchestration.session import Session
 
@@ -41,6 +44,7 @@ class LanguageSerialRuntime:
         model = acting_model(config, told_by(self.session.view))
         self.learner = LanguageLearnerPart(config, session.rundir.path, model)
         self.reward_server = reward_server_here(config, session)
+        self._tasks, self._games = Tasks(config), GameMaker(available_cpus())
         self._group = 0
         if resumed is not None:
             self._load_learner(resumed)
@@ -77,10 +81,17 @@ class LanguageSerialRuntime:
 
     async def _play(self, groups: int) -> list[GroupResult]:
         first, self._group = self._group, self._group + groups
+        await self._make_games(range(first, first + groups))
         self.rollout.reward_model_version = self.session.reward_model_in_force
         for group in range(first, first + groups):
             self.session.record.called(self.rollout.name, group)
         return list(await asyncio.gather(*(self.rollout.play_group(g) for g in range(first, first + groups))))
+
+    async def _make_games(self, groups: Iterable[int]) -> None:
+        """All before the first is played, so that episodes meet in the engine as where nothing is missing."""
+        missing = self._tasks.missing(groups)
+        tell_of_missing(len(missing), self.session.view)
+        await asyncio.gather(*(self._tasks.make_game(seed, self._games) for seed in missing))
 
     def _learn(self, result: GroupResult, seconds: float) -> None:
         """Hands on the episodes of a group; where they fill a batch, the engine gets the new weights."""
@@ -121,6 +132,7 @@ class LanguageSerialRuntime:
     def close(self) -> None:
         """Ends everything that the run started."""
         self._loop.run_until_complete(_end_tasks())
+        self._games.close()
         self.rollout.close()
         self._loop.run_until_complete(self.rollout.generator.close())
         if self.reward_server is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from envs.registry import make_text
 from envs.text import TextEnv
 from orchestration.config import Config
-from orchestration.language.games import Progress, make_games
+from orchestration.language.games import GameMaker, Progress, is_made, make_games
 from orchestration.seeds import derive_seed, training_seed
 
 _SEEDS = 2**56
@@ -59,6 +59,21 @@ class Tasks:
         for number, wanted in of_world.items():
             world = self.worlds[number]
             make_games(world, self.options_of(world), wanted, progress)
+
+    def missing(self, groups: Iterable[int]) -> list[int]:
+        """Seeds of those groups whose games were not generated yet, each once."""
+        seeds = dict.fromkeys(map(self.seed_of, groups))
+        return [seed for seed in seeds if not is_made(*self._world_and_task(seed))]
+
+    async def make_game(self, seed: int, maker: GameMaker) -> None:
+        """Has the game generated, if need be, that the environment of `make_env` plays when it is reset with `seed`."""
+        await maker.make(*self._world_and_task(seed))
+
+    def _world_and_task(self, seed: int) -> tuple[str, Mapping[str, Any], int]:
+        """World, its options, and what it is reset with."""
+        number, task = divmod(seed, _SEEDS)
+        world = self.worlds[number]
+        return world, self.options_of(world), task
 
     def make_env(self) -> TextEnv:
         """An environment that plays any of the worlds, told which by the seed."""

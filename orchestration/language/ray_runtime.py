@@ -27,9 +27,10 @@ from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
 from orchestration import placement
 from orchestration.calls import Actor, CloseCall
 from orchestration.errors import death, root_cause
-from orchestration.language.models import acting_model, told_by
+from orchestration.language.models import acting_model, tell_of_missing, told_by
 from orchestration.language.ray_workers import LanguageFeed, LanguageLearnerWorker, LanguageRolloutWorker
-from orchestration.ray_runtime import RayRuntime
+from orchestration.language.tasks import Tasks
+from orchestration.ray_loop import RayLoop
 from orchestration.results import actor_name
 
 _FAILURES_IN_A_ROW = 3
@@ -85,7 +86,7 @@ class _Take:
     version: int
 
 
-class LanguageRayRuntime(RayRuntime):
+class LanguageRayRuntime(RayLoop):
     """Hosts engines and learner as Ray actors and keeps them busy."""
 
     _feed_call = _Feed
@@ -102,11 +103,13 @@ class LanguageRayRuntime(RayRuntime):
         self._feeding: set[int] = set()
         self._again: list[int] = [] if resumed is None else sorted(resumed.get("open", ()))
         self._next = 0 if resumed is None else int(resumed["group"])
+        first = range(self._next, self._next + self._open_limit)
+        tell_of_missing(len(Tasks(config).missing(first)), self.session.view)
         self._state = (
             None if resumed is None else {k: v for k, v in resumed.items() if k not in ("session", "reward_server")}
         )
         self._host_language_learner(self._state)
-        self._rollout_worker = ray.remote(LanguageRolloutWorker).options(
+        self._rollout_worker: Any = ray.remote(LanguageRolloutWorker).options(
             max_concurrency=4096, **placement.actor(config)
         )
         if resumed is not None:

@@ -30,6 +30,9 @@ class AgentSettings:
     """Of sampling while training."""
     failure_penalty: float = 0.0
     """Taken off the reward of a turn whose answer could not be read."""
+    ungrounded_penalty: float = 0.0
+    """Taken off the reward of a turn whose answer was read but is no command that the world would execute. Paying for the
+    others instead (`reward.w_ground`) would make it worth while to end an episode late."""
     group_size: int = 1
     """Episodes with the same task and seed, which GRPO and RLOO compare."""
     dtype: str = "auto"

@@ -57,6 +57,15 @@ def test_garbage_costs_a_turn_and_a_penalty_and_is_told_of(template):
     assert "could not be read" in template.decode(episode.prompt_of(1).tolist())
 
 
+def test_a_command_that_is_not_possible_costs_a_penalty_of_its_own(template):
+    result, _ = play(
+        template, ["what\nnow", "dance", "go right", "go right"], failure_penalty=0.25, ungrounded_penalty=0.125
+    )
+    (episode,) = result.episodes
+    assert [t.penalty for t in episode.turns] == [-0.25, -0.125, 0, 0]
+    assert [t.failure is None for t in episode.turns] == [False, True, True, True]
+
+
 def test_cut_episodes_say_by_what_and_keep_their_last_state(template):
     (late,) = play(template, ["go right", "go left"] * 3)[0].episodes
     assert (late.cut, late.terminated, late.truncated, late.length, late.success) == ("steps", False, True, 6, False)

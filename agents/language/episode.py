@@ -46,7 +46,7 @@ class LanguageTurn:
     failure: str | None
     """Why no command could be read in the output; None: it was read."""
     penalty: float
-    """Added to the turn's fused reward for a failure; 0 or below."""
+    """Added to the turn's fused reward for an answer that could not be read, or not be executed; 0 or below."""
     reward: float
     """Extrinsic, unscaled."""
     grounded: bool

@@ -315,6 +315,7 @@ class _Play:
         answer = parse(text, settings.answer, complete=generation.stop == "stop")
         brought = await self._world(lambda: self._step(answer.command))
         caption = str(brought.info.get("caption", ""))
+        grounded = bool(brought.info.get("grounded", True))
         number = self._setup.captions.number(caption)
         self._counts[number] = self._counts.get(number, 0) + 1
         turn = LanguageTurn(
@@ -328,9 +329,9 @@ class _Play:
             text=text,
             command=answer.command,
             failure=answer.failure,
-            penalty=-settings.failure_penalty if answer.failure else 0.0,
+            penalty=-self._penalty(answer.failure, grounded),
             reward=brought.reward,
-            grounded=answer.failure is None and bool(brought.info.get("grounded", True)),
+            grounded=answer.failure is None and grounded,
             caption_id=number,
             caption_count=0 if number == EMPTY_CAPTION_ID else self._counts[number],
             generate_s=generate_s,
@@ -343,6 +344,12 @@ class _Play:
             following = self._talk.follow(self._message(brought, answer.failure))
         self._tell_step(turn, prompt, caption, brought, over=following is None)
         return following, brought
+
+    def _penalty(self, failure: str | None, grounded: bool) -> float:
+        """What an answer costs beyond what the world gives for it."""
+        if failure is not None:
+            return self._settings.failure_penalty
+        return 0.0 if grounded else self._settings.ungrounded_penalty
 
     def _message(self, brought: _Brought, failure: str | None = None) -> str:
         listed: Sequence[str] | None = brought.info.get("admissible") if self._settings.admissible else None

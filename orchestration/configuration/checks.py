@@ -102,6 +102,7 @@ CHECKS: dict[str, Range | Choice | Text] = {
     "agent.max_new_tokens": COUNT,
     "agent.temperature": Range(0, 2, above=True),
     "agent.failure_penalty": NOT_NEGATIVE,
+    "agent.ungrounded_penalty": NOT_NEGATIVE,
     "agent.group_size": COUNT,
     "agent.dtype": Choice(("auto", "float32", "bfloat16", "float16")),
     "learner.algorithm": Choice((NETWORK_ALGORITHM, *OBJECTIVES)),

@@ -33,7 +33,7 @@ POLICY, REWARD_MODEL = "policy", "reward_model"
 """`WeightsUpdate.what`."""
 
 FORMAT = "format"
-"""Source of the penalty for an answer of a language model that could not be read."""
+"""Source of the penalty for an answer of a language model that could not be read, or not be executed."""
 
 RAW, COMPONENT, TOTAL = "raw", "component", "total"
 """`Reward.part`."""

@@ -2,8 +2,9 @@
 
 A Qwen3 of a few million parameters with a byte-level BPE tokenizer of its own, both trained on what games say: random
 admissible play in generated TextWorld games whose seeds no split has, every token predicted. So it knows how worlds
-speak, which commands there are and that they name what is in sight; it knows nothing of tasks, plans or rewards. Those
-are for SFT and RL, whose commands take any other model just as well.
+speak, which commands there are and that they name what is in sight, and it follows orders that are commands; it knows
+nothing of how games word their tasks, of plans or rewards. Those are for SFT and RL, whose commands take any other model
+just as well.
 
 It can repeat what it read before it is trained (`induction.py`), and keeps that up on random text that repeats itself,
 among the games' text.
@@ -73,6 +74,12 @@ class SmallModel:
     batch_episodes: int = 8
     learning_rate: float = 1.5e-3
     warmup: float = 0.05
+    orders: int = 6
+    """Pieces of each episode whose prompts list the possible commands, with a task that names the piece's commands in their
+    order. They are read last, and only commands are predicted: a twentieth of the text, and what an agent says."""
+    drills: int = 3000
+    """Among them: lists of commands out of all episodes, without any world, to be said in the order that the task names."""
+    order_learning_rate: float = 1e-3
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Of the worlds."""
     threads: int = 2
@@ -91,7 +98,7 @@ class Transcript:
 
 
 def small_model(spec: SmallModel | None = None, progress: Progress | None = None, cache: Path | None = None) -> Path:
-    """The folder of the model, in Hugging Face format; made now (a quarter of an hour) where it is not there yet.
+    """The folder of the model, in Hugging Face format; made now (half an hour on two cores) where it is not there yet.
 
     Reproducible from `spec`. Any number of processes may ask: one makes it, the others wait.
     """
@@ -150,15 +157,17 @@ def _prepare(world: str, spec: SmallModel, progress: Progress) -> None:
         textworld.prepare(world, seeds, spec.threads, told, **spec.options)
 
 
-def transcript_tokens(said: Transcript, template: ChatTemplate, answer: str, context: int) -> "EpisodeTokens":
-    """A transcript in the layout of an agent's episode, every token but the first to be predicted."""
+def transcript_tokens(
+    said: Transcript, template: ChatTemplate, answer: str, context: int, *, commands: bool = False
+) -> "EpisodeTokens":
+    """A transcript in the layout of an agent's episode, every token but the first to be predicted; `commands`: those alone."""
     import torch
 
     from learner.language.batch import EpisodeTokens, TokenSequence
 
     talk = Conversation(template, system_message(answer), Budget(context, 0, "stop"))
     prompt = talk.begin(opening(said.objective), observation_message(said.observations[0], said.listed[0]))
-    ids = [prompt.ids]
+    ids, acts = [prompt.ids], [np.full(len(prompt.ids), not commands)]
     for command, observation, listed in zip(said.commands, said.observations[1:], said.listed[1:], strict=True):
         output = template.answer(write(command, answer))
         talk.answered(output, command)
@@ -166,14 +175,62 @@ def transcript_tokens(said: Transcript, template: ChatTemplate, answer: str, con
         if following is None:
             break
         ids += [np.array(output, np.int32), following.new]
+        acts += [np.ones(len(output), bool), np.full(len(following.new), not commands)]
+    acts[0][0] = False
     tokens = torch.from_numpy(np.concatenate(ids).astype(np.int64))
     sequence = TokenSequence(
         tokens=tokens,
-        action=torch.arange(len(tokens)) > 0,
+        action=torch.from_numpy(np.concatenate(acts)),
         turn=torch.zeros_like(tokens),
         behaviour_log_prob=torch.zeros(len(tokens)),
     )
     return EpisodeTokens((sequence,), (0,), terminated=False)
+
+
+def ordered_transcripts(said: Sequence[Transcript], pieces: int, rng: random.Random) -> list[Transcript]:
+    """Pieces of the transcripts whose messages list the possible commands, of two commands at least, as if the task had been to
+    do what was done: hindsight's instructions (Andrychowicz et al. 2017, arXiv 1707.01495), which need no planner and say
+    nothing of what wins a game."""
+    found: list[Transcript] = []
+    for whole in said:
+        length = len(whole.commands)
+        if whole.listed[0] is None or length < 2:
+            continue
+        for _ in range(pieces):
+            begin = rng.randint(0, length - 2)
+            end = rng.randint(begin + 2, length)
+            commands = whole.commands[begin:end]
+            task = rng.choice(_ORDERS)(commands)
+            found.append(Transcript(task, whole.observations[begin : end + 1], commands, whole.listed[begin : end + 1]))
+    return found
+
+
+def drills(said: Sequence[Transcript], count: int, rng: random.Random) -> list[Transcript]:
+    """Transcripts of nothing but orders: each message lists commands, drawn from all that were said, the one that comes next in
+    the task among them."""
+    known = sorted({command for whole in said for command in whole.commands})
+    found: list[Transcript] = []
+    for _ in range(count if len(known) >= _DRILLED[1] + _LISTED[1] else 0):
+        drawn = rng.sample(known, rng.randint(*_DRILLED) + rng.randint(*_LISTED))
+        commands = tuple(drawn[: rng.randint(_DRILLED[0], min(_DRILLED[1], len(drawn) - _LISTED[0]))])
+        listed: list[tuple[str, ...]] = []
+        for command in (*commands, commands[0]):
+            others = rng.sample(drawn, min(len(drawn), rng.randint(*_LISTED)))
+            listed.append(tuple(sorted({command, *others})))
+        observations = ("", *(rng.choice(_DONE) for _ in commands))
+        found.append(Transcript(rng.choice(_ORDERS)(commands), observations, commands, tuple(listed)))
+    return found
+
+
+_DRILLED, _LISTED = (3, 8), (3, 8)
+"""Commands of a drill's task, and further ones that a message lists: fewest and most."""
+_DONE = ("Done.", "You do so.", "That is done.", "All right.")
+
+_ORDERS: tuple[Callable[[Sequence[str]], str], ...] = (
+    lambda commands: "Do this: " + "; ".join(commands) + ".",
+    lambda commands: "First, " + ". Then, ".join(commands) + ".",
+    lambda commands: ", and then ".join(commands) + ". That is all.",
+)
 
 
 def repeating_tokens(vocabulary: int, length: int, generator: "torch.Generator") -> "EpisodeTokens":
@@ -222,18 +279,25 @@ def _make(spec: SmallModel, folder: Path, progress: Progress) -> None:
     texts += [
         repeating_tokens(len(tokenizer), spec.repeat_tokens, generator) for _ in range(round(spec.repeats * len(said)))
     ]
-    settings = SFTSettings(
-        epochs=spec.epochs,
-        batch_episodes=spec.batch_episodes,
-        learning_rate=spec.learning_rate,
-        warmup=spec.warmup,
-        weight_decay=0.05,
-    )
+    rng = random.Random(f"orders {spec.seed}")
+    orders = ordered_transcripts(said, spec.orders, rng) + drills(said, spec.drills, rng)
+    ordered = [transcript_tokens(t, template, "command", spec.context, commands=True) for t in orders]
+    stages = [("text", texts, spec.epochs, spec.learning_rate)]
+    if ordered:
+        stages.append(("orders", ordered, 1.0, spec.order_learning_rate))
     with _threads(spec.threads):
         # In the one precision that all processors have, so that it is the same everywhere.
         model = LanguageModel(_network(spec, tokenizer), tokenizer, device=torch.device("cpu"), dtype=torch.float32)
-        for step in SFTTrainer(model, texts, settings, spec.seed).run():
-            progress("text", step.step, step.steps)
+        for name, read, epochs, rate in stages:
+            settings = SFTSettings(
+                epochs=epochs,
+                batch_episodes=spec.batch_episodes,
+                learning_rate=rate,
+                warmup=spec.warmup,
+                weight_decay=0.05,
+            )
+            for step in SFTTrainer(model, read, settings, spec.seed).run():
+                progress(name, step.step, step.steps)
     model.save(folder)
 
 

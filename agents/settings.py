@@ -31,8 +31,8 @@ class AgentSettings:
     failure_penalty: float = 0.0
     """Taken off the reward of a turn whose answer could not be read."""
     ungrounded_penalty: float = 0.0
-    """Taken off the reward of a turn whose answer was read but is no command that the world would execute. Paying for the
-    others instead (`reward.w_ground`) would make it worth while to end an episode late."""
+    """Taken off the reward of a turn whose answer was read but is none of the commands that the world says are possible. To pay
+    for those instead (`reward.w_ground`) makes it worth while to end an episode late."""
     group_size: int = 1
     """Episodes with the same task and seed, which GRPO and RLOO compare."""
     dtype: str = "auto"

@@ -151,7 +151,15 @@ def test_ranks_and_areas_are_those_of_their_definitions():
 @pytest.mark.slow
 def test_attributions_are_compared_with_the_planners_truth(tmp_path, capsys):
     spec = SmallModel(
-        games=2, episodes=2, hidden_size=32, layers=2, heads=2, head_dim=16, intermediate_size=32, repeat_tokens=48
+        games=2,
+        episodes=2,
+        hidden_size=32,
+        layers=2,
+        heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        repeat_tokens=48,
+        drills=8,
     )
     model = small_model(spec, cache=tmp_path)
     options = ["--model", str(model), "--episodes", "60", "--test", "20", "--steps", "40", "--seeds", "1"]

@@ -192,6 +192,7 @@ def test_a_small_model_is_made_once_and_the_same_again(tmp_path):
     told = []
     first = small_model(spec, lambda what, done, total: told.append((what, done, total)), cache=tmp_path / "a")
     assert small_model(spec, cache=tmp_path / "a") == first and told
+    assert list(dict.fromkeys(what for what, _, _ in told))[-2:] == ["text", "orders"]
     again = small_model(spec, cache=tmp_path / "b")
     assert first.name == again.name
     assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from orchestration.cli.main import run
 from orchestration.configuration import load_config, read_config
 from orchestration.configuration.loader import to_yaml
 from orchestration.errors import ConfigError
+from orchestration.language import games as game_making
 from orchestration.language.games import GameMaker, make_games
 from orchestration.language.models import acting_model
 from orchestration.language.sft import demonstrate
@@ -123,41 +126,89 @@ def test_games_are_generated_before_they_are_played(tmp_path, monkeypatch):
 
 
 def test_games_of_groups_are_generated_side_by_side_and_the_processes_then_end(tmp_path, monkeypatch):
-    """Each in a process of the maker's; one that cannot be generated is left to the world, which says why."""
-    config = _config(
-        "env.mix.textworld/w1-o1-q1=1", "env.options.split=test", f"env.options.cache_dir={tmp_path}", "env.tasks=3"
-    )
-    tasks, maker = Tasks(config), GameMaker(2)
+    """In processes of the maker's, each game by one of them however many groups want it."""
+    keys = [
+        "env.mix.textworld/w1-o1-q1=1",
+        "env.options.split=test",
+        f"env.options.cache_dir={tmp_path}",
+        "env.tasks=3",
+    ]
+    tasks, maker = Tasks(_config(*keys)), GameMaker(2)
     groups = range(12)
     wanted = {tasks.seed_of(group) for group in groups}
     assert set(tasks.missing(groups)) == wanted and len(wanted) == 3
     others = set(multiprocessing.active_children())
+    submitted = []
+    submit = maker._submit
+    monkeypatch.setattr(maker, "_submit", lambda *call: submitted.append(call[2]) or submit(*call))
 
     async def make():
         making = asyncio.gather(*(tasks.make_game(tasks.seed_of(group), maker) for group in groups))
         await asyncio.sleep(0.01)
         assert 1 <= len(set(multiprocessing.active_children()) - others) <= 2
         await making
+        assert set(multiprocessing.active_children()) - others, "they wait for more to do"
+        deadline = time.monotonic() + 20
+        while set(multiprocessing.active_children()) - others and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        assert not set(multiprocessing.active_children()) - others
 
-    with monkeypatch.context() as here:
-        here.setattr(games, "_make", lambda *_: pytest.fail("a game was generated in this process"))
-        asyncio.run(make())
-        assert tasks.missing(groups) == []
-        env = tasks.make_env()
-        for group in groups:
-            env.reset(seed=tasks.seed_of(group))
-    deadline = time.monotonic() + 20
-    while set(multiprocessing.active_children()) - others and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not set(multiprocessing.active_children()) - others
+    monkeypatch.setattr(games, "_make", lambda *_: pytest.fail("a game was generated in this process"))
+    monkeypatch.setattr(game_making, "_IDLE_S", 0.5)
+    asyncio.run(make())
+    assert sorted(submitted) == [0, 1, 2] and tasks.missing(groups) == []
+    env = tasks.make_env()
+    for group in groups:
+        env.reset(seed=tasks.seed_of(group))
 
 
-def test_a_game_that_cannot_be_generated_is_left_to_the_world(tmp_path):
-    config = _config("env.mix.textworld/w1-o1-q90=1", "env.options.split=test", f"env.options.cache_dir={tmp_path}")
-    tasks = Tasks(config)
+def test_a_game_that_cannot_be_generated_is_left_to_the_world(tmp_path, caplog):
+    tasks = Tasks(
+        _config("env.mix.textworld/w1-o1-q90=1", "env.options.split=test", f"env.options.cache_dir={tmp_path}")
+    )
     asyncio.run(tasks.make_game(tasks.seed_of(0), GameMaker(1)))
+    assert "a game of textworld/w1-o1-q90 is left to its world: GameGenerationError" in caplog.text
     with pytest.raises(games.GameGenerationError, match="textworld/w1-o1-q90, seed"):
         tasks.make_env().reset(seed=tasks.seed_of(0))
+
+
+def test_processes_that_make_games_are_ended_in_the_middle_and_know_nothing_of_ctrl_c(tmp_path):
+    maker = GameMaker(2)
+    others = set(multiprocessing.active_children())
+    options = {"split": "train", "cache_dir": str(tmp_path)}
+
+    async def begin():
+        making = asyncio.gather(*(maker.make("textworld/w2-o3-q4", options, seed) for seed in range(20)))
+        children = set(multiprocessing.active_children()) - others
+        while len(list(tmp_path.glob("??/*"))) < 2:  # they are at work
+            children |= set(multiprocessing.active_children()) - others
+            await asyncio.sleep(0.1)
+        for child in children:
+            os.kill(child.pid, signal.SIGINT)
+        await asyncio.sleep(0.5)
+        assert all(child.is_alive() for child in children) and not making.done()
+        maker.close()
+        await asyncio.wait_for(making, 20)
+        return children
+
+    children = asyncio.run(begin())
+    for child in children:
+        child.join(20)
+    assert children and not any(child.is_alive() for child in children)
+
+
+@pytest.mark.slow
+def test_a_serial_run_has_its_games_made_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(games, "_make", lambda *_: pytest.fail("a game was generated in the run's own process"))
+    model = tiny_model(tmp_path / "tiny")
+    keys = [
+        "env.id=textworld/w1-o1-q1", "env.options.split=train", f"env.options.cache_dir={tmp_path / 'games'}", "env.tasks=4",
+        f"agent.model={model}", "agent.engine=transformers", "agent.answer=command", "agent.max_new_tokens=4",
+        "reward.model=none", "learner.algorithm=reinforce++", "language.batch_episodes=4", "train.episodes=4",
+        "runtime=serial", f"run.dir={tmp_path}", "run.name=beside",
+    ]  # fmt: skip
+    assert run(["train", *keys, "--plain"]) == 0
+    assert len(list((tmp_path / "games").glob("??/*/game.z8"))) >= 1
 
 
 def test_processes_that_make_games_end_with_the_one_that_wanted_them(tmp_path):

@@ -186,8 +186,8 @@ class LanguageLearner:
         )
 
     def _separate_advantage(self, credit: LanguageCredit, rollouts: Rollouts, rewards: TurnRewards) -> Tensor:
-        """[M]: advantages of the components, normalised one by one. The penalty for what could not be read is one of them, and
-        its size its weight, so that it also counts where nothing else does."""
+        """[M]: advantages of the components, normalised one by one. The penalty for answers is one of them, and its
+        size (of the largest there is) its weight, so that it also counts where nothing else does."""
         parts = [rewards.extrinsic, rewards.intrinsic, rewards.progress, rewards.grounding, rewards.penalty]
         paid = torch.from_numpy(np.stack([np.zeros_like(rewards.total) if p is None else p for p in parts]))
         penalty = credit.weights.new_tensor([float(np.abs(rewards.penalty).max())])

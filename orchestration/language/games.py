@@ -2,13 +2,13 @@
 they are first played would hold up everything that waits for it."""
 
 import asyncio
-import contextlib
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
@@ -18,7 +18,10 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and how much there is."""
 
 
+_LOG = logging.getLogger(__name__)
 _LOOKED_AFTER_EVERY_S = 1.0
+_IDLE_S = 60.0
+"""After which processes that make games end: each takes 100 MB, and seconds to start."""
 
 
 def make_games(
@@ -78,43 +81,68 @@ def is_made(world: str, options: Mapping[str, Any], seed: int) -> bool:
 
 
 class GameMaker:
-    """Generates games while others are played: in processes of its own, which are there only as long as games are missing."""
+    """Generates games without holding up the loop that plays others: in processes of its own, which end when they have had
+    nothing to do for a while."""
 
     def __init__(self, workers: int) -> None:
         """`workers`: processes at once, at most."""
         self._workers = workers
         self._pool: ProcessPoolExecutor | None = None
-        self._waiting = 0
+        self._making: dict[tuple[str, int], asyncio.Future[None]] = {}
+        self._end: asyncio.TimerHandle | None = None
 
     async def make(self, world: str, options: Mapping[str, Any], seed: int) -> None:
-        """Returns when the game is there, which `world` plays when it is reset with `seed`.
+        """Returns when the game is there, which `world`, always with these options, plays when it is reset with `seed`.
 
         Raises nothing for a game that cannot be generated: the world does, when it is to play it.
         """
-        if is_made(world, options, seed):
-            return
+        key = (world, seed)
+        try:
+            if key not in self._making:
+                if is_made(world, options, seed):
+                    return
+                self._making[key] = self._submit(world, options, seed)
+            await asyncio.shield(self._making[key])
+        except Exception as error:
+            if isinstance(error, BrokenExecutor):  # killed for want of memory, say: another pool is made for the next
+                self.close()
+            _LOG.warning("a game of %s is left to its world: %s: %s", world, type(error).__name__, error)
+        finally:
+            making = self._making.get(key)
+            if making is not None and making.done():
+                self._made(key)
+
+    def _submit(self, world: str, options: Mapping[str, Any], seed: int) -> "asyncio.Future[None]":
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
         if self._pool is None:
             # A forked child would inherit the locks of the threads of a process that has a model loaded.
-            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _end_with, (os.getpid(),))
-        self._waiting += 1
-        try:
-            loop = asyncio.get_running_loop()
-            with contextlib.suppress(Exception):
-                await loop.run_in_executor(self._pool, make_games, world, dict(options), [seed], None, 1)
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self.close()
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _begin_child, (os.getpid(),))
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._pool, make_games, world, dict(options), [seed], None, 1)
+
+    def _made(self, key: tuple[str, int]) -> None:
+        del self._making[key]
+        if not self._making and self._pool is not None:
+            self._end = asyncio.get_running_loop().call_later(_IDLE_S, self.close)
 
     def close(self) -> None:
-        """Ends the processes; what they are at is not kept."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        """Ends the processes, in the middle of a game where they are at one."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        processes = list((pool._processes or {}).values())  # pyright: ignore[reportPrivateUsage]
+        pool.shutdown(wait=False, cancel_futures=True)
+        if self._making:
+            for process in processes:
+                process.kill()
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, however that ended: nobody else would."""
+def _begin_child(parent: int) -> None:
+    """Has this process end when its parent is gone, however that ended: nobody else would. Ctrl-C is the parent's alone, whose
+    terminal it shares."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def look() -> None:
         while os.getppid() == parent:

@@ -103,7 +103,7 @@ class LanguageRayRuntime(RayLoop):
         self._feeding: set[int] = set()
         self._again: list[int] = [] if resumed is None else sorted(resumed.get("open", ()))
         self._next = 0 if resumed is None else int(resumed["group"])
-        first = range(self._next, self._next + self._open_limit)
+        first = [*self._again, *range(self._next, self._next + self._open_limit)][: self._open_limit]
         tell_of_missing(len(Tasks(config).missing(first)), self.session.view)
         self._state = (
             None if resumed is None else {k: v for k, v in resumed.items() if k not in ("session", "reward_server")}

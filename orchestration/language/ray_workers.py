@@ -93,12 +93,12 @@ class LanguageRolloutWorker:
         from orchestration.language.report import report_of
 
         await self._begun.wait()
-        await self._tasks.make_game(self._tasks.seed_of(group), self._games)
+        self._rollout.reward_model_version = reward_model_version
         if self._running == 0:
             self._told_at = time.perf_counter()
         self._running += 1
-        self._rollout.reward_model_version = reward_model_version
         try:
+            await self._tasks.make_game(self._tasks.seed_of(group), self._games)
             result = await self._rollout.play_group(group)
         finally:
             self._running -= 1

@@ -44,6 +44,7 @@ class LanguageSerialRuntime:
         model = acting_model(config, told_by(self.session.view))
         self.learner = LanguageLearnerPart(config, session.rundir.path, model)
         self.reward_server = reward_server_here(config, session)
+        self._began = False
         self._tasks, self._games = Tasks(config), GameMaker(available_cpus())
         self._group = 0
         if resumed is not None:
@@ -90,7 +91,9 @@ class LanguageSerialRuntime:
     async def _make_games(self, groups: Iterable[int]) -> None:
         """All before the first is played, so that episodes meet in the engine as where nothing is missing."""
         missing = self._tasks.missing(groups)
-        tell_of_missing(len(missing), self.session.view)
+        if not self._began:
+            self._began = True
+            tell_of_missing(len(missing), self.session.view)
         await asyncio.gather(*(self._tasks.make_game(seed, self._games) for seed in missing))
 
     def _learn(self, result: GroupResult, seconds: float) -> None:

@@ -119,7 +119,7 @@ def test_the_header_says_whether_the_clock_was_pinned(tmp_path, template):
 
 
 def test_components_are_what_the_learner_pays(tmp_path, template):
-    """A fine, an intrinsic reward, one from the world; the learner's own function is the reference."""
+    """Fines, an intrinsic reward, one from the world; the learner's own function is the reference."""
     scores = {caption_id("You go right."): 0.75, caption_id("You leave through the door."): 1.0}
 
     class Looked:
@@ -131,10 +131,9 @@ def test_components_are_what_the_learner_pays(tmp_path, template):
     traces.mkdir()
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     recorder = LanguageRecorder(traces, 1.0, RUN)
-    generator = Scripted(template, ["what\nnow", "go right", "go right"])
-    rollout = LanguageRollout(
-        Corridor, generator, template, settings(failure_penalty=0.25), seed_of=lambda group: 11, observer=recorder
-    )
+    generator = Scripted(template, ["what\nnow", "dance", "go right", "go right"])
+    fines = settings(failure_penalty=0.25, ungrounded_penalty=0.125)
+    rollout = LanguageRollout(Corridor, generator, template, fines, seed_of=lambda group: 11, observer=recorder)
     rollout.reward_model_version = 2
     (episode,) = asyncio.run(rollout.play_group(0)).episodes
     rollout.close()
@@ -153,7 +152,7 @@ def test_components_are_what_the_learner_pays(tmp_path, template):
     assert [totals.get(step.id, 0.0) for step in done.trace.steps] == pytest.approx(paid.total.tolist())
     sums = {"environment": paid.extrinsic, "reward_model": paid.intrinsic, "format": paid.penalty}
     assert done.trace.end.components == pytest.approx({name: float(part.sum()) for name, part in sums.items()})
-    assert paid.penalty.sum() == -0.25 and paid.intrinsic.sum() > 0 and paid.extrinsic.sum() > 0
+    assert paid.penalty.tolist() == [-0.25, -0.125, 0, 0] and paid.intrinsic.sum() > 0 and paid.extrinsic.sum() > 0
     assert validate_file(path) == []
 
 

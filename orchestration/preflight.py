@@ -1,5 +1,6 @@
 """What is checked before a run starts, so that it fails at once and says why, rather than late or never."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,8 +78,7 @@ def check_cluster(config: Config, there: Mapping[str, float]) -> None:
     """Raises `ResourceError` where a cluster with the resources `there` lacks what the run needs. The judge is not looked
     for: without it training goes on."""
     check_cpus(config, there.get("CPU", 0.0), "the Ray cluster")
-    if config.learner.device == "cuda":
-        _check_gpus(config, there.get("GPU", 0.0), "the Ray cluster has")
+    _check_gpus(config, there.get("GPU", 0.0), "the Ray cluster has")
     _check_group(placement.actor(config), config.actors.count, "actors need", there)
     check_learner_group(config, there)
 
@@ -100,24 +100,49 @@ def _check_group(asked: Mapping[str, Any], count: int, part: str, there: Mapping
 
 
 def _check_gpus(config: Config, there: float, where: str) -> None:
-    """Raises `ResourceError` where `where` (… has) fewer GPUs than the learner has workers."""
+    """Raises `ResourceError` where `where` (… has) fewer GPUs than the learner's workers and the engines take."""
     workers = config.learner.workers
-    if there >= workers:
+    if config.learner.device == "cuda" and there < workers:
+        if there < 1:
+            raise ResourceError(f"learner.device=cuda: {where} no GPU; use learner.device=auto")
+        raise ResourceError(
+            f"learner.workers={workers}: each needs a GPU, and {where} {there:g}; use learner.workers={there:g}"
+        )
+    actors = config.actors.count
+    if required_gpus(config, actors) <= there:
         return
-    if there < 1:
-        raise ResourceError(f"learner.device=cuda: {where} no GPU; use learner.device=auto")
+    fits = [count for count in range(1, actors) if required_gpus(config, count) <= there]
+    if fits:
+        advice = f"actors.count={fits[-1]} fits"
+    elif config.learner.device == "cuda" and config.actors.gpus > 0.5:
+        advice = "actors.gpus=0.5 lets an engine share the learner's"
+    else:
+        advice = "actors.gpus=0 generates on the CPU"
     raise ResourceError(
-        f"learner.workers={workers}: each needs a GPU, and {where} {there:g}; use learner.workers={there:g}"
+        f"too few GPUs: actors.count={actors} with actors.gpus={config.actors.gpus:g} beside the learner need "
+        f"{required_gpus(config, actors):g}, {where} {there:g}; {advice}"
     )
+
+
+def required_gpus(config: Config, actors: int) -> float:
+    """GPUs that the learner and so many actors take. One that asks for a part of a GPU shares the learner's, and of the others as
+    many share one as there is room for."""
+    share, learner = config.actors.gpus, config.learner.workers if config.learner.device == "cuda" else 0
+    if config.runtime == "serial" or share == 0:
+        return learner
+    if share >= 1:
+        return learner + actors * share
+    others = actors - 1 if learner else actors
+    return learner + math.ceil(others / math.floor(1 / share + 1e-9))
 
 
 def check_device(config: Config) -> None:
     """Raises `ResourceError` where GPUs are asked for and torch finds none, or fewer."""
-    if config.learner.device != "cuda":
+    if not required_gpus(config, config.actors.count):
         return
     import torch
 
-    if not torch.cuda.is_available():
+    if config.learner.device == "cuda" and not torch.cuda.is_available():
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         raise ResourceError(
             f"learner.device=cuda: torch {torch.__version__} (built with {built}) finds no GPU; use learner.device=auto"

@@ -468,6 +468,39 @@ def test_a_cluster_that_lacks_a_group_is_refused() -> None:
     check_cluster(cuda, {"CPU": 8.0, "GPU": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("count", "share", "device", "needed"),
+    [
+        (1, 0.5, "cuda", 1),  # beside the learner
+        (2, 0.5, "cuda", 2),
+        (3, 0.5, "cuda", 2),
+        (4, 0.5, "cuda", 3),
+        (4, 0.5, "cpu", 2),
+        (3, 0.4, "cpu", 2),
+        (3, 0.7, "cpu", 3),  # a share is of one GPU
+        (2, 1.0, "cuda", 3),
+        (2, 2.0, "cpu", 4),
+    ],
+)
+def test_engines_count_among_the_gpus_that_a_run_needs(count: int, share: float, device: str, needed: int) -> None:
+    keys = [f"actors.count={count}", f"actors.gpus={share}", f"learner.device={device}"]
+    config = load_config("textworld_ppo", keys)
+    check_cluster(config, {"CPU": 8.0, "GPU": float(needed)})
+    with pytest.raises(ResourceError, match="GPU") as caught:
+        check_cluster(config, {"CPU": 8.0, "GPU": needed - 1.0})
+    if "fits" in str(caught.value):
+        fits = int(str(caught.value).split("actors.count=")[-1].split()[0])
+        assert 0 < fits < count
+        fewer = load_config("textworld_ppo", [f"actors.count={fits}", *keys[1:]])
+        check_cluster(fewer, {"CPU": 8.0, "GPU": needed - 1.0})
+
+
+def test_too_few_gpus_say_what_would_fit() -> None:
+    config = load_config("textworld_ppo", ["actors.gpus=1", "learner.device=cuda"])
+    with pytest.raises(ResourceError, match=r"need 2, the Ray cluster has 1; actors.gpus=0.5 lets an engine share"):
+        check_cluster(config, {"CPU": 8.0, "GPU": 1.0})
+
+
 def test_the_coordinator_of_a_cluster_needs_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = load_config("demo", ["learner.device=cuda", "reward.w_int=0", f"run.dir={tmp_path}"])

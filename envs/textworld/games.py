@@ -64,7 +64,7 @@ def story_of(recipe: Recipe, folder: Path) -> Path:
 
     Takes one to four seconds of a core where it must be generated. Raises `GameGenerationError`.
     """
-    home = folder / recipe.digest[:2] / recipe.digest
+    home = _home_of(recipe, folder)
     if not _is_whole(home):
         with locked(folder / "locks" / recipe.digest):
             if not _is_whole(home):  # another process may have made it while this one waited
@@ -74,7 +74,7 @@ def story_of(recipe: Recipe, folder: Path) -> Path:
 
 def is_made(recipe: Recipe, folder: Path) -> bool:
     """Whether a game is in `folder` already, whole."""
-    return _is_whole(folder / recipe.digest[:2] / recipe.digest)
+    return _is_whole(_home_of(recipe, folder))
 
 
 def prepare(
@@ -149,6 +149,10 @@ def digest_of(path: Path) -> str:
 
 def _digest_of(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=20).hexdigest()
+
+
+def _home_of(recipe: Recipe, folder: Path) -> Path:
+    return folder / recipe.digest[:2] / recipe.digest
 
 
 def _is_whole(home: Path) -> bool:

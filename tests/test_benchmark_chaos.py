@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chaos import audit
+from benchmarks.chaos.curves import curve, learning
 from benchmarks.chaos.schedule import SHARES, Kind, schedule
 from benchmarks.chaos.training import Seen, digest, labels_of
 from benchmarks.rule_judge import RuleServer
@@ -36,6 +37,29 @@ def test_a_schedule_is_the_seeds_and_has_every_kind() -> None:
     assert {fault.kind for fault in schedule(0, 3, {Kind.CUT})} == {Kind.CUT}
     with pytest.raises(ValueError, match=f"{len(Kind) - 1} faults of {len(Kind)} kinds"):
         schedule(0, len(Kind) - 1, Kind)
+
+
+def _curve(*successes: float | None) -> list[tuple[int, float | None, float | None]]:
+    return [(50_000 * (n + 1), success, 10.0 * n) for n, success in enumerate(successes)]
+
+
+def test_a_learning_curve_is_held_against_the_spread_of_runs_without_faults() -> None:
+    # Means 0.5, 0.6 and 0.7 over two marks: 0.6 - 2.920 x 0.1 x sqrt(4 / 3) = 0.2628, which 95 % of such runs are above.
+    without = [_curve(0.4, 0.6), _curve(0.5, 0.7, 1.0), _curve(0.6, 0.8)]
+    assert learning(_curve(0.23, 0.30, 0.0), without).holds, "its third mark is one that the others have not"
+    below = learning(_curve(0.22, 0.30), without)
+    assert not below.holds and "0.260 with; 0.500 0.600 0.700 without" in below.detail and "above 0.263" in below.detail
+    assert learning(_curve(None, 0.0), without).detail.startswith("mean return"), "where a mark lacks success"
+    assert not learning(_curve(0.9), without[:1]).holds, "one run has no spread"
+    assert not learning([], without).holds
+
+
+def test_a_curve_is_read_at_the_first_line_after_each_mark() -> None:
+    lines = [
+        {"env_steps": steps, "metrics": {"episode/success": steps / 1000, "episode/return": None}}
+        for steps in (10, 90, 110, 120, 205, 290)
+    ]
+    assert curve(lines, 100) == [(110, 0.11, None), (205, 0.205, None)]
 
 
 @pytest.fixture(scope="module")

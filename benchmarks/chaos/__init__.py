@@ -1,7 +1,8 @@
 """A fault campaign: a training on several Ray nodes, and a seeded schedule of what may go wrong under it.
 
-Two trainings, each first without faults and then with them: one whose success shows whether it still learns, and one that meets
-captions all the time, so that there is always something to annotate. Then all that they left is held against what must be true.
+Two trainings, each first without faults, once for each of several seeds, and then with them: one whose success shows whether it
+still learns, and one that meets captions all the time, so that there is always something to annotate. Then all that they left
+is held against what must be true.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from typing import Any
 
 from benchmarks.chaos.audit import Finding, examine
 from benchmarks.chaos.cluster import LocalCluster
+from benchmarks.chaos.curves import curve, learning
 from benchmarks.chaos.faults import ACTOR, LEARNER, REWARD_SERVER, Injector, Outcome
-from benchmarks.chaos.report import by_kind, curve, invariants
+from benchmarks.chaos.report import by_kind, invariants
 from benchmarks.chaos.schedule import NETWORK, Kind, schedule
 from benchmarks.chaos.training import Training
 from benchmarks.rule_judge import RuleServer
@@ -53,14 +55,20 @@ def small_disk(folder: Path) -> Generator[Path | None]:
 
 
 def main(folder: Path, *options: str) -> None:
-    """`--faults N` under each training, `--seed S`, `--presets P ...`, `--only KIND_NAME ...`, `--no-baseline`, further
-    `key=value`."""
+    """`--faults N` under each training, `--seed S`, `--presets P ...`, `--only KIND_NAME ...`, `--baselines N` runs without
+    faults, further `key=value`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks chaos", description=main.__doc__)
     parser.add_argument("--faults", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--presets", nargs="+", choices=TRAININGS, default=TRAININGS)
     parser.add_argument("--only", nargs="+", choices=[kind.name for kind in Kind], help="kinds of faults")
-    parser.add_argument("--no-baseline", action="store_true", help="leave the runs without faults out")
+    parser.add_argument(
+        "--baselines",
+        type=int,
+        default=3,
+        choices=[0, *range(2, 11)],
+        help="runs without faults, of seeds 0, 1, ..., whose spread the learning curve is held against (default 3; 0: none)",
+    )
     chosen, keys = parser.parse_known_args(options)
     # What was started and mounted goes away with a campaign that is ended, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -78,11 +86,14 @@ def main(folder: Path, *options: str) -> None:
 def _campaign(folder: Path, preset: str, chosen: argparse.Namespace, keys: list[str]) -> dict[str, Any]:
     """One training without and with faults; prints how it came out."""
     arguments = [preset, *RUN, *keys]
-    without: dict[str, Any] = {}
-    if not chosen.no_baseline:
-        without = _without_faults(folder / "without", [*arguments, f"train.env_steps={TRAININGS[preset]}"])
-        print(f"{preset} without faults: {json.dumps(without)}", flush=True)
+    without: list[dict[str, Any]] = []
+    for seed in range(chosen.baselines):
+        steps = f"train.env_steps={TRAININGS[preset]}"
+        without.append(_without_faults(folder / f"without-{seed}", [*arguments, steps, f"seed={seed}"]))
+        print(f"{preset} without faults, seed {seed}: {json.dumps(without[-1])}", flush=True)
     outcomes, findings, told = _with_faults(folder / "with", chosen, arguments)
+    if without:
+        findings.append(learning(told["curve"], [one["curve"] for one in without]))
     print(f"{preset} with faults: {json.dumps(told)}\n\n{by_kind(outcomes)}\n\n{invariants(findings)}\n", flush=True)
     return {
         "arguments": arguments,

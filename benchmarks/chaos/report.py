@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from benchmarks.chaos.audit import Finding
 from benchmarks.chaos.faults import Outcome
@@ -36,14 +35,3 @@ def invariants(findings: Sequence[Finding]) -> str:
     lines = ["| invariant | holds | |", "|---|---|---|"]
     lines += [f"| {finding.name} | {'yes' if finding.holds else '**no**'} | {finding.detail} |" for finding in findings]
     return "\n".join(lines)
-
-
-def curve(lines: Sequence[dict[str, Any]], every: int = 50_000) -> list[tuple[int, float | None, float | None]]:
-    """Success and return of the last 100 episodes at every so many steps."""
-    told: list[tuple[int, float | None, float | None]] = []
-    for line in lines:
-        if line["env_steps"] >= every * (len(told) + 1):
-            told.append(
-                (line["env_steps"], line["metrics"].get("episode/success"), line["metrics"].get("episode/return"))
-            )
-    return told

@@ -89,7 +89,7 @@ def main(folder: Path, *options: str) -> None:
         stack.callback(runtime.close)
         session.script = _script(session, cluster, ScaleWish(rundir), seconds, phases)
         runtime.run()
-        unread = session.env_steps - session.policy_version * _STEPS - session.faults.samples_lost
+        unread = session.env_steps - session.learning.policy_version * _STEPS - session.faults.samples_lost
     report = {
         "phases": [asdict(phase) for phase in phases],
         "env_steps": session.env_steps,

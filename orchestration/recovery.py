@@ -72,13 +72,15 @@ class LearnerDeaths:
 
     def floor(self, policy_version: int) -> Floor:
         """What the next learner counts on above; `policy_version` is the highest that was published."""
-        return Floor(policy_version, self._session.reward_model_version, self._session.samples_dropped)
+        return Floor(
+            policy_version, self._session.learning.reward_model_version, self._session.learning.samples_dropped
+        )
 
     def taken_over(self, taken: TakenOver, read: int) -> None:
         """The next learner has begun; `read`: steps that had been played then, without those that it reads again."""
         faults = self._session.faults
         before, faults.samples_lost = faults.samples_lost, max(faults.samples_lost, read - taken.samples)
-        self._session.policy_version = taken.policy_version
+        self._session.learning.policy_version = taken.policy_version
         self._session.record.learner_replaced(taken.policy_version)
         begin = "the beginning" if taken.checkpoint is None else taken.checkpoint
         self._session.view.event(

@@ -52,7 +52,7 @@ class RewardHost:
         self._poll_at = 0.0
         self._app = _judge_app(session.rundir.path)
         self._judge_started = False
-        self._known = session.reward_model_version
+        self._known = session.learning.reward_model_version
         """Version of the reward model that the learner has. One of a checkpoint may be ahead of the reward server's state, which
         then counts on from it."""
         self._died = False

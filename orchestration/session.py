@@ -1,7 +1,6 @@
 """The bookkeeping of one training run, the same in both runtimes: counters, metrics, summary, checkpoints' state."""
 
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 import psutil
 
 from agents.report import RolloutReport
-from learner.update import Update
 from orchestration.announcer import Announcer
 from orchestration.config import Config
 from orchestration.configuration import learns_intrinsic, to_yaml, uses_judge
 from orchestration.errors import ConfigError, MetricsError
 from orchestration.faults import Faults
+from orchestration.learning_progress import LearningProgress
 from orchestration.live import LiveView
 from orchestration.machine import free_disk
 from orchestration.metrics import MetricsWriter, write_summary
@@ -23,15 +22,12 @@ from orchestration.observability.memory import MemoryMeter
 from orchestration.observability.sinks import open_sinks
 from orchestration.offsite.uploads import open_uploads
 from orchestration.results import FeedResult
-from orchestration.reward_watch import RewardWatch
 from orchestration.rundir import RunDir
-from orchestration.statistics import EpisodeResult, EpisodeStatistics
-from orchestration.summary import CaptionScore, Status, Summary
+from orchestration.summary import Status, Summary
 from orchestration.time_budget import Clock, Rate
 from orchestration.traces.room import Room
 from orchestration.traces.run_record import RunRecord
 from orchestration.watch.backstops import Backstops
-from reward_server.models.base import RewardModelMetrics
 from reward_server.status import RewardServerStatus
 
 
@@ -55,23 +51,13 @@ class Session:
         """Of those, for a machine to begin on."""
         self.learner_waited_s = 0.0
         """What the learner has waited for trajectories, since this process began."""
-        self.episodes = EpisodeStatistics()
+        self.learning = LearningProgress()
         self._episodes_spent = 0.0
         """Of `train.episodes`, on demonstrations before the run."""
-        self.reward_watch = RewardWatch()
         self.reward_status: RewardServerStatus | None = None
-        self.reward_model_version = 0
-        self.reward_model_accuracy: float | None = None
-        self._offline: RewardModelMetrics | None = None
         self._labelled_before = {"labelled": 0, "failed": 0, "dropped": 0, "reused": 0}
-        self.samples_dropped = 0
-        self.policy_version = 0
         self._checkpoint: Path | None = None
-        self._liked: tuple[tuple[CaptionScore, ...], tuple[CaptionScore, ...]] = ((), ())
         self._captions: set[int] = set()
-        self._credit: Mapping[str, float] = {}
-        self._updates: deque[Update] = deque(maxlen=64)
-        self._unlogged: list[Update] = []
         self._bytes_per_step = 0.0
         self._output_tokens = 0
         self._first_step_s: float | None = None
@@ -91,7 +77,7 @@ class Session:
             config,
             rundir,
             self.trouble,
-            policy_version=self.policy_version,
+            policy_version=self.learning.policy_version,
             reward_model_version=self.reward_model_in_force,
         )
         self._began = time.monotonic()
@@ -130,31 +116,9 @@ class Session:
 
     def learned(self, report: RolloutReport, result: FeedResult, env_steps: int) -> None:
         """Counts the episodes and updates of one trajectory; `env_steps` are those of the run when it arrived."""
-        self.reward_watch.earned(result.earned)
-        for episode in report.episodes:
-            intrinsic = result.intrinsic_returns.get((episode.t, episode.end.env_index), 0.0)
-            self.reward_watch.ended(episode.end.success, episode.end.episode_return)
-            self.episodes.add(
-                EpisodeResult(
-                    env_steps=env_steps,
-                    extrinsic=episode.end.episode_return,
-                    intrinsic=intrinsic,
-                    length=episode.end.length,
-                    success=episode.end.success,
-                    metrics=episode.end.metrics,
-                )
-            )
-        self._updates.extend(result.updates)
-        self._unlogged.extend(result.updates)
+        self.learning.learned(report, result, env_steps, judged=self.reward_status is not None)
         self._announcer.answers(result)
         self.record.learned(report.source, result)
-        self.policy_version = result.policy_version
-        self.samples_dropped = result.samples_dropped
-        self.reward_model_version = result.reward_model_version
-        self._liked = (result.liked, result.disliked)
-        self._credit = result.credit
-        if self.reward_status is None and result.reward_model is not None:  # an offline model: no reward server tells
-            self._offline, self.reward_model_accuracy = result.reward_model, result.reward_model.accuracy
         for update in result.updates:
             self._clock.add("learner", "train", update.train_s)
             self._clock.add("learner", "rewards", update.reward_s)
@@ -170,7 +134,7 @@ class Session:
         self.reward_status = status
         self.record.judged(before, status)
         self._announcer.judged(before, status)
-        self.reward_model_accuracy = status.accuracy
+        self.learning.reward_model_accuracy = status.accuracy
 
     @property
     def checkpoint(self) -> Path | None:
@@ -206,13 +170,13 @@ class Session:
         return (
             self.env_steps >= train.env_steps
             or (train.max_wall_s is not None and self.wall_s >= train.max_wall_s)
-            or (train.episodes is not None and self._episodes_spent + self.episodes.episodes >= train.episodes)
+            or (train.episodes is not None and self._episodes_spent + self.learning.episodes.episodes >= train.episodes)
         )
 
     @property
     def reward_model_in_force(self) -> int | None:
         """The version that steps are rewarded under; None where no reward model is learned. Traces tell of it."""
-        return self.reward_model_version if learns_intrinsic(self.config) else None
+        return self.learning.reward_model_version if learns_intrinsic(self.config) else None
 
     @property
     def wall_s(self) -> float:
@@ -258,7 +222,7 @@ class Session:
     def end(self, status: Status, error: str | None = None) -> Summary:
         """The last snapshot of the run, also written."""
         self._hear_uploads()
-        if self._unlogged:
+        if self.learning.unlogged:
             self._log()
         self.record.end(str(status), self.env_steps, error)
         summary = replace(self.summary(status), error=error)
@@ -281,14 +245,14 @@ class Session:
         return self._sink_errors_before + self._sinks.errors
 
     def summary(self, status: Status) -> Summary:
-        recent, tenths = self.episodes.recent(), self.episodes.tenths(self.env_steps)
+        learning = self.learning
+        recent, tenths = learning.episodes.recent(), learning.episodes.tenths(self.env_steps)
         rate = self._rate.per_second
         left = max(self.config.train.env_steps - self.env_steps, 0)
-        updates = list(self._updates)
+        lag_mean, lag_max = learning.lag or (None, None)
         judged = self.reward_status
         annotator = None if judged is None else judged.annotator
         labels = self._label_counts()
-        liked, disliked = self._liked
         return Summary(
             run=self.rundir.name,
             env=self.config.env.id,
@@ -300,7 +264,7 @@ class Session:
             first_step_s=self._first_step_s,
             eta_s=left / rate if rate else None,
             steps_per_second=rate,
-            episodes=self.episodes.episodes,
+            episodes=learning.episodes.episodes,
             return_mean=recent.extrinsic,
             success_rate=recent.success,
             intrinsic_return_mean=recent.intrinsic,
@@ -324,12 +288,12 @@ class Session:
             judge_unreadable=0 if annotator is None else annotator.unreadable,
             judge_latency_mean_s=None if annotator is None else annotator.latency_mean_s,
             judge_latency_p95_s=None if annotator is None else annotator.latency_p95_s,
-            reward_model_version=self.reward_model_version,
-            reward_model_accuracy=self.reward_model_accuracy,
-            policy_version=self.policy_version,
-            policy_lag_mean=sum(u.lag_mean for u in updates) / len(updates) if updates else None,
-            policy_lag_max=max(u.lag_max for u in updates) if updates else None,
-            samples_dropped=self.samples_dropped,
+            reward_model_version=learning.reward_model_version,
+            reward_model_accuracy=learning.reward_model_accuracy,
+            policy_version=learning.policy_version,
+            policy_lag_mean=lag_mean,
+            policy_lag_max=lag_max,
+            samples_dropped=learning.samples_dropped,
             actors=self.actors,
             actors_waiting=self.actors_waiting,
             actor_restarts=self.actor_restarts,
@@ -347,9 +311,9 @@ class Session:
             sink_errors=self.sink_errors,
             metrics_url=self._sinks.url if status is Status.RUNNING else None,
             waits=self._waits,
-            liked=liked,
-            disliked=disliked,
-            reward_watch=self.reward_watch.report(),
+            liked=learning.liked,
+            disliked=learning.disliked,
+            reward_watch=learning.reward_watch.report(),
             checkpoint=None if self.checkpoint is None else str(self.checkpoint),
             uploaded=None if self._uploads is None else self._uploads.newest,
             started=self._started,
@@ -365,38 +329,12 @@ class Session:
 
     def _log(self) -> None:
         """One line: means over the updates since the last one, and how things stand."""
-        updates, self._unlogged = self._unlogged, []
-        recent, watch = self.episodes.recent(), self.reward_watch.report()
-        metrics: dict[str, float | None] = {
-            "episodes": self.episodes.episodes,
-            "episode/return": recent.extrinsic,
-            "episode/success": recent.success,
-            "episode/intrinsic_return": recent.intrinsic,
-            "episode/length": recent.length,
-            **{f"episode/{name}": value for name, value in recent.metrics.items()},
+        metrics = {
+            **self.learning.line(),
             "captions/unique": len(self._captions),
-            "hacking/top_share": watch.top_share,
-            "hacking/top5_share": watch.top5_share,
-            "hacking/gini": watch.gini,
-            "hacking/flags": len(watch.flags),
-            "policy/version": self.policy_version,
-            "reward_model/version": self.reward_model_version,
-            "reward_model/accuracy": self.reward_model_accuracy,
             "rollout/bytes_per_step": self._bytes_per_step,
-            "samples_dropped": self.samples_dropped,
             "env_errors": self.env_errors,
-            **self._credit,
         }
-        if updates:
-            weight = sum(u.samples for u in updates)
-            # An update that had nothing to learn from (no group of RLOO's differs) has fewer metrics.
-            for name in dict.fromkeys(name for u in updates for name in u.metrics):
-                told = [u for u in updates if name in u.metrics]
-                metrics[name] = sum(u.metrics[name] * u.samples for u in told) / sum(u.samples for u in told)
-            metrics["policy/lag_mean"] = sum(u.lag_mean * u.samples for u in updates) / weight
-            metrics["policy/lag_max"] = max(u.lag_max for u in updates)
-        if self._offline is not None:
-            metrics.update(self._offline.quality())
         if self.reward_status is not None:
             metrics.update(self.reward_status.quality())
             annotator = self.reward_status.annotator
@@ -441,9 +379,8 @@ class Session:
     # What a checkpoint keeps of it.
 
     def state_dict(self) -> dict[str, Any]:
-        state = self.episodes.state_dict()
-        state["sums"] = [[float(x) for x in row] for row in state["sums"]]
         return {
+            **self.learning.state_dict(),
             "env_steps": self.env_steps,
             "wall_s": self.wall_s,
             "actor_restarts": self.actor_restarts,
@@ -452,15 +389,10 @@ class Session:
             "trace_errors": self.trace_errors,
             "sink_errors": self.sink_errors,
             "faults": self.faults.state_dict(),
-            "episodes": state,
             "captions": list(
                 self._captions
             ),  # a run may have met a million: sorting them would hold the loop up for seconds
             "labels": self._label_counts(),
-            "policy_version": self.policy_version,
-            "reward_model_version": self.reward_model_version,
-            "reward_model_accuracy": self.reward_model_accuracy,
-            "reward_watch": self.reward_watch.state_dict(),
             "episodes_spent": self._episodes_spent,
         }
 
@@ -474,13 +406,9 @@ class Session:
         self.trace_errors, self._sink_errors_before = state.get("trace_errors", 0), state.get("sink_errors", 0)
         if "faults" in state:  # none in checkpoints of before they were counted
             self.faults.load_state_dict(state["faults"])
-        self.episodes.load_state_dict(state["episodes"])
+        self.learning.load_state_dict(state)
         self._captions = set(state["captions"])
         self._labelled_before = dict(state["labels"])
-        self.policy_version = state["policy_version"]
-        self.reward_model_version = state["reward_model_version"]
-        self.reward_model_accuracy = state["reward_model_accuracy"]
-        self.reward_watch.load_state_dict(state["reward_watch"])
         self._episodes_spent = state.get("episodes_spent", 0.0)  # none in checkpoints of before they were counted
 
     def config_yaml(self) -> str:

@@ -201,7 +201,7 @@ def test_actors_come_and_go_with_the_nodes(tmp_path: Path, monkeypatch: pytest.M
         session.script = script()
         runtime.run()
     # Each sample was learned from, was lost with the machine that it lay on, or was on its way; none was learned from twice.
-    unread = session.env_steps - session.policy_version * STEPS - session.faults.samples_lost
+    unread = session.env_steps - session.learning.policy_version * STEPS - session.faults.samples_lost
     assert 0 <= unread <= 2 * 3 * STEPS
     # Both actors on it are told as dead, or as let go where it is noticed first that there is no room for them any more.
     assert len(gone) >= 2, gone
@@ -214,7 +214,7 @@ def test_no_actors_are_added_to_a_learner_that_does_not_wait(tmp_path: Path, mon
     with running(tmp_path, BusyLearnerWorker, 8) as (session, runtime, _):
 
         def script() -> Iterator[None]:
-            while session.policy_version < 25:
+            while session.learning.policy_version < 25:
                 yield
 
         session.script = script()

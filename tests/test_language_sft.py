@@ -193,6 +193,13 @@ def test_a_small_model_is_made_once_and_the_same_again(tmp_path):
     first = small_model(spec, lambda what, done, total: told.append((what, done, total)), cache=tmp_path / "a")
     assert small_model(spec, cache=tmp_path / "a") == first and told
     assert list(dict.fromkeys(what for what, _, _ in told))[-2:] == ["text", "orders"]
+    told.clear()
+    unordered = small_model(
+        dataclasses.replace(spec, orders=0, drills=0), lambda *what: told.append(what), cache=tmp_path / "a"
+    )
+    assert unordered != first and not told, "what it was before the orders is kept"
+    assert (first / "model.safetensors").read_bytes() != (unordered / "model.safetensors").read_bytes()
+    assert (first / "tokenizer.json").read_bytes() == (unordered / "tokenizer.json").read_bytes()
     again = small_model(spec, cache=tmp_path / "b")
     assert first.name == again.name
     assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()

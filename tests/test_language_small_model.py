@@ -7,7 +7,8 @@ import torch
 
 from agents.language.parsing import write
 from agents.language.template import ChatTemplate
-from learner.language.small import Transcript, drills, ordered_transcripts, transcript_tokens
+from learner.language.orders import Transcript, drills, order, ordered_transcripts, reworded
+from learner.language.small import transcript_tokens
 from tests.language_agents_support import tiny_tokenizer
 
 SAID = Transcript(
@@ -36,6 +37,17 @@ def test_all_of_a_transcript_is_predicted_or_its_commands_alone():
     )
 
 
+WORLD = (
+    "take lamp from chest",
+    "take stick of butter from table",
+    "unlock red chest with brass key",
+    "insert lamp into chest",
+    "put lamp on table",
+    "take lamp",
+)
+NEVER_REWORDED = re.compile(r"(do \d)")
+
+
 def test_orders_name_what_was_done_in_a_piece_of_a_transcript():
     commands = tuple(f"do {n}" for n in range(6))
     observations = tuple(f"seen {n}" for n in range(7))
@@ -51,18 +63,60 @@ def test_orders_name_what_was_done_in_a_piece_of_a_transcript():
         assert len(piece.commands) >= 2 and piece.commands == commands[begin:end]
         assert piece.observations == observations[begin : end + 1] and piece.listed == lists[begin : end + 1]
         # Each command of the piece, once and in its order, and no other.
-        assert re.findall(r"do \d", piece.objective) == list(piece.commands)
+        assert NEVER_REWORDED.findall(piece.objective) == list(piece.commands)
 
 
-def test_drills_list_the_command_that_comes_next_among_others():
-    said = [Transcript("", ("",) * 41, tuple(f"do {n:02d}" for n in range(40)), (None,) * 41)]
+def test_other_words_name_the_same_things_and_no_other_command_has_them():
+    for command, nouns in (
+        ("take stick of butter from table", {"stick of butter", "table"}),
+        ("unlock red chest with brass key", {"red chest", "brass key"}),
+        ("insert lamp into chest", {"lamp", "chest"}),
+        ("drop lamp", {"lamp"}),
+        ("go west", set[str]()),
+    ):
+        said = {reworded(command, random.Random(n)) for n in range(60)}
+        assert len(said) >= 3 and command not in said
+        for text in said:
+            assert set(re.findall(r"the ((?:red |brass )?(?:stick of butter|table|chest|key|lamp))", text)) == nouns
+    assert reworded("sing a song", random.Random(0)) == "sing a song"
+    commands = [
+        "take lamp",
+        "drop lamp",
+        "put lamp on table",
+        "insert lamp into table",
+        "take lamp from table",
+        "eat lamp",
+    ]
+    commands += ["open lamp", "close lamp", "examine lamp", "lock table with lamp", "unlock table with lamp", "look"]
+    meant: dict[str, str] = {}
+    for command in commands:
+        for text in {reworded(command, random.Random(n)) for n in range(60)}:
+            assert meant.setdefault(text, command) == command, "one wording, two commands"
+
+
+def test_an_order_says_its_commands_one_after_the_other():
+    commands = ("take lamp from chest", "go west", "put key on table")
+    texts = {order(commands, random.Random(n)) for n in range(200)}
+    assert len(texts) > 100
+    verbatim = [text for text in texts if all(command in text for command in commands)]
+    assert len(verbatim) == 3, "three ways to list them"
+    for text in texts:
+        assert text.index("lamp") < text.index("west") < text.index("key") < text.index("table")
+
+
+def test_drills_list_the_command_that_comes_next_among_others_about_the_same():
+    said = [Transcript("", ("",) * (len(WORLD) + 1), WORLD, (None,) * (len(WORLD) + 1))]
     found = drills(said, 50, random.Random(0))
     assert len(found) == 50 and len({drill.objective for drill in found}) == 50
+    assert found == drills(said, 50, random.Random(0)) != drills(said, 50, random.Random(1))
+    nouns = {"lamp", "stick of butter", "brass key", "chest", "table", "red chest"}
     for drill in found:
         length = len(drill.commands)
         assert 3 <= length <= 8 and len(set(drill.commands)) == length
-        assert re.findall(r"do \d\d", drill.objective) == list(drill.commands)
         assert len(drill.observations) == len(drill.listed) == length + 1
         for command, listed in zip(drill.commands, drill.listed, strict=False):
             assert listed is not None and command in listed and len(listed) >= 3
-    assert drills([Transcript("", ("", ""), ("do",), (None, None))], 5, random.Random(0)) == [], "too few commands"
+    named = {noun for drill in found for command in drill.commands for noun in nouns if noun in command}
+    assert named == nouns, "no other nouns than the worlds', and all of them"
+    alone = [Transcript("", ("", ""), ("look",), (None, None))]
+    assert drills(alone, 5, random.Random(0)) == [], "no command of two parts, so nothing to drill with"

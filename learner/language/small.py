@@ -1,10 +1,10 @@
 """`agent.model=small`: a language model that is made on the spot, where no weights can be fetched.
 
 A Qwen3 of a few million parameters with a byte-level BPE tokenizer of its own, both trained on what games say: random
-admissible play in generated TextWorld games whose seeds no split has, every token predicted. So it knows how worlds
-speak, which commands there are and that they name what is in sight, and it follows orders that are commands; it knows
-nothing of how games word their tasks, of plans or rewards. Those are for SFT and RL, whose commands take any other model
-just as well.
+admissible play in generated TextWorld games whose seeds no split has, every token predicted. So it knows how worlds speak,
+which commands there are and that they name what is in sight, and it follows orders, worded as commands or otherwise
+(`orders.py`); it knows nothing of how games word their tasks, of plans or rewards. Those are for SFT and RL, whose commands
+take any other model just as well.
 
 It can repeat what it read before it is trained (`induction.py`), and keeps that up on random text that repeats itself,
 among the games' text.
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,13 @@ from agents.language.template import ChatTemplate
 from envs import textworld
 from envs.cache import cache_folder, digest, locked
 from envs.registry import make_text
+from learner.language.orders import Transcript, drills, ordered_transcripts
 
 if TYPE_CHECKING:
     import torch
 
     from learner.language.batch import EpisodeTokens
+    from learner.language.model import LanguageModel
 
 NAME = "small"
 _FORMAT = 2
@@ -75,10 +77,11 @@ class SmallModel:
     learning_rate: float = 1.5e-3
     warmup: float = 0.05
     orders: int = 6
-    """Pieces of each episode whose prompts list the possible commands, with a task that names the piece's commands in their
-    order. They are read last, and only commands are predicted: a twentieth of the text, and what an agent says."""
-    drills: int = 3000
-    """Among them: lists of commands out of all episodes, without any world, to be said in the order that the task names."""
+    """Pieces of each episode whose prompts list the possible commands, with a task that says the piece's commands in their
+    order, in their words or in others. They are read last, and only commands are predicted: a twentieth of the text, and what
+    an agent says."""
+    drills: int = 8000
+    """Among them: commands without any world, to be said in the order that the task says."""
     order_learning_rate: float = 1e-3
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Of the worlds."""
@@ -86,19 +89,8 @@ class SmallModel:
     """Of the training, which another number rounds differently."""
 
 
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """One episode in words: T commands, T + 1 observations."""
-
-    objective: str
-    observations: tuple[str, ...]
-    commands: tuple[str, ...]
-    listed: tuple[tuple[str, ...] | None, ...]
-    """Possible commands that each observation's message lists; None: it lists none."""
-
-
 def small_model(spec: SmallModel | None = None, progress: Progress | None = None, cache: Path | None = None) -> Path:
-    """The folder of the model, in Hugging Face format; made now (half an hour on two cores) where it is not there yet.
+    """The folder of the model, in Hugging Face format; made now (forty minutes on two cores) where it is not there yet.
 
     Reproducible from `spec`. Any number of processes may ask: one makes it, the others wait.
     """
@@ -111,7 +103,7 @@ def small_model(spec: SmallModel | None = None, progress: Progress | None = None
         if not (folder / "config.json").is_file():
             part = Path(tempfile.mkdtemp(dir=root, prefix=".new-"))
             try:
-                _make(spec, part, progress or _silent)
+                _make(spec, part, progress or _silent, cache)
                 (part / "small.json").write_text(json.dumps(asdict(spec), indent=2))
                 part.chmod(0o755)
                 part.rename(folder)
@@ -187,52 +179,6 @@ def transcript_tokens(
     return EpisodeTokens((sequence,), (0,), terminated=False)
 
 
-def ordered_transcripts(said: Sequence[Transcript], pieces: int, rng: random.Random) -> list[Transcript]:
-    """Pieces of the transcripts whose messages list the possible commands, of two commands at least, as if the task had been to
-    do what was done: hindsight's instructions (Andrychowicz et al. 2017, arXiv 1707.01495), which need no planner and say
-    nothing of what wins a game."""
-    found: list[Transcript] = []
-    for whole in said:
-        length = len(whole.commands)
-        if whole.listed[0] is None or length < 2:
-            continue
-        for _ in range(pieces):
-            begin = rng.randint(0, length - 2)
-            end = rng.randint(begin + 2, length)
-            commands = whole.commands[begin:end]
-            task = rng.choice(_ORDERS)(commands)
-            found.append(Transcript(task, whole.observations[begin : end + 1], commands, whole.listed[begin : end + 1]))
-    return found
-
-
-def drills(said: Sequence[Transcript], count: int, rng: random.Random) -> list[Transcript]:
-    """Transcripts of nothing but orders: each message lists commands, drawn from all that were said, the one that comes next in
-    the task among them."""
-    known = sorted({command for whole in said for command in whole.commands})
-    found: list[Transcript] = []
-    for _ in range(count if len(known) >= _DRILLED[1] + _LISTED[1] else 0):
-        drawn = rng.sample(known, rng.randint(*_DRILLED) + rng.randint(*_LISTED))
-        commands = tuple(drawn[: rng.randint(_DRILLED[0], min(_DRILLED[1], len(drawn) - _LISTED[0]))])
-        listed: list[tuple[str, ...]] = []
-        for command in (*commands, commands[0]):
-            others = rng.sample(drawn, min(len(drawn), rng.randint(*_LISTED)))
-            listed.append(tuple(sorted({command, *others})))
-        observations = ("", *(rng.choice(_DONE) for _ in commands))
-        found.append(Transcript(rng.choice(_ORDERS)(commands), observations, commands, tuple(listed)))
-    return found
-
-
-_DRILLED, _LISTED = (3, 8), (3, 8)
-"""Commands of a drill's task, and further ones that a message lists: fewest and most."""
-_DONE = ("Done.", "You do so.", "That is done.", "All right.")
-
-_ORDERS: tuple[Callable[[Sequence[str]], str], ...] = (
-    lambda commands: "Do this: " + "; ".join(commands) + ".",
-    lambda commands: "First, " + ". Then, ".join(commands) + ".",
-    lambda commands: ", and then ".join(commands) + ". That is all.",
-)
-
-
 def repeating_tokens(vocabulary: int, length: int, generator: "torch.Generator") -> "EpisodeTokens":
     """Random tokens, then pieces of 3 to 24 tokens from anywhere before, with up to 5 new ones between; to be predicted is
     each token of a piece but its first.
@@ -264,41 +210,58 @@ def repeating_tokens(vocabulary: int, length: int, generator: "torch.Generator")
     return EpisodeTokens((sequence,), (0,), terminated=False)
 
 
-def _make(spec: SmallModel, folder: Path, progress: Progress) -> None:
+def _make(spec: SmallModel, folder: Path, progress: Progress, cache: Path | None) -> None:
+    """From nothing, or what follows orders from the same model without them, which is made first."""
     import torch
 
+    from agents.language.template import load_tokenizer
+    from learner.language.loading import load_network
     from learner.language.model import LanguageModel
+
+    # In the one precision that all processors have, so that it is the same everywhere.
+    device, dtype = torch.device("cpu"), torch.float32
+    if spec.orders or spec.drills:
+        unordered = str(small_model(replace(spec, orders=0, drills=0), progress, cache))
+        tokenizer = load_tokenizer(unordered)
+        said, template = transcripts(spec, progress), ChatTemplate(tokenizer, NAME)
+        rng = random.Random(f"orders {spec.seed}")
+        orders = ordered_transcripts(said, spec.orders, rng) + drills(said, spec.drills, rng)
+        texts = [transcript_tokens(t, template, "command", spec.context, commands=True) for t in orders]
+        name, epochs, rate, network = "orders", 1.0, spec.order_learning_rate, load_network(unordered, dtype)
+    else:
+        said = transcripts(spec, progress)
+        tokenizer = _tokenizer(said)
+        template = ChatTemplate(tokenizer, NAME)
+        generator = torch.Generator().manual_seed(spec.seed)
+        texts = [transcript_tokens(t, template, "command", spec.context) for t in said]
+        texts += [
+            repeating_tokens(len(tokenizer), spec.repeat_tokens, generator)
+            for _ in range(round(spec.repeats * len(said)))
+        ]
+        name, epochs, rate, network = "text", spec.epochs, spec.learning_rate, _network(spec, tokenizer)
+    with _threads(spec.threads):
+        model = LanguageModel(network, tokenizer, device=device, dtype=dtype)
+        _read(model, texts, spec, (name, epochs, rate), progress)
+    model.save(folder)
+
+
+def _read(
+    model: "LanguageModel",
+    texts: "Sequence[EpisodeTokens]",
+    spec: SmallModel,
+    stage: tuple[str, float, float],
+    progress: Progress,
+) -> None:
+    """`stage`: its name, epochs and learning rate."""
     from learner.language.settings import SFTSettings
     from learner.language.sft import SFTTrainer
 
-    said = transcripts(spec, progress)
-    tokenizer = _tokenizer(said)
-    template = ChatTemplate(tokenizer, NAME)
-    generator = torch.Generator().manual_seed(spec.seed)
-    texts = [transcript_tokens(t, template, "command", spec.context) for t in said]
-    texts += [
-        repeating_tokens(len(tokenizer), spec.repeat_tokens, generator) for _ in range(round(spec.repeats * len(said)))
-    ]
-    rng = random.Random(f"orders {spec.seed}")
-    orders = ordered_transcripts(said, spec.orders, rng) + drills(said, spec.drills, rng)
-    ordered = [transcript_tokens(t, template, "command", spec.context, commands=True) for t in orders]
-    stages = [("text", texts, spec.epochs, spec.learning_rate)]
-    if ordered:
-        stages.append(("orders", ordered, 1.0, spec.order_learning_rate))
-    with _threads(spec.threads):
-        # In the one precision that all processors have, so that it is the same everywhere.
-        model = LanguageModel(_network(spec, tokenizer), tokenizer, device=torch.device("cpu"), dtype=torch.float32)
-        for name, read, epochs, rate in stages:
-            settings = SFTSettings(
-                epochs=epochs,
-                batch_episodes=spec.batch_episodes,
-                learning_rate=rate,
-                warmup=spec.warmup,
-                weight_decay=0.05,
-            )
-            for step in SFTTrainer(model, read, settings, spec.seed).run():
-                progress(name, step.step, step.steps)
-    model.save(folder)
+    name, epochs, rate = stage
+    settings = SFTSettings(
+        epochs=epochs, batch_episodes=spec.batch_episodes, learning_rate=rate, warmup=spec.warmup, weight_decay=0.05
+    )
+    for step in SFTTrainer(model, texts, settings, spec.seed).run():
+        progress(name, step.step, step.steps)
 
 
 def _tokenizer(said: Sequence[Transcript]) -> Any:

@@ -89,7 +89,7 @@ def _campaign(folder: Path, preset: str, chosen: argparse.Namespace, keys: list[
     without: list[dict[str, Any]] = []
     for seed in range(chosen.baselines):
         steps = f"train.env_steps={TRAININGS[preset]}"
-        without.append(_without_faults(folder / f"without-{seed}", [*arguments, steps, f"seed={seed}"]))
+        without.append(_without_faults(folder / f"without-{seed}", [*arguments, steps, f"run.seed={seed}"]))
         print(f"{preset} without faults, seed {seed}: {json.dumps(without[-1])}", flush=True)
     outcomes, findings, told = _with_faults(folder / "with", chosen, arguments)
     if without:

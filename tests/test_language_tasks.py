@@ -26,7 +26,7 @@ from orchestration.language import games as game_making
 from orchestration.language.games import GameMaker, make_games
 from orchestration.language.models import acting_model
 from orchestration.language.sft import demonstrate
-from orchestration.language.tasks import Tasks, draw, split_by_share
+from orchestration.language.tasks import Tasks, draw, permuted, split_by_share
 from tests.language_agents_support import tiny_model
 from tests.test_language_sft import Ways
 
@@ -81,6 +81,30 @@ def test_a_curriculum_goes_from_world_to_world_and_then_to_the_mix():
         assert observation.startswith(worlds[group].removeprefix("ways/"))
         played.add(int(env.seeds["seed"]))
     assert played == set(range(5))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 17, 200, 1000])
+def test_a_permutation_is_one_and_each_seed_has_its_own(count):
+    orders = [tuple(permuted(place, count, seed) for place in range(count)) for seed in range(20)]
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    if count >= 5:
+        assert len(set(orders)) > 15
+        firsts = Counter(permuted(0, 5, seed) for seed in range(1000))
+        assert all(abs(firsts[task] - 200) < 65 for task in range(5)), "five standard deviations"
+    assert 0 <= permuted(10**12, 10**13, 7) < 10**13
+
+
+def test_each_task_is_played_once_before_any_is_played_again():
+    tasks = Tasks(_config("env.tasks=50", "agent.group_size=2"))
+    passes = [[tasks.seed_of(50 * number + place) for place in range(50)] for number in range(4)]
+    assert all(sorted(seeds) == list(range(50)) for seeds in passes)
+    assert len(set(map(tuple, passes))) == 4, "in another order each time"
+    assert passes[0] == [Tasks(_config("env.tasks=50")).seed_of(group) for group in range(50)], (
+        "whatever the group's size"
+    )
+    assert passes[0] != [Tasks(_config("env.tasks=50", "run.seed=1")).seed_of(group) for group in range(50)]
+    unbound = [Tasks(_config()).seed_of(group) for group in range(50)]
+    assert len(set(unbound)) == 50 and max(unbound) > 2**40
 
 
 def test_a_world_of_a_mix_may_be_a_file(tmp_path):

@@ -42,8 +42,12 @@ class Tasks:
 
     def seed_of(self, group: int) -> int:
         """What the environment of `make_env` is reset with for that group."""
-        drawn = training_seed(self._seed, "task", group)
-        task = drawn % (_SEEDS if self._env.tasks is None else self._env.tasks)
+        count = self._env.tasks
+        if count is None:
+            task = training_seed(self._seed, "task", group)
+        else:  # all of them in an order of this pass's own before any comes again
+            again, place = divmod(group, count)
+            task = permuted(place, count, derive_seed(self._seed, "pass", again))
         return self.seed_in(self.world_of(group), task)
 
     def seed_in(self, world: str, task: int) -> int:
@@ -95,6 +99,21 @@ def games_of(world: str, options: Mapping[str, Any]) -> int | None:
         if not is_path(name):
             return options.get("games", GAMES[options.get("split", "train")]) * len(tasks_of(name))
     return None
+
+
+def permuted(place: int, count: int, seed: int) -> int:
+    """Where a permutation of `range(count)` drawn from `seed` takes `place`, without the others being computed: a Feistel
+    network of four rounds, walked along its cycle until it is below `count` (Black and Rogaway 2002, "Ciphers with Arbitrary
+    Finite Domains")."""
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = place >> half, place & mask
+        for turn in range(4):
+            left, right = right, left ^ (derive_seed(seed, turn, right) & mask)
+        place = left << half | right
+        if place < count:
+            return place
 
 
 def draw(shares: Mapping[str, float], seed: int) -> str:

@@ -1,5 +1,6 @@
 """Language models in TextWorld: random play, fine-tuning on k demonstrations, and RL from there with each algorithm, on
-games that none of them saw (split `test`, seeds 1 to 100). Every step is a command of the project's own.
+games that none of them saw: split `test` (seeds 1 to 100) and, as these are few, games of the split `train` beyond those that RL
+plays. Every step is a command of the project's own.
 
     python -m benchmarks evidence_textworld --folder DIR [--seeds 3] [--world w2-o3-q4] [--demonstrations 60]
 """
@@ -42,6 +43,8 @@ class Result:
     grounded: float
     train_s: float
     command: str
+    fresh: float | None = None
+    """Share that was won of the games of the split `train` that RL does not play."""
 
 
 def main(folder: Path, *options: str) -> None:
@@ -53,6 +56,9 @@ def main(folder: Path, *options: str) -> None:
     parser.add_argument("--demonstrations", type=int, default=60)
     parser.add_argument("--algorithms", default=",".join(ALGORITHMS))
     parser.add_argument("--games", type=int, default=100, help="of the test split (default 100)")
+    parser.add_argument(
+        "--fresh", type=int, default=200, help="games of the train split that RL does not play (default 200)"
+    )
     parser.add_argument("--episodes", type=int, default=1600, help="of RL for each seed and algorithm (default 1600)")
     parser.add_argument("--temperature", type=float, default=0.4, help="of answers in evaluations (default 0.4)")
     parser.add_argument("--set", action="append", default=[], help="key=value for both commands; may be repeated")
@@ -99,7 +105,8 @@ class Evidence:
         told = {"given": self._settings, "results": [asdict(r) for r in self.results]}
         self.file.write_text(json.dumps(told, indent=2))
         print(
-            f"{name}, seed {seed}: {result.success:.2f} [{result.low:.2f}, {result.high:.2f}], {result.train_s:.0f} s"
+            f"{name}, seed {seed}: {result.success:.2f} [{result.low:.2f}, {result.high:.2f}], fresh games "
+            f"{'not played' if result.fresh is None else f'{result.fresh:.2f}'}, {result.train_s:.0f} s"
         )
 
     def _random(self, seed: int) -> Result:
@@ -111,18 +118,23 @@ class Evidence:
 
         config = self._config("random", seed)
         template = ChatTemplate(load_tokenizer(acting_model(config)), self.given.model)
-        scripts = [(game, RandomScript(1000 * seed + game)) for game in range(self.given.games)]
-        options = {**config.env.options, "split": "test"}
-        episodes = play_scripts(lambda: make_text(config.env.id, **options), template, config.agent, scripts)
+
+        def play(split: str, first: int, games: int) -> list[Any]:
+            scripts = [(game, RandomScript(1000 * seed + game)) for game in range(first, first + games)]
+            options = {**config.env.options, "split": split}
+            return play_scripts(lambda: make_text(config.env.id, **options), template, config.agent, scripts)
+
+        episodes, fresh = play("test", 0, self.given.games), play("train", config.env.tasks or 0, self.given.fresh)
         won = sum(bool(episode.success) for episode in episodes)
         low, high = wilson(won, len(episodes))
         length = sum(episode.length for episode in episodes) / len(episodes)
-        return Result("random", seed, 0, 0, won / len(episodes), low, high, length, 0.0, 1.0, 0.0, "")
+        share = sum(bool(episode.success) for episode in fresh) / len(fresh) if fresh else None
+        return Result("random", seed, 0, 0, won / len(episodes), low, high, length, 0.0, 1.0, 0.0, "", share)
 
     def _sft(self, name: str, seed: int) -> Result:
         words = ["sft", *self._words(name, seed), f"sft.demonstrations={self.given.demonstrations}", *self.given.sft]
         seconds = self._yendor(name, words)
-        return self._trained("sft", seed, self._evaluate(name, seed), 0, seconds, words)
+        return self._trained("sft", seed, name, 0, seconds, words)
 
     def _rl(self, algorithm: str, sft: str, seed: int) -> Result:
         name = f"{algorithm.replace('++', '_pp')}-seed{seed}"
@@ -135,7 +147,7 @@ class Evidence:
         ]
         seconds = self._yendor(name, words, "--plain")
         summary = json.loads((self.folder / name / "summary.json").read_text())
-        return self._trained(algorithm, seed, self._evaluate(name, seed), summary["episodes"], seconds, words)
+        return self._trained(algorithm, seed, name, summary["episodes"], seconds, words)
 
     def _demonstrations_cost(self, seed: int, sft: str) -> int:
         """Episodes that the demonstrations take of `train.episodes`."""
@@ -169,19 +181,19 @@ class Evidence:
             subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
         return time.monotonic() - began
 
-    def _evaluate(self, name: str, seed: int) -> dict[str, Any]:
-        """What `yendor eval` says of a run, on the first games of the test split."""
-        words = ["eval", str(self.folder / name), "--json", f"--seed={seed}", f"--episodes={self.given.games}"]
-        command = [sys.executable, "-m", "orchestration.cli.main", *words, f"--temperature={self.given.temperature}"]
-        with (self.folder / f"{name}-eval.log").open("w") as log:
+    def _evaluate(self, name: str, seed: int, split: str = "test", games: int | None = None) -> dict[str, Any]:
+        """What `yendor eval` says of a run."""
+        words = ["eval", str(self.folder / name), "--json", f"--seed={seed}", f"--split={split}"]
+        words += [f"--episodes={games or self.given.games}", f"--temperature={self.given.temperature}"]
+        command = [sys.executable, "-m", "orchestration.cli.main", *words]
+        with (self.folder / f"{name}-eval.log").open("a") as log:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=log, text=True)
         return json.loads(done.stdout)
 
-    def _trained(
-        self, name: str, seed: int, found: dict[str, Any], episodes: int, train_s: float, words: Sequence[str]
-    ) -> Result:
+    def _trained(self, kind: str, seed: int, run: str, episodes: int, train_s: float, words: Sequence[str]) -> Result:
+        found, games = self._evaluate(run, seed), self.given.fresh
         return Result(
-            name=name,
+            name=kind,
             seed=seed,
             demonstrations=self.given.demonstrations,
             train_episodes=episodes,
@@ -193,17 +205,22 @@ class Evidence:
             grounded=found["metrics"]["grounded_share"],
             train_s=train_s,
             command=shown(words),
+            fresh=self._evaluate(run, seed, "train", games)["success_rate"] if games else None,
         )
 
 
 def table(results: Sequence[Result]) -> str:
     """Success by name over the seeds, as Markdown."""
-    lines = ["| | success, mean over seeds | each seed | episodes of RL | training, s |", "|---|---|---|---|---|"]
+    lines = [
+        "| | success, mean over seeds | each seed | on fresh games | episodes of RL | training, s |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in dict.fromkeys(result.name for result in results):
         mine = [result for result in results if result.name == name]
         success = [result.success for result in mine]
         lines.append(
             f"| {name} | {statistics.fmean(success):.3f} | {', '.join(f'{s:.2f}' for s in success)} | "
+            f"{', '.join(f'{r.fresh:.2f}' for r in mine if r.fresh is not None)} | "
             f"{statistics.fmean(r.train_episodes for r in mine):,.0f} | {statistics.fmean(r.train_s for r in mine):,.0f} |"
         )
     commands = [result.command for result in results if result.seed == 0 and result.command]

@@ -15,6 +15,7 @@ from benchmarks import (
     evidence_minihack,
     evidence_runs,
     evidence_score,
+    evidence_textworld,
     learners,
     pairs,
     startup,
@@ -168,3 +169,53 @@ def test_attributions_are_compared_with_the_planners_truth(tmp_path, capsys):
     rows = {row["name"]: row for row in json.loads((tmp_path / "attribution.json").read_text())}
     assert [row for row in rows if rows[row]["explained"] is not None] == [row for row in rows if row.startswith("spa")]
     assert len(rows) == 5 and all(-1 <= row["within"] <= 1 and 0 <= row["auc"] <= 1 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_language_models_are_compared_on_games_that_none_of_them_saw(tmp_path, capsys):
+    options = {"cache_dir": ".cache/test-games"}
+    sizes = {"hidden_size": 32, "layers": 2, "heads": 2, "head_dim": 16, "intermediate_size": 32, "repeat_tokens": 48}
+    model = small_model(SmallModel(games=2, episodes=2, drills=8, options=options, **sizes), cache=tmp_path)
+    given = ["--model", str(model), "--world", "w1-o1-q1", "--seeds", "1", "--demonstrations", "2", "--episodes", "8"]
+    given += [
+        "--games",
+        "3",
+        "--fresh",
+        "2",
+        "--set",
+        "env.options.cache_dir=.cache/test-games",
+        "--set",
+        "env.tasks=3",
+    ]
+    given += [
+        "--set",
+        "env.options.max_episode_steps=2",
+        "--set",
+        "learner.threads=1",
+        "--set",
+        "agent.engine=transformers",
+    ]
+    given += [
+        "--sft",
+        "sft.epochs=1",
+        "--rl",
+        "runtime=serial",
+        "--rl",
+        "language.batch_episodes=4",
+        "--rl",
+        "actors.envs=4",
+    ]
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    evidence_textworld.main(folder, *given, "--algorithms", "ppo")
+    assert capsys.readouterr().out.count("| ppo | ") == 1
+    found = json.loads((folder / "evidence_textworld.json").read_text())["results"]
+    assert [row["name"] for row in found] == ["random", "sft", "ppo"]
+    assert all(0 <= row["success"] <= 1 and 0 <= row["fresh"] <= 1 for row in found)
+    # Two demonstrations cost 20 episodes of `train.episodes`, so that 8 are left to play, in updates of 4.
+    assert [row["train_episodes"] for row in found] == [0, 0, 8]
+    evidence_textworld.main(folder, *given, "--algorithms", "ppo")
+    again = json.loads((folder / "evidence_textworld.json").read_text())["results"]
+    assert again == found, "what is there is not run again"
+    with pytest.raises(SystemExit, match="holds results of other settings"):
+        evidence_textworld.main(folder, *given, "--temperature", "1.0")

@@ -135,6 +135,15 @@ def test_held_out_games_are_those_of_another_split() -> None:
         asked(textworld, "env.options.split=train", episodes=101)
     with pytest.raises(UsageError, match=r"301 episodes of alfworld/all: its split unseen has 300 games"):
         asked("env.id=alfworld/all", "env.options.games=50", episodes=301)
+    # Of the split that is trained on, those that are not: whatever the number of tasks, no training draws them.
+    some = (textworld, "env.options.split=train", "env.tasks=40")
+    assert found(*some, split="train") == ({"split": "train"}, [40, 41, 42])
+    assert found(*some)[1] == [0, 1, 2], "another split has no task of training's"
+    learnt = Tasks(load_config(None, ["agent.model=small", "learner.algorithm=ppo", "reward.w_int=0", *some]))
+    assert {learnt.seed_of(group) for group in range(80)} == set(range(40))
+    assert found("env.id=alfworld/all", "env.tasks=40", split="train")[1] == [40, 41, 42], "its own default"
+    with pytest.raises(UsageError, match=r"4961 episodes .* has 5000 games, the first 40 of which are trained on"):
+        asked(*some, split="train", episodes=4961)
     with pytest.raises(UsageError, match="has no splits"):
         asked("env.id=nethack/Score", split="test")
 

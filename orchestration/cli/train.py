@@ -152,7 +152,11 @@ def evaluate(
         int | None, typer.Option(min=1, help="Play in so many processes; default: one for each processor.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Of a language model's world; default: the one that is held out.")
+        str | None,
+        typer.Option(
+            help="Of a language model's world; default: the one that is held out. Of training's own, the games "
+            "beyond env.tasks are played."
+        ),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Of a language model's sampling; default: as in training; 0: greedy.")

@@ -30,20 +30,24 @@ def held_out(config: Config, split: str | None, seed: int, episodes: int = 1) ->
     """The worlds of an evaluation (those of the mix in turns), and what they are reset with for each episode.
 
     Where training has a split, the evaluation of each world has `split`, or else the family's own of `HELD_OUT`, and plays
-    its games from the first on. Without, seeds are held out as for networks. Raises `UsageError` for a split of a world
-    without, and where a split has fewer games than `episodes` would play of it.
+    its games from the first on; of training's own split from number `env.tasks` on, which training does not play (where
+    that is null, training may play them all). Without, seeds are held out as for networks. Raises `UsageError` for a split
+    of a world without, and where a split has fewer games than `episodes` would play of it.
     """
+    trained = config.env.tasks or 0
     env = replace(config.env, curriculum={}, tasks=None)
     config = replace(config, env=env)
     worlds = Tasks(config).worlds
     options = {world: _options(world, env.options, split) for world in worlds}
+    # A world that has splits trains on `train` where it is told none.
+    first = {w: trained if options[w].get("split") == env.options.get("split", "train") else 0 for w in worlds}
     for world in worlds:
-        _check_games(world, options[world], -(-episodes // len(worlds)))
+        _check_games(world, options[world], -(-episodes // len(worlds)), first[world])
     tasks = Tasks(config, options.__getitem__)
 
     def seed_of(episode: int) -> int:
         number, world = episode // len(worlds), worlds[episode % len(worlds)]
-        task = number if "split" in options[world] else held_out_seed(seed, "eval", number)
+        task = first[world] + number if "split" in options[world] else held_out_seed(seed, "eval", number)
         return tasks.seed_in(world, task)
 
     return tasks, seed_of
@@ -65,12 +69,13 @@ def _options(world: str, given: Mapping[str, Any], split: str | None) -> dict[st
     return options
 
 
-def _check_games(world: str, options: Mapping[str, Any], episodes: int) -> None:
+def _check_games(world: str, options: Mapping[str, Any], episodes: int, first: int) -> None:
     """A game that is played twice is no second sample."""
     games = games_of(world, options)
-    if games is not None and episodes > games:
+    if games is not None and first + episodes > games:
+        left = f"{games} games" + (f", the first {first} of which are trained on (env.tasks)" if first else "")
         raise UsageError(
-            f"{episodes} episodes of {world}: its split {options['split']} has {games} games; play as many with --episodes"
+            f"{episodes} episodes of {world}: its split {options['split']} has {left}; play as many with --episodes"
         )
 
 

@@ -28,7 +28,7 @@ LONG = (
     "memory", "growth", "scale", "checkpoints", "learners", "pairs", "chaos", "resumes", "detection", "evidence_minihack",
     "evidence_score", "evidence_textworld", "evidence_credit", "attribution",
 )  # fmt: skip
-"""Only by name: minutes each, `memory`, `chaos` and `detection` half an hour, evidence hours of training."""
+"""Only by name: minutes each, `memory` and `detection` half an hour, `chaos` an hour, evidence hours of training."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)

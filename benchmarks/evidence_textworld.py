@@ -79,6 +79,8 @@ class Evidence:
         if known["given"] != self._settings:
             raise SystemExit(f"{self.file} holds results of other settings ({known['given']}): give another --folder")
         self.results = [Result(**row) for row in known["results"]]
+        if given.fresh and self._config("fresh", 0).env.tasks is None:
+            raise SystemExit("env.tasks=null: RL may play all games of the train split, none is fresh; give --fresh 0")
 
     @property
     def _settings(self) -> dict[str, Any]:

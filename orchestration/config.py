@@ -32,7 +32,7 @@ class EnvSettings:
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Options of the environment's family, such as `max_episode_steps`; an unknown one is an error."""
     tasks: int | None = None
-    """For language models: so many different episodes, the seeds from 0 on, all once before any comes again; null: no bound."""
+    """For language models: so many different episodes, the seeds from 0 on, none twice in as many groups; null: no bound."""
     mix: dict[str, float] = field(default_factory=dict[str, float])
     """For language models: worlds that are played side by side in place of `env.id`, each with its share."""
     curriculum: dict[str, int] = field(default_factory=dict[str, int])

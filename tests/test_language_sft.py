@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import shutil
 import types
 
 import numpy as np
@@ -185,21 +186,32 @@ def test_text_as_such_predicts_every_token_but_the_first():
 
 def test_a_small_model_is_made_once_and_the_same_again(tmp_path):
     spec = SmallModel(
-        worlds=("textworld/w1-o1-q1",), games=2, episodes=2, steps=3, hidden_size=32, layers=2, heads=2,
-        head_dim=16, intermediate_size=32, context=512, batch_episodes=2, repeat_tokens=48, threads=1,
+        worlds=("textworld/w1-o1-q1",), games=2, episodes=2, steps=8, hidden_size=32, layers=2, heads=2,
+        head_dim=16, intermediate_size=32, context=1024, batch_episodes=2, repeat_tokens=48, threads=1, drills=4,
         options={"cache_dir": ".cache/test-games"},
     )  # fmt: skip
     told = []
     first = small_model(spec, lambda what, done, total: told.append((what, done, total)), cache=tmp_path / "a")
     assert small_model(spec, cache=tmp_path / "a") == first and told
-    assert list(dict.fromkeys(what for what, _, _ in told))[-2:] == ["text", "orders"]
-    told.clear()
-    unordered = small_model(
-        dataclasses.replace(spec, orders=0, drills=0), lambda *what: told.append(what), cache=tmp_path / "a"
+    assert list(dict.fromkeys(what for what, _, _ in told))[-2:] == ["text", "instructions"]
+    listed = sum(t.listed[0] is not None for t in transcripts(spec, lambda *what: None))
+    assert told[-1][2] == (6 * listed + 4) / 2 > 2, (
+        "steps: pieces of the episodes with lists, and drills, two at a time"
     )
-    assert unordered != first and not told, "what it was before the orders is kept"
-    assert (first / "model.safetensors").read_bytes() != (unordered / "model.safetensors").read_bytes()
-    assert (first / "tokenizer.json").read_bytes() == (unordered / "tokenizer.json").read_bytes()
+    # What it was before the instructions is kept, and another making goes on from there to the same bytes.
+    told.clear()
+    base = dataclasses.replace(spec, instructions=0, drills=0)
+    uninstructed = small_model(base, lambda *what: told.append(what), cache=tmp_path / "a")
+    assert uninstructed != first and not told
+    weights = (first / "model.safetensors").read_bytes()
+    assert weights != (uninstructed / "model.safetensors").read_bytes()
+    assert (first / "tokenizer.json").read_bytes() == (uninstructed / "tokenizer.json").read_bytes()
+    shutil.rmtree(first)
+    remade = small_model(spec, lambda what, done, total: told.append((what, done, total)), cache=tmp_path / "a")
+    assert remade == first and (remade / "model.safetensors").read_bytes() == weights
+    assert "instructions" in {what for what, _, _ in told} and "text" not in {what for what, _, _ in told}
+    faster = small_model(dataclasses.replace(spec, instruction_learning_rate=2e-3), cache=tmp_path / "a")
+    assert faster != first and len([path for path in (tmp_path / "a").glob("**/small-*") if path.is_dir()]) == 3
     again = small_model(spec, cache=tmp_path / "b")
     assert first.name == again.name
     assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()

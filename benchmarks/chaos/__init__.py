@@ -28,7 +28,7 @@ from benchmarks.chaos.training import Training
 from benchmarks.rule_judge import RuleServer
 
 TRAININGS = {"demo": 400_000, "nethack_score": 250_000}
-"""Presets, and the environment steps of the run without faults."""
+"""Presets, and the environment steps of each run without faults."""
 RUN = (
     "cluster.groups=true", "actors.count=2", "actors.cpus=0.5", "actors.envs=32", "trace.rate=1", "checkpoint.interval_s=5",
     "train.max_wall_s=null", "judge.engine=openai", "judge.model=rules", "log.interval_s=0.5",
@@ -67,7 +67,7 @@ def main(folder: Path, *options: str) -> None:
         type=int,
         default=3,
         choices=[0, *range(2, 11)],
-        help="runs without faults, of seeds 0, 1, ..., whose spread the learning curve is held against (default 3; 0: none)",
+        help="runs without faults, of seeds 1, 2, ..., whose spread the learning curve is held against (default 3; 0: none)",
     )
     chosen, keys = parser.parse_known_args(options)
     # What was started and mounted goes away with a campaign that is ended, too.
@@ -84,23 +84,26 @@ def main(folder: Path, *options: str) -> None:
 
 
 def _campaign(folder: Path, preset: str, chosen: argparse.Namespace, keys: list[str]) -> dict[str, Any]:
-    """One training without and with faults; prints how it came out."""
+    """One training, several times without faults and once with them; prints how it came out."""
     arguments = [preset, *RUN, *keys]
     without: list[dict[str, Any]] = []
-    for seed in range(chosen.baselines):
+    for seed in range(1, chosen.baselines + 1):
         steps = f"train.env_steps={TRAININGS[preset]}"
         without.append(_without_faults(folder / f"without-{seed}", [*arguments, steps, f"run.seed={seed}"]))
         print(f"{preset} without faults, seed {seed}: {json.dumps(without[-1])}", flush=True)
     outcomes, findings, told = _with_faults(folder / "with", chosen, arguments)
-    if without:
-        findings.append(learning(told["curve"], [one["curve"] for one in without]))
-    print(f"{preset} with faults: {json.dumps(told)}\n\n{by_kind(outcomes)}\n\n{invariants(findings)}\n", flush=True)
+    learnt = learning(told["curve"], [one["curve"] for one in without]) if without else "no run without faults"
+    print(
+        f"{preset} with faults: {json.dumps(told)}\n\n{by_kind(outcomes)}\n\n{invariants(findings)}\n\n{learnt}\n",
+        flush=True,
+    )
     return {
         "arguments": arguments,
         "without": without,
         "with": told,
         "faults": [asdict(outcome) for outcome in outcomes],
         "invariants": [asdict(finding) for finding in findings],
+        "learning": learnt,
     }
 
 

@@ -5,9 +5,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.chaos.audit import Finding
-
-NAME = "the learning curve is not below that without faults"
 _EVERY = 50_000
 _T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
 """Student's t that 5 % exceed, for 1 to 9 degrees of freedom."""
@@ -27,26 +24,25 @@ def curve(lines: Sequence[dict[str, Any]], every: int = _EVERY) -> list[tuple[in
     return told
 
 
-def learning(with_faults: Curve, without: Sequence[Curve]) -> Finding:
-    """The mean of the curve under faults, over the marks that all curves have, against those of the runs without faults, one for
-    each seed: it holds where it is not below the lower end of the one-sided 95 % prediction interval for one more such run,
-    m - t s sqrt(1 + 1/n). Success is compared where all tell of it, else the return.
+def learning(with_faults: Curve, without: Sequence[Curve]) -> str:
+    """How the mean of the curve under faults, over the marks that all curves have, lies to those of runs without, one for each
+    seed: below by more than noise where it is under the one-sided 95 % prediction interval for one more run without faults,
+    m - t s sqrt(1 + 1/n), which one sound run in twenty is too. Success is compared where the environment tells of it, else
+    the return.
     """
-    marks = min(map(len, (with_faults, *without)))
-    if not marks or not 2 <= len(without) <= len(_T95) + 1:
-        return Finding(NAME, False, f"{marks} marks and {len(without)} runs without faults: nothing to compare")
-    told = "success" if all(row[1] is not None for one in (with_faults, *without) for row in one[:marks]) else "return"
-    mine = _mean(with_faults[:marks], told)
-    others = [_mean(one[:marks], told) for one in without]
-    n = len(others)
-    bound = statistics.mean(others) - _T95[n - 2] * statistics.stdev(others) * math.sqrt(1 + 1 / n)
-    detail = (
-        f"mean {told} at {marks} marks of {_EVERY:,} steps: {mine:.3f} with; "
-        f"{' '.join(f'{x:.3f}' for x in sorted(others))} without, so that 95 % of such runs are above {bound:.3f}"
+    curves = (with_faults, *without)
+    marks = min(map(len, curves))
+    column, told = (1, "success") if any(row[1] is not None for one in curves for row in one) else (2, "return")
+    rows = [n for n in range(marks) if all(one[n][column] is not None for one in curves)]
+    if not rows or not 2 <= len(without) <= len(_T95) + 1:
+        return f"learning curve: nothing to compare at {len(rows)} marks of {_EVERY:,} steps and {len(without)} runs without faults"
+    mine, *others = (statistics.mean(one[n][column] or 0.0 for n in rows) for one in curves)
+    middle, n = statistics.mean(others), len(others)
+    bound = middle - _T95[n - 2] * statistics.stdev(others) * math.sqrt(1 + 1 / n)
+    verdict = "below by more than noise" if mine < bound else "not below by more than noise"
+    if bound <= min(0.0, mine):
+        verdict = "too few runs without faults to tell"
+    return (
+        f"learning curve, mean {told} at {len(rows)} marks of {_EVERY:,} steps: {mine:.3f} with faults; without, {n} seeds: "
+        f"{' '.join(f'{x:.3f}' for x in others)}, mean {middle:.3f}, noise bound {bound:.3f}: {verdict}"
     )
-    return Finding(NAME, mine >= bound, detail)
-
-
-def _mean(rows: Curve, told: str) -> float:
-    values = [row[1] if told == "success" else row[2] for row in rows]
-    return statistics.mean(0.0 if value is None else value for value in values)

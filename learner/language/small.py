@@ -2,9 +2,9 @@
 
 A Qwen3 of a few million parameters with a byte-level BPE tokenizer of its own, both trained on what games say: random
 admissible play in generated TextWorld games whose seeds no split has, every token predicted. So it knows how worlds speak,
-which commands there are and that they name what is in sight, and it follows orders, worded as commands or otherwise
-(`orders.py`); it knows nothing of how games word their tasks, of plans or rewards. Those are for SFT and RL, whose commands
-take any other model just as well.
+which commands there are and that they name what is in sight, and it follows instructions, worded as commands or otherwise
+(`instructions.py`). It has read how games word their tasks, never beside the commands that carry them out, and knows nothing
+of plans or rewards. Those are for SFT and RL, whose commands take any other model just as well.
 
 It can repeat what it read before it is trained (`induction.py`), and keeps that up on random text that repeats itself,
 among the games' text.
@@ -20,16 +20,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from agents.language.conversation import Budget, Conversation
-from agents.language.parsing import write
-from agents.language.prompts import observation_message, opening, system_message
+from agents.language.prompts import system_message
 from agents.language.template import ChatTemplate
 from envs import textworld
 from envs.cache import cache_folder, digest, locked
 from envs.registry import make_text
-from learner.language.orders import Transcript, drills, ordered_transcripts
+from learner.language.instructions import drills, hindsight_instructions
+from learner.language.transcripts import Transcript, transcript_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +35,8 @@ if TYPE_CHECKING:
     from learner.language.model import LanguageModel
 
 NAME = "small"
-_FORMAT = 2
-"""Raised when the way it is made changes, so that older ones are made anew."""
+_FORMAT, _INSTRUCTIONS_FORMAT = 2, 1
+"""Raised when the way it is made changes, so that older ones are made anew: the whole of it, and what is read last."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and how much there is."""
@@ -76,13 +73,13 @@ class SmallModel:
     batch_episodes: int = 8
     learning_rate: float = 1.5e-3
     warmup: float = 0.05
-    orders: int = 6
+    instructions: int = 6
     """Pieces of each episode whose prompts list the possible commands, with a task that says the piece's commands in their
     order, in their words or in others. They are read last, and only commands are predicted: a twentieth of the text, and what
     an agent says."""
     drills: int = 8000
     """Among them: commands without any world, to be said in the order that the task says."""
-    order_learning_rate: float = 1e-3
+    instruction_learning_rate: float = 1e-3
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Of the worlds."""
     threads: int = 2
@@ -96,7 +93,8 @@ def small_model(spec: SmallModel | None = None, progress: Progress | None = None
     """
     spec = SmallModel() if spec is None else spec
     root = cache_folder("models", cache)
-    folder = root / f"small-{digest(_FORMAT, asdict(spec))[:12]}"
+    parts = (_FORMAT, _INSTRUCTIONS_FORMAT) if spec.instructions or spec.drills else (_FORMAT,)
+    folder = root / f"small-{digest(*parts, asdict(spec))[:12]}"
     if (folder / "config.json").is_file():
         return folder
     with locked(root / f".{folder.name}.lock"):
@@ -149,36 +147,6 @@ def _prepare(world: str, spec: SmallModel, progress: Progress) -> None:
         textworld.prepare(world, seeds, spec.threads, told, **spec.options)
 
 
-def transcript_tokens(
-    said: Transcript, template: ChatTemplate, answer: str, context: int, *, commands: bool = False
-) -> "EpisodeTokens":
-    """A transcript in the layout of an agent's episode, every token but the first to be predicted; `commands`: those alone."""
-    import torch
-
-    from learner.language.batch import EpisodeTokens, TokenSequence
-
-    talk = Conversation(template, system_message(answer), Budget(context, 0, "stop"))
-    prompt = talk.begin(opening(said.objective), observation_message(said.observations[0], said.listed[0]))
-    ids, acts = [prompt.ids], [np.full(len(prompt.ids), not commands)]
-    for command, observation, listed in zip(said.commands, said.observations[1:], said.listed[1:], strict=True):
-        output = template.answer(write(command, answer))
-        talk.answered(output, command)
-        following = talk.follow(observation_message(observation, listed))
-        if following is None:
-            break
-        ids += [np.array(output, np.int32), following.new]
-        acts += [np.ones(len(output), bool), np.full(len(following.new), not commands)]
-    acts[0][0] = False
-    tokens = torch.from_numpy(np.concatenate(ids).astype(np.int64))
-    sequence = TokenSequence(
-        tokens=tokens,
-        action=torch.from_numpy(np.concatenate(acts)),
-        turn=torch.zeros_like(tokens),
-        behaviour_log_prob=torch.zeros(len(tokens)),
-    )
-    return EpisodeTokens((sequence,), (0,), terminated=False)
-
-
 def repeating_tokens(vocabulary: int, length: int, generator: "torch.Generator") -> "EpisodeTokens":
     """Random tokens, then pieces of 3 to 24 tokens from anywhere before, with up to 5 new ones between; to be predicted is
     each token of a piece but its first.
@@ -211,7 +179,7 @@ def repeating_tokens(vocabulary: int, length: int, generator: "torch.Generator")
 
 
 def _make(spec: SmallModel, folder: Path, progress: Progress, cache: Path | None) -> None:
-    """From nothing, or what follows orders from the same model without them, which is made first."""
+    """From nothing, or what follows instructions from the same model without them, which is made first and kept."""
     import torch
 
     from agents.language.template import load_tokenizer
@@ -220,14 +188,16 @@ def _make(spec: SmallModel, folder: Path, progress: Progress, cache: Path | None
 
     # In the one precision that all processors have, so that it is the same everywhere.
     device, dtype = torch.device("cpu"), torch.float32
-    if spec.orders or spec.drills:
-        unordered = str(small_model(replace(spec, orders=0, drills=0), progress, cache))
-        tokenizer = load_tokenizer(unordered)
+    if spec.instructions or spec.drills:
+        base = replace(spec, instructions=0, drills=0, instruction_learning_rate=SmallModel.instruction_learning_rate)
+        uninstructed = str(small_model(base, progress, cache))
+        tokenizer = load_tokenizer(uninstructed)
         said, template = transcripts(spec, progress), ChatTemplate(tokenizer, NAME)
         rng = random.Random(f"orders {spec.seed}")
-        orders = ordered_transcripts(said, spec.orders, rng) + drills(said, spec.drills, rng)
-        texts = [transcript_tokens(t, template, "command", spec.context, commands=True) for t in orders]
-        name, epochs, rate, network = "orders", 1.0, spec.order_learning_rate, load_network(unordered, dtype)
+        tasks = hindsight_instructions(said, spec.instructions, rng) + drills(said, spec.drills, rng)
+        texts = [transcript_tokens(t, template, "command", spec.context, commands=True) for t in tasks]
+        network = load_network(uninstructed, dtype)
+        stage = "instructions", 1.0, spec.instruction_learning_rate
     else:
         said = transcripts(spec, progress)
         tokenizer = _tokenizer(said)
@@ -238,14 +208,16 @@ def _make(spec: SmallModel, folder: Path, progress: Progress, cache: Path | None
             repeating_tokens(len(tokenizer), spec.repeat_tokens, generator)
             for _ in range(round(spec.repeats * len(said)))
         ]
-        name, epochs, rate, network = "text", spec.epochs, spec.learning_rate, _network(spec, tokenizer)
+        network = _network(spec, tokenizer)
+        stage = "text", spec.epochs, spec.learning_rate
     with _threads(spec.threads):
         model = LanguageModel(network, tokenizer, device=device, dtype=dtype)
-        _read(model, texts, spec, (name, epochs, rate), progress)
+        if texts:  # worlds in which little can be done give no instructions
+            _train(model, texts, spec, stage, progress)
     model.save(folder)
 
 
-def _read(
+def _train(
     model: "LanguageModel",
     texts: "Sequence[EpisodeTokens]",
     spec: SmallModel,

@@ -34,7 +34,7 @@ def tell_of_missing(games: int, view: LiveView) -> None:
 
 
 def acting_model(config: Config, progress: Progress | None = None) -> str:
-    """The folder or Hugging Face id of the model that acts: `small` is made where it is not there yet (minutes, with
+    """The folder or Hugging Face id of the model that acts: `small` is made where it is not there yet (forty minutes, with
     `progress`), a run or a checkpoint stands for the model in it, anything else for itself.
 
     Raises `LanguageModelError` for a run without a checkpoint, and CheckpointError for a damaged one.

@@ -1,29 +1,20 @@
-"""Orders to be followed: tasks that say which commands to give, in their words or in others.
+"""Instructions to be followed: tasks that say which commands to give, in their words or in others.
 
 What a pretrained model knows of its language before it plays, the small model has to be taught: that a task is read step by
 step, that the step after the one just done is next, and which command is meant where the task says it otherwise ("place the
-lamp inside the chest": `insert lamp into chest`). No order says anything of what wins a game.
+lamp inside the chest": `insert lamp into chest`). None says anything of what wins a game. The paraphrases are not taken from
+a game's grammar; where plain words have few synonyms, some are in one too.
 """
 
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
-
-@dataclass(frozen=True, slots=True)
-class Transcript:
-    """One episode in words: T commands, T + 1 observations."""
-
-    objective: str
-    observations: tuple[str, ...]
-    commands: tuple[str, ...]
-    listed: tuple[tuple[str, ...] | None, ...]
-    """Possible commands that each observation's message lists; None: it lists none."""
+from learner.language.transcripts import Transcript
 
 
-def ordered_transcripts(said: Sequence[Transcript], pieces: int, rng: random.Random) -> list[Transcript]:
+def hindsight_instructions(said: Sequence[Transcript], pieces: int, rng: random.Random) -> list[Transcript]:
     """Pieces of the transcripts whose messages list the possible commands, of two commands at least, as if the task had been to
     do what was done: hindsight's instructions (Andrychowicz et al. 2017, arXiv 1707.01495), which need no planner."""
     found: list[Transcript] = []
@@ -37,15 +28,18 @@ def ordered_transcripts(said: Sequence[Transcript], pieces: int, rng: random.Ran
             commands = whole.commands[begin:end]
             found.append(
                 Transcript(
-                    order(commands, rng), whole.observations[begin : end + 1], commands, whole.listed[begin : end + 1]
+                    instruction(commands, rng),
+                    whole.observations[begin : end + 1],
+                    commands,
+                    whole.listed[begin : end + 1],
                 )
             )
     return found
 
 
 def drills(said: Sequence[Transcript], count: int, rng: random.Random) -> list[Transcript]:
-    """Transcripts of nothing but orders, without a world: a few things and places out of all that were spoken of, commands about
-    them, and messages that list the next one among others about the same, so that nothing but the task tells which."""
+    """Transcripts of nothing but instructions, without a world: a few things and places out of all that were spoken of, commands
+    about them, and messages that list the next one among others about the same, so that nothing but the task tells which."""
     known = sorted({command for whole in said for command in whole.commands})
     things, places = _names(known, "x"), _names(known, "y")
     found: list[Transcript] = []
@@ -57,23 +51,23 @@ def drills(said: Sequence[Transcript], count: int, rng: random.Random) -> list[T
             others = rng.sample(possible, min(len(possible), rng.randint(*_LISTED)))
             listed.append(tuple(sorted({command, *others})))
         observations = ("", *(rng.choice(_DONE) for _ in commands))
-        found.append(Transcript(order(commands, rng), observations, commands, tuple(listed)))
+        found.append(Transcript(instruction(commands, rng), observations, commands, tuple(listed)))
     return found
 
 
-def order(commands: Sequence[str], rng: random.Random) -> str:
+def instruction(commands: Sequence[str], rng: random.Random) -> str:
     """A task that says to give these commands in this order: one in three in their very words."""
     if rng.random() < _VERBATIM:
         return rng.choice(_ORDERS)(commands)
-    said = f"{rng.choice(_FIRST)} {reworded(commands[0], rng)}."
+    said = f"{rng.choice(_FIRST)} {paraphrased(commands[0], rng)}."
     for before, command in pairwise(commands):
         thing = _noun(before)
         after = f"{rng.choice(_DONE_WITH)} the {thing}," if thing and rng.random() < _BACK else rng.choice(_NEXT)
-        said += f" {after} {reworded(command, rng)}."
+        said += f" {after} {paraphrased(command, rng)}."
     return said + rng.choice(_LAST)
 
 
-def reworded(command: str, rng: random.Random) -> str:
+def paraphrased(command: str, rng: random.Random) -> str:
     """The command as somebody might say it; itself where its form is not known."""
     for form, wordings in _FORMS.items():
         if match := _pattern(form).fullmatch(command):

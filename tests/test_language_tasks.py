@@ -221,6 +221,26 @@ def test_processes_that_make_games_are_ended_in_the_middle_and_know_nothing_of_c
     assert children and not any(child.is_alive() for child in children)
 
 
+def test_a_game_whose_turn_had_not_come_when_the_pool_was_closed_is_left_to_the_world(monkeypatch):
+    """Whether closing cancels what waits or breaks it is a race within the pool: here it is cancelled, for each that wants it."""
+    maker = GameMaker(1)
+
+    async def wait():
+        waiting = asyncio.get_running_loop().create_future()
+        monkeypatch.setattr(maker, "_submit", lambda *_: waiting)
+        options = {"split": "train", "cache_dir": "/nonexistent"}
+        making = [asyncio.ensure_future(maker.make("textworld/w2-o3-q4", options, 1)) for _ in range(3)]
+        await asyncio.sleep(0)
+        making[2].cancel()  # a caller that ends, on the other hand, ends
+        await asyncio.sleep(0)
+        waiting.cancel()
+        return await asyncio.gather(*making, return_exceptions=True)
+
+    first, second, ended = asyncio.run(wait())
+    assert first is None and second is None and isinstance(ended, asyncio.CancelledError)
+    assert not maker._making
+
+
 @pytest.mark.slow
 def test_a_serial_run_has_its_games_made_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(games, "_make", lambda *_: pytest.fail("a game was generated in the run's own process"))

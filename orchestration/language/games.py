@@ -97,19 +97,23 @@ class GameMaker:
         Raises nothing for a game that cannot be generated: the world does, when it is to play it.
         """
         key = (world, seed)
+        making = self._making.get(key)
         try:
-            if key not in self._making:
+            if making is None:
                 if is_made(world, options, seed):
                     return
-                self._making[key] = self._submit(world, options, seed)
-            await asyncio.shield(self._making[key])
+                making = self._making[key] = self._submit(world, options, seed)
+            await asyncio.shield(making)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if making is None or not making.cancelled() or (caller is not None and caller.cancelling()):
+                raise  # otherwise it is the game that was cancelled: the pool was closed before its turn came
         except Exception as error:
             if isinstance(error, BrokenExecutor):  # killed for want of memory, say: another pool is made for the next
                 self.close()
             _LOG.warning("a game of %s is left to its world: %s: %s", world, type(error).__name__, error)
         finally:
-            making = self._making.get(key)
-            if making is not None and making.done():
+            if making is not None and making.done() and self._making.get(key) is making:
                 self._made(key)
 
     def _submit(self, world: str, options: Mapping[str, Any], seed: int) -> "asyncio.Future[None]":

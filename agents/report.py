@@ -23,7 +23,7 @@ class RolloutReport:
     steps: int
     """Environment steps taken (T x B)."""
     new_captions: tuple[tuple[int, str], ...]
-    """Captions that this rollout had never brought before, with their text: a caption travels once."""
+    """(id, text) of the captions to be told of: `agents.telling`."""
     episodes: tuple[FinishedEpisode, ...]
     failures: tuple[EnvFailure, ...]
     trajectory_bytes: int

@@ -15,8 +15,8 @@ from agents.networks.crops import CropMemory
 from agents.observer import EpisodeObserver
 from agents.precision import products_in
 from agents.report import FinishedEpisode, RolloutReport
+from agents.telling import CaptionTeller
 from agents.trajectory import Trajectory
-from envs.captions import EMPTY_CAPTION_ID, caption_id
 from envs.vector import EnvFailure, VectorEnv, VectorStep
 
 
@@ -24,40 +24,34 @@ class CaptionCounter:
     """Ids of captions, and how often each came in the running episode of each environment."""
 
     def __init__(self, envs: int) -> None:
-        self._ids: dict[str, int] = {"": EMPTY_CAPTION_ID}
+        self._teller = CaptionTeller()
         self._counts: list[dict[int, int]] = [{} for _ in range(envs)]
-        self._new: list[tuple[int, str]] = []
 
     def count(self, captions: Sequence[str], ids: NDArray[np.int64], counts: NDArray[np.int32]) -> None:
         """Writes the id [B] of each environment's caption and its count [B] in the episode, this time included."""
         for index, caption in enumerate(captions):
             if not caption:
                 continue
-            known = self._ids.get(caption)
-            if known is None:
-                known = self._ids[caption] = caption_id(caption)
-                self._new.append((known, caption))
+            number = self._teller.number(caption)
             seen = self._counts[index]
-            seen[known] = seen.get(known, 0) + 1
-            ids[index] = known
-            counts[index] = seen[known]
+            seen[number] = seen.get(number, 0) + 1
+            ids[index] = number
+            counts[index] = seen[number]
 
     def end_episode(self, index: int) -> None:
         """Forgets the counts of one environment."""
         self._counts[index] = {}
 
     def take_new(self) -> tuple[tuple[int, str], ...]:
-        """Captions met for the first time since the last call."""
-        new, self._new = tuple(self._new), []
-        return new
+        """Captions to be told of since the last call."""
+        return self._teller.take_new()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"texts": list(self._ids), "counts": [dict(c) for c in self._counts]}
+        return {"texts": self._teller.told, "counts": [dict(c) for c in self._counts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._ids = {text: caption_id(text) for text in state["texts"]}
+        self._teller.remember(state["texts"])
         self._counts = [dict(c) for c in state["counts"]]
-        self._new = []
 
 
 class Rollout:

@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def train(folder: Path, name: str, *arguments: str, timeout_s: float = 3600.0) -
         while process.poll() is None:
             memory, judge = _memory(before)
             peak, peak_judge = max(peak, memory), max(peak_judge, judge)
-            time.sleep(_SAMPLE_S)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_SAMPLE_S)
             if time.monotonic() - began > timeout_s:
                 process.terminate()
     if process.returncode:

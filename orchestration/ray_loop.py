@@ -23,6 +23,7 @@ from orchestration.configuration import uses_judge
 from orchestration.elastic import Elastic, room
 from orchestration.errors import CheckpointWriteError, first_line
 from orchestration.learner_group import Followers
+from orchestration.recent_captions import RecentCaptions
 from orchestration.recovery import ActorWait, LearnerDeaths, LearnerWait, lost_object
 from orchestration.results import TakenOver, actor_name
 from orchestration.reward_host import RewardHost
@@ -59,11 +60,12 @@ class RayLoop(ABC):
         """What awaited answers answer: a `CloseCall`, a function that takes the answer, or a call of the subclass's own."""
         self._report_at = 0.0
         saved = None if resumed is None else resumed["reward_server"]
+        self._captions = RecentCaptions()
         self._reward = RewardHost(
             session,
             saved,
             lambda reward_model: self._learner.adopt.remote(reward_model),
-            captions=lambda: list(self._captions.items()),
+            captions=self._captions.oldest_first,
         )
         self._checkpoints = Checkpoints(
             config, session, then=self._calls.expect, own_state=self._own_state, reward_server_state=saved
@@ -83,8 +85,6 @@ class RayLoop(ABC):
         self._beat_at = 0.0
         self._learner_heard_at = 0.0
         """When it last answered, by the monotonic clock."""
-        self._captions: dict[int, str] = {}
-        """All that actors brought: a learner that takes another's place has to know them, and each text comes once."""
         self._begin(resumed)
         self._watch = RunWatch(
             session, then=self._calls.expect, parts=self._parts, judge=lambda: self._reward.judge_app
@@ -203,7 +203,7 @@ class RayLoop(ABC):
 
     def _judge(self, report: RolloutReport) -> None:
         """Keeps the captions that are new, and has them judged."""
-        self._captions.update(report.new_captions)
+        self._captions.add(report.new_captions)
         if uses_judge(self.config):
             self._reward.submit(report.new_captions)
 
@@ -266,7 +266,7 @@ class RayLoop(ABC):
         floor = self._learner_deaths.floor(self._version)
         learner = self._learner
         taken, weights = learner.take_over.options(num_returns=2).remote(
-            floor, list(self._captions.items()), self._reward.reward_model, *self._needs()
+            floor, self._captions.oldest_first(), self._reward.reward_model, *self._needs()
         )
         self._followers.join(learner)
 

@@ -35,7 +35,7 @@ class RewardHost:
         captions: Callable[[], Sequence[tuple[int, str]]],
     ) -> None:
         """`state`: of the checkpoint that the run goes on from; `adopt` is called with a reference to each new reward model;
-        `captions`: all that were submitted."""
+        `captions`: those submitted last, for one that takes another's place."""
         self.config = session.config
         self.session = session
         # In a tuple and kept here: Ray would give up what it made of a large argument, and could not make the actor again.

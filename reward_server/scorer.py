@@ -20,6 +20,10 @@ from reward_server.settings import ModelSettings
 _TOP_SCORED = 64
 """Captions that one `top` scores at most. A run meets tens of thousands, most of them once, long ago; scoring all of them
 under every version would take seconds of the learner's time."""
+CAPACITY = 1 << 16
+"""Captions that a scorer knows at most, of some 300 bytes each."""
+_FORGOTTEN = 1 / 8
+"""Share of them that goes at once where there are too many: what came last longest ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +63,21 @@ def build_scorer(model: str, settings: ModelSettings) -> "CaptionScorer":
     return scorer
 
 
+_COLUMNS = ("_rewards", "_probabilities", "_scored", "_seen", "_reward_sums", "_came")
+"""What is known of captions, by row."""
+
+
 class CaptionScorer:
     """Knows captions by id and rewards them under the newest version of the reward model.
 
     Invariant: `RewardModel.evaluate` sees a caption at most once per version. Before the first version, and for the
-    empty caption, the reward is 0; so it is for an id whose text has not come yet, which `count` counts in `unknown`.
+    empty caption, the reward is 0; so it is for an id whose text is not known, which `count` counts in `unknown`: it has not
+    come yet, or the caption is one of those forgotten over `capacity`, until it is told of again (`agents.telling`).
     """
 
-    def __init__(self, model: RewardModel) -> None:
+    def __init__(self, model: RewardModel, capacity: int = CAPACITY) -> None:
         self._model = model
+        self._capacity = capacity
         self._version = 0
         self._rows: dict[int, int] = {}
         self._texts: list[str] = []
@@ -77,6 +87,9 @@ class CaptionScorer:
         """The version that each caption was last scored under."""
         self._seen = np.zeros(0, dtype=np.int64)
         self._reward_sums = np.zeros(0, dtype=np.float64)
+        self._came = np.zeros(0, dtype=np.int64)
+        """When each caption came last, in calls of `observe` and `count`."""
+        self._calls = 0
         self.metrics: RewardModelMetrics | None = None
         """What is known of the version that is scored under."""
         self.unknown = 0
@@ -95,12 +108,17 @@ class CaptionScorer:
 
     def observe(self, captions: Iterable[tuple[int, str]]) -> None:
         """Takes (id, text) of captions; those known already are passed over."""
+        before = len(self._texts)
         for caption_id, text in captions:
             if caption_id != EMPTY_CAPTION_ID and caption_id not in self._rows:
                 self._rows[caption_id] = len(self._texts)
                 self._texts.append(text)
         if len(self._texts) > len(self._seen):
             self._grow(max(2 * len(self._seen), len(self._texts), 256))
+        self._calls += 1
+        self._came[before : len(self._texts)] = self._calls
+        if len(self._texts) > self._capacity:
+            self._forget(len(self._texts) - round(self._capacity * (1 - _FORGOTTEN)))
 
     def texts(self, ids: Iterable[int]) -> list[str]:
         """The texts of captions that are known. Raises `KeyError` for one that is not."""
@@ -132,6 +150,8 @@ class CaptionScorer:
         known = rows >= 0
         self._score(rows[known])
         self.unknown += int(counts[~known & (unique != EMPTY_CAPTION_ID)].sum())
+        self._calls += 1
+        self._came[rows[known]] = self._calls
         self._seen[rows[known]] += counts[known]
         self._reward_sums[rows[known]] += self._rewards[rows[known]].astype(np.float64) * counts[known]
 
@@ -179,6 +199,8 @@ class CaptionScorer:
             "texts": list(self._texts),
             "seen": self._seen[:n].tolist(),
             "reward_sums": self._reward_sums[:n].tolist(),
+            "came": self._came[:n].tolist(),
+            "calls": self._calls,
             "unknown": self.unknown,
             "evaluated": self.evaluated,
         }
@@ -197,6 +219,8 @@ class CaptionScorer:
         self._grow(max(n, 256))
         self._seen[:n] = state["seen"]
         self._reward_sums[:n] = state["reward_sums"]
+        self._came[:n] = state.get("came", 0)  # checkpoints of before do not say
+        self._calls = int(state.get("calls", 0))
         self.unknown = int(state["unknown"])
         self.evaluated = int(state["evaluated"])
 
@@ -214,8 +238,20 @@ class CaptionScorer:
             self._scored[due] = self._version
             self.evaluated += len(due)
 
+    def _forget(self, count: int) -> None:
+        """Makes room: the captions that came last longest ago are as if they had never come."""
+        n = len(self._texts)
+        kept = np.sort(np.argsort(self._came[:n], kind="stable")[count:])
+        ids = list(self._rows)
+        self._texts = [self._texts[row] for row in kept]
+        self._rows = {ids[row]: at for at, row in enumerate(kept)}
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            column[: len(kept)] = column[kept]
+            column[len(kept) : n] = 0
+
     def _grow(self, size: int) -> None:
-        for name in ("_rewards", "_probabilities", "_scored", "_seen", "_reward_sums"):
+        for name in _COLUMNS:
             old = getattr(self, name)
             new = np.zeros(size, dtype=old.dtype)
             kept = min(len(old), size)

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -105,11 +106,14 @@ def test_a_judge_that_cannot_start_says_why(cluster: None, tmp_path: Path) -> No
     deployment.stop("broken")
 
 
-def test_another_replica_comes_where_requests_wait(cluster: None, folder: Path) -> None:
+def test_another_replica_comes_where_requests_wait(
+    cluster: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As many requests as the annotator keeps under way for two replicas: `annotator.in_flight` for each."""
     from reward_server.judge import deployment
 
-    settings = JudgeSettings(engine="transformers", model=str(folder), dtype="float32", max_model_len=1024, replicas=2)
+    monkeypatch.setattr(deployment, "_UPSCALE_S", 1.0)
+    settings = replace(_small(folder), replicas=2)
     deployment.start(settings, app_name="grows", num_cpus=0, in_flight=4)
     client = deployment.ServeJudge(settings, "grows")
     _eventually(client)
@@ -138,8 +142,8 @@ def test_a_judge_whose_owner_was_killed_ends_itself(cluster: None, folder: Path)
 
     owner = ray.remote(Owner).options(num_cpus=0, name="a-run", namespace="runs").remote()
     ray.get(owner.__ray_ready__.remote())
-    settings = JudgeSettings(engine="transformers", model=str(folder), dtype="float32", max_model_len=1024)
-    watched = deployment.Owner("a-run", "runs", gone_s=2.0)
+    settings = _small(folder)  # what ends an application knows nothing of its engine
+    watched = deployment.Owner("a-run", "runs", gone_s=1.0)
     deployment.start(settings, app_name="owned", num_cpus=0, owner=watched)
     deployment.start(settings, app_name="owned-by-nobody", num_cpus=0)
     for name in ("owned", "owned-by-nobody"):
@@ -153,6 +157,11 @@ def test_a_judge_whose_owner_was_killed_ends_itself(cluster: None, folder: Path)
     assert not watched.lives()
     assert deployment.status("owned-by-nobody").replicas == 1
     deployment.stop("owned-by-nobody")
+
+
+def _small(folder: Path) -> JudgeSettings:
+    """With the engine that starts soonest."""
+    return JudgeSettings(engine="transformers", model=str(folder), dtype="float32", max_model_len=1024)
 
 
 async def _in_parallel(client, captions: list[str]) -> list[Answer]:

@@ -85,15 +85,25 @@ def test_each_worker_needs_its_processors_and_its_place() -> None:
 # On a real cluster.
 
 
-@pytest.fixture
-def address() -> Iterator[str]:
-    """Of a cluster with more processors than the machine may have."""
-    cluster = Cluster()
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of one with more processors than the machine may have."""
+    started = Cluster()
     try:
-        start_patiently(lambda: cluster.add_node(num_cpus=6, object_store_memory=2**28, include_dashboard=False))
-        yield cluster.address
+        start_patiently(lambda: started.add_node(num_cpus=6, object_store_memory=2**28, include_dashboard=False))
+        yield started.address
     finally:
-        cluster.shutdown()
+        started.shutdown()
+
+
+@pytest.fixture
+def address(cluster: str) -> str:
+    """Of the cluster, when nothing of another test's run is left there."""
+    deadline = time.monotonic() + 30
+    while found(FOLLOWER) or found("LearnerWorker"):
+        assert time.monotonic() < deadline, "a run of another test is still there"
+        time.sleep(0.1)
+    return cluster
 
 
 def found(name: str) -> list[psutil.Process]:

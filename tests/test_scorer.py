@@ -165,3 +165,37 @@ def test_a_resumed_scorer_rewards_and_counts_as_before() -> None:
     resumed.observe(pairs("cccccc"))
     assert resumed.lookup(ids("cccccc", "")).tolist() == [1.0, 0.0]
     assert EMPTY_CAPTION_ID not in resumed.state_dict()["ids"]
+
+
+def test_over_its_capacity_a_scorer_forgets_what_came_last_longest_ago_until_it_is_told_again() -> None:
+    scorer = CaptionScorer(Lengths(), capacity=8)
+    scorer.update(version(1, 2.0))
+    scorer.observe(pairs("aaa", "bbb", "ccc", "dd"))
+    scorer.observe(pairs("eee", "fff", "ggg", "hhh"))
+    scorer.count(ids("aaa", "dd"))
+    assert scorer.captions == 8
+    scorer.observe(pairs("iii"))  # one too many: room for an eighth is made as well
+    assert scorer.captions == 7
+    scorer.count(ids("aaa", "bbb", "ccc", "dd", "eee", "iii", ""))
+    assert scorer.lookup(ids("aaa", "bbb", "ccc", "dd", "eee", "iii")).tolist() == [1, 0, 0, 0, 1, 1]
+    assert scorer.unknown == 2
+    scorer.observe(pairs("bbb"))
+    assert scorer.lookup(ids("bbb")).tolist() == [1] and scorer.captions == 8
+    top = {caption.text: (caption.count, caption.reward_sum) for caption in scorer.top(8).liked}
+    assert top["aaa"] == (2, 2.0) and top["dd"] == (2, 0.0) and top["bbb"] == (0, 0.0)
+    assert scorer.texts(ids("iii", "aaa", "dd").tolist()) == ["iii", "aaa", "dd"]
+
+
+def test_a_scorer_forgets_the_same_after_a_checkpoint() -> None:
+    whole = CaptionScorer(Lengths(), capacity=8)
+    whole.update(version(1, 2.0))
+    for text in ("aaa", "bbb", "ccc", "ddd", "eee", "fff", "ggg"):
+        whole.observe(pairs(text))
+    whole.count(ids("aaa", "ccc"))
+    resumed = CaptionScorer(Lengths(), capacity=8)
+    resumed.load_state_dict(whole.state_dict())
+    for scorer in (whole, resumed):
+        scorer.observe(pairs("hhh", "iii", "jjj"))
+        scorer.count(ids("hhh"))
+    assert whole.state_dict() == resumed.state_dict()
+    assert whole.state_dict()["texts"] == ["aaa", "ccc", "fff", "ggg", "hhh", "iii", "jjj"]

@@ -27,7 +27,8 @@ from agents.language.parsing import parse
 from agents.language.prompts import observation_message, opening, system_message
 from agents.language.template import ChatTemplate
 from agents.settings import AgentSettings
-from envs.captions import EMPTY_CAPTION_ID, caption_id
+from agents.telling import CaptionTeller
+from envs.captions import EMPTY_CAPTION_ID
 from envs.registry import EnvironmentOptionError, EnvironmentUnavailableError
 from envs.text import TextEnv
 
@@ -57,7 +58,7 @@ class GroupResult:
     """Those that ended, by member; fewer than asked for where worlds kept raising."""
     failures: tuple[WorldFailure, ...]
     new_captions: tuple[tuple[int, str], ...]
-    """Captions that this rollout had never brought before."""
+    """(id, text) of the captions to be told of: `agents.telling`."""
     wall_s: float
     trouble: tuple[str, ...] = ()
     """Why episodes could not be recorded, a line each; since the group before."""
@@ -74,27 +75,6 @@ class _Brought:
     info: dict[str, Any]
     screen: str
     seconds: float
-
-
-class _Captions:
-    """Which captions were told of."""
-
-    def __init__(self) -> None:
-        self.known: set[int] = {EMPTY_CAPTION_ID}
-        self._new: list[tuple[int, str]] = []
-
-    def number(self, text: str) -> int:
-        """The id of a caption, which is told of once."""
-        number = caption_id(text)
-        if number not in self.known:
-            self.known.add(number)
-            self._new.append((number, text))
-        return number
-
-    def take_new(self) -> tuple[tuple[int, str], ...]:
-        """Captions met for the first time since the last call."""
-        new, self._new = tuple(self._new), []
-        return new
 
 
 _EXCLUSIVE: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -140,7 +120,7 @@ class _Setup:
     seed_of: Callable[[int], int]
     sampling_seed_of: Callable[[int, int, int], int] | None
     observer: LanguageObserver | None
-    captions: _Captions
+    captions: CaptionTeller
     hands: _Hands
     in_force: _InForce
 
@@ -173,7 +153,7 @@ class LanguageRollout:
             seed_of,
             sampling_seed_of,
             observer,
-            _Captions(),
+            CaptionTeller(),
             _Hands(threads, name),
             _InForce(),
         )
@@ -242,10 +222,12 @@ class LanguageRollout:
 
     def state_dict(self) -> dict[str, Any]:
         """The captions that were told of."""
-        return {"known": sorted(self._setup.captions.known)}
+        return {"told": self._setup.captions.told}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._setup.captions.known = set(state["known"])
+        self._setup.captions.remember(
+            state.get("told", ())
+        )  # checkpoints of before have ids alone: all are told of again
 
     def close(self) -> None:
         """Gives up running episodes and closes the worlds."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 from envs.captions import caption_id
 from reward_server.models.base import Evaluation, RewardModel, RewardModelKind
 from reward_server.models.fitting import FittedTrainer, Texts, find_texts
+from reward_server.models.known import KnownLabels
 from reward_server.models.measures import Measures, measure
 from reward_server.models.network import CharacterMLP, by_length, encode_captions
 from reward_server.settings import DistillerSettings
@@ -40,14 +41,14 @@ class ClassificationModel(RewardModel):
             network = CharacterMLP(HIDDEN, outputs=2, dropout=DROPOUT, length=settings.caption_bytes)
         self.network = network.to(device).eval()
         self.device = torch.device(device)
-        self.known: dict[int, float] = {}
-        """p(y = 1) by caption id, as the judge said; empty where the network speaks for all."""
+        self.known = KnownLabels()
+        """As the judge said; empty where the network speaks for all."""
         self._uses_labels = settings.known_labels
         self._threshold = settings.threshold
         self._length = settings.caption_bytes
 
     def evaluate(self, captions: Sequence[str]) -> Evaluation:
-        p = np.array([self.known.get(caption_id(caption), np.nan) for caption in captions], dtype=np.float32)
+        p = self.known.lookup(np.array([caption_id(caption) for caption in captions], dtype=np.int64))
         rest = np.flatnonzero(np.isnan(p))
         p[rest] = self.probabilities([captions[int(i)] for i in rest])
         return Evaluation((p > self._threshold).astype(np.float32), p)
@@ -68,13 +69,13 @@ class ClassificationModel(RewardModel):
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
-        ids = torch.tensor(list(self.known), dtype=torch.int64)
-        return {**state, _IDS: ids, _VALUES: torch.tensor(list(self.known.values()), dtype=torch.float32)}
+        ids, values = self.known.arrays()
+        return {**state, _IDS: torch.tensor(ids), _VALUES: torch.tensor(values)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict({name: x for name, x in state.items() if name not in (_IDS, _VALUES)})
         if self._uses_labels and _IDS in state:  # models of before have none
-            self.known = dict(zip(state[_IDS].tolist(), state[_VALUES].tolist(), strict=True))
+            self.known.replace(state[_IDS].numpy(), state[_VALUES].numpy())
 
 
 class ClassificationTrainer(FittedTrainer[Labelled, str]):
@@ -108,7 +109,7 @@ class ClassificationTrainer(FittedTrainer[Labelled, str]):
     def _insert(self, key: int, example: str, label: int, probability: float, held: bool) -> None:
         super()._insert(key, example, label, probability, held)
         if self._settings.known_labels:
-            self._model.known[key] = probability if self._settings.soft_targets else float(label)
+            self._model.known.add(key, probability if self._settings.soft_targets else float(label))
 
     def _example_state(self, examples: Sequence[str]) -> dict[str, Any]:
         return {}

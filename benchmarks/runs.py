@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,14 @@ def train(folder: Path, name: str, *arguments: str, timeout_s: float = 3600.0) -
                 process.terminate()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{log.read_text()[-3000:]}")
-    run = folder / name
+    return measured(folder / name, arguments, peak, peak_judge)
+
+
+def measured(run: Path, arguments: Sequence[str], peak_mb: float = 0.0, peak_judge_mb: float = 0.0) -> Measured:
+    """What a run's folder says of it, which `yendor train ARGUMENTS` made."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shown = " ".join(["yendor", "train", *arguments])
-    return Measured(shown, json.loads((run / "summary.json").read_text()), lines, peak, peak_judge)
+    return Measured(shown, json.loads((run / "summary.json").read_text()), lines, peak_mb, peak_judge_mb)
 
 
 def _memory(before: set[int]) -> tuple[float, float]:

@@ -1,8 +1,11 @@
 """The benchmarks run, at sizes that say nothing, so that they do not rot."""
 
 import argparse
+import contextlib
+import io
 import json
 import random
+import subprocess
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -22,7 +25,27 @@ from benchmarks import (
     trace_index,
 )
 from benchmarks.plot import learning_curves
+from benchmarks.runs import measured
 from learner.language.small import SmallModel, small_model
+from orchestration.cli.main import run as yendor
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Commands that a comparison makes are carried out in this process: each would spend seconds on imports."""
+
+    def train(folder, name, *arguments, timeout_s=0.0):
+        assert yendor(["train", *arguments, f"run.dir={folder}", f"run.name={name}", "--overwrite", "--plain"]) == 0
+        return measured(folder / name, arguments)
+
+    def command(words, check, stdout, stderr, text=None):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert words[1:3] == ["-m", "orchestration.cli.main"] and yendor(words[3:]) == 0
+        return subprocess.CompletedProcess(words, 0, printed.getvalue())
+
+    monkeypatch.setattr(evidence_runs, "train", train)
+    monkeypatch.setattr(evidence_textworld.subprocess, "run", command)
 
 
 def test_curves_are_an_image_that_hides_nothing():
@@ -84,7 +107,7 @@ def test_informative_pairs_find_more_of_the_order_where_few_captions_matter():
 
 
 @pytest.mark.slow
-def test_reward_models_are_compared_and_kept(tmp_path, capsys, monkeypatch):
+def test_reward_models_are_compared_and_kept(tmp_path, capsys, monkeypatch, here):
     small = ("actors.envs=8", "actors.rollout_length=16", "learner.batch_size=128", "runtime=serial")
     options = [
         "--models",
@@ -110,7 +133,7 @@ def test_reward_models_are_compared_and_kept(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_nethacks_score_is_compared_with_a_random_policy_on_held_out_games(tmp_path, capsys):
+def test_nethacks_score_is_compared_with_a_random_policy_on_held_out_games(tmp_path, capsys, here):
     small = ("actors.envs=4", "actors.rollout_length=16", "learner.batch_size=64", "runtime=serial", "actors.count=1")
     small += ("env.options.max_episode_steps=40",)
     options = ["--models", "extrinsic", "rnd", "--seeds", "1", "--steps", "256", "--episodes", "3"]
@@ -125,7 +148,7 @@ def test_nethacks_score_is_compared_with_a_random_policy_on_held_out_games(tmp_p
 
 
 @pytest.mark.slow
-def test_ways_of_giving_credit_are_compared(tmp_path, capsys):
+def test_ways_of_giving_credit_are_compared(tmp_path, capsys, here):
     small = ("actors.envs=8", "actors.rollout_length=16", "learner.batch_size=128", "runtime=serial", "actors.count=1")
     options = ["--kinds", "vtrace", "spa+grounding", "--seeds", "1", "--steps", "512"]
     evidence_credit.main(tmp_path, *options, "--set", *(f"all:{key}" for key in small))
@@ -163,7 +186,7 @@ def test_attributions_are_compared_with_the_planners_truth(tmp_path, capsys):
         drills=8,
     )
     model = small_model(spec, cache=tmp_path)
-    options = ["--model", str(model), "--episodes", "60", "--test", "20", "--steps", "40", "--seeds", "1"]
+    options = ["--model", str(model), "--episodes", "24", "--test", "8", "--steps", "10", "--seeds", "1"]
     attribution.main(tmp_path, *options)
     assert "| outcome: all at the end |" in capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads((tmp_path / "attribution.json").read_text())}
@@ -172,7 +195,7 @@ def test_attributions_are_compared_with_the_planners_truth(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_language_models_are_compared_on_games_that_none_of_them_saw(tmp_path, capsys):
+def test_language_models_are_compared_on_games_that_none_of_them_saw(tmp_path, capsys, here):
     options = {"cache_dir": ".cache/test-games"}
     sizes = {"hidden_size": 32, "layers": 2, "heads": 2, "head_dim": 16, "intermediate_size": 32, "repeat_tokens": 48}
     model = small_model(SmallModel(games=2, episodes=2, drills=8, options=options, **sizes), cache=tmp_path)

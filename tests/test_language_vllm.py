@@ -29,6 +29,14 @@ def check(folder: Path, prompt: Ids, generation: Generation, temperature: float,
         assert generation.ids.tolist() == log_prob.argmax(1).tolist()
 
 
+async def more_than_one_batch_reads(engine: VllmGenerator, folder: Path) -> None:
+    """An engine that reads a prompt in parts would turn its seed's generator back, which a CPU's cannot do."""
+    prompts = [np.arange(n, n + 600, dtype=np.int32) % 250 for n in range(24)]
+    answers = [engine.generate(prompt, Sampling(4, 1.0, n)) for n, prompt in enumerate(prompts)]
+    for prompt, generation in zip(prompts, await asyncio.gather(*answers), strict=True):
+        check(folder, prompt, generation, 1.0)
+
+
 @pytest.mark.slow
 def test_after_an_update_tokens_and_log_probabilities_are_the_new_weights(tmp_path: Path) -> None:
     one, two = tiny_model(tmp_path / "one", 1), tiny_model(tmp_path / "two", 2)
@@ -38,8 +46,9 @@ def test_after_an_update_tokens_and_log_probabilities_are_the_new_weights(tmp_pa
 
     async def run() -> None:
         # No stop ids that are ever sampled: answers have their full length.
-        engine = VllmGenerator(str(one), stop_ids=(), context=700, sequences=8, version=5)
+        engine = VllmGenerator(str(one), stop_ids=(), context=700, sequences=24, version=5)
         await engine.start()
+        await more_than_one_batch_reads(engine, one)
         greedy = {}
         for version, folder in ((5, one), (6, two)):
             if version == 6:
@@ -69,22 +78,6 @@ def test_after_an_update_tokens_and_log_probabilities_are_the_new_weights(tmp_pa
             np.testing.assert_allclose(head if folder == one else tail, chosen[part], atol=2e-4)
         with pytest.raises(LanguageModelError, match=r"agent\.context=700"):
             await engine.generate(prompts[0], Sampling(700, 1.0))
-        await engine.close()
-
-    asyncio.run(run())
-
-
-@pytest.mark.slow
-def test_more_prompts_than_one_batch_reads_are_answered_with_seeds(tmp_path: Path) -> None:
-    """An engine that reads a prompt in parts would turn its seed's generator back, which a CPU's cannot do."""
-    folder = tiny_model(tmp_path / "one", 1)
-    prompts = [np.arange(n, n + 600, dtype=np.int32) % 250 for n in range(24)]
-
-    async def run() -> None:
-        engine = VllmGenerator(str(folder), stop_ids=(), context=700, sequences=24)
-        answers = [engine.generate(prompt, Sampling(4, 1.0, n)) for n, prompt in enumerate(prompts)]
-        for prompt, generation in zip(prompts, await asyncio.gather(*answers), strict=True):
-            check(folder, prompt, generation, 1.0)
         await engine.close()
 
     asyncio.run(run())

@@ -97,39 +97,6 @@ def begun(run: Path) -> list[str]:
     return [event.child for event in read_trace(path).events if isinstance(event, Spawn)]
 
 
-def test_interrupt_checkpoint_resume(tmp_path):
-    run = tmp_path / "run"
-    with RuleServer() as server:
-        with Command(*small(tmp_path, server.url, "train.env_steps=100000000")) as command:
-            command.until(lambda: summary(run).get("reward_model_version", 0) >= 1)
-            command.process.send_signal(signal.SIGINT)
-            assert command.wait() == 130, command.text()
-            assert command.left_behind(10.0) == []
-        stopped = summary(run)
-        assert stopped["status"] == "interrupted" and Path(stopped["checkpoint"]).name == f"{stopped['env_steps']:012d}"
-        asked = len(server.asked)
-        target = stopped["env_steps"] + 3000
-        with Command(*small(tmp_path, server.url, f"train.env_steps={target}", "--resume")) as command:
-            assert command.wait() == 0, command.text()
-        done = summary(run)
-        assert done["status"] == "done" and done["env_steps"] >= target
-        assert done["policy_version"] > stopped["policy_version"]
-        assert done["captions_labelled"] >= stopped["captions_labelled"]
-        assert done["wall_s"] > stopped["wall_s"]
-        again = server.asked[asked:]
-        assert not set(again) & set(server.asked[:asked]), "a label that was paid for was asked for again"
-
-
-def test_a_run_has_a_cluster_of_its_own_beside_others(tmp_path):
-    arguments = [
-        "train", "demo", f"run.dir={tmp_path}", "run.name=run", "actors.envs=8", "actors.rollout_length=16",
-        "learner.batch_size=128", "train.env_steps=256", "reward.model=none", "--plain",
-    ]  # fmt: skip
-    with Command(*arguments, started="127.0.0.1:1") as command:
-        assert command.wait() == 0, command.text()
-    assert summary(tmp_path / "run")["status"] == "done"
-
-
 def test_a_run_is_scaled_while_it_goes(tmp_path):
     """1, 3, 1, 2 actors: each starts, those that are let go end, and every sample is learned from once."""
     run, sizes = tmp_path / "run", {"actors.cpus": 0.25, "trace.rate": 1.0}

@@ -52,10 +52,11 @@ def accounts_for_all(run: Path) -> None:
     assert 0 <= learner["version"] - summary(run)["policy_version"] <= 3
 
 
-def test_a_learner_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path):
+def test_a_learner_that_is_killed_goes_on_from_its_newest_checkpoint_and_the_run_after_an_interrupt(tmp_path):
     run = tmp_path / "run"
     options = ["train.env_steps=100000000", "checkpoint.interval_s=2", "trace.rate=0.05"]
-    with RuleServer() as server, Command(*small(tmp_path, server.url, *options)) as command:
+    server = RuleServer()
+    with server, Command(*small(tmp_path, server.url, *options)) as command:
         command.until(lambda: summary(run).get("reward_model_version", 0) >= 1 and bool(summary(run)["checkpoint"]))
         for restarts in (1, 2):
             before = summary(run)
@@ -73,7 +74,8 @@ def test_a_learner_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path):
         command.process.send_signal(signal.SIGINT)
         assert command.wait() == 130
         assert command.left_behind(10.0) == []
-    done = summary(run)
+    done, asked = summary(run), len(server.asked)
+    assert done["status"] == "interrupted" and Path(done["checkpoint"]).name == f"{done['env_steps']:012d}"
     lost = [int(n.replace(",", "")) for n in re.findall(r"learned from\s+([\d,]+)\s+steps is lost", command.text())]
     assert len(lost) == 2 and sum(lost) == done["samples_lost"]
     # Of the two seconds between checkpoints, and of those that it takes to write one on a busy machine.
@@ -93,12 +95,17 @@ def test_a_learner_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path):
     assert all(event.to_version > event.from_version for event in weights)
     assert all(one.to_version == other.from_version for one, other in itertools.pairwise(weights))
     assert validate_file(trace.path) == []
-    target = done["env_steps"] + 1000
-    with RuleServer() as server:
-        arguments = [*small(tmp_path, server.url, *options[1:]), f"train.env_steps={target}", "--resume"]
+    target = done["env_steps"] + 3000
+    with RuleServer() as another:
+        arguments = [*small(tmp_path, another.url, *options[1:]), f"train.env_steps={target}", "--resume"]
         with Command(*arguments) as command:
             assert command.wait() == 0, command.text()
-    assert summary(run)["learner_restarts"] == 2 and summary(run)["samples_lost"] == done["samples_lost"]
+    resumed = summary(run)
+    assert resumed["status"] == "done" and resumed["env_steps"] >= target and resumed["wall_s"] > done["wall_s"]
+    assert resumed["policy_version"] > done["policy_version"]
+    assert resumed["captions_labelled"] >= done["captions_labelled"]
+    assert resumed["learner_restarts"] == 2 and resumed["samples_lost"] == done["samples_lost"]
+    assert not set(another.asked) & set(server.asked[:asked]), "a label that was paid for was asked for again"
     accounts_for_all(run)
 
 

@@ -118,9 +118,16 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_two_learners_train_lose_one_and_go_on_as_one(tmp_path: Path, address: str) -> None:
+    """Recurrent states are gathered, components have critics of their own, and the reward model is the leader's."""
     run = tmp_path / "run"
+    credit = ["credit.method=spa", "reward.w_prog=0.5", "credit.advantage=separate"]
+
+    def given(*more: str) -> list[str]:
+        keys = arguments(tmp_path, *credit, *more)
+        return ["reward.model=counts" if key == "reward.model=none" else key for key in keys]
+
     options = ["learner.workers=2", "train.env_steps=100000000", "checkpoint.interval_s=2"]
-    with Command(*arguments(tmp_path, *options), address=address) as command:
+    with Command(*given(*options), address=address) as command:
         command.until(lambda: summary(run).get("policy_version", 0) >= 5 and bool(summary(run)["checkpoint"]))
         for restarts in (1, 2):
             before = summary(run)
@@ -143,10 +150,18 @@ def test_two_learners_train_lose_one_and_go_on_as_one(tmp_path: Path, address: s
     accounts_for_all(run)
     never_fell(run, "env_steps", "policy/version", "samples_lost", "learner_restarts")
     assert "learner-1, process" in (run / "logs/learner-1.log").read_text()
+    lines = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # A share may be above one, of a step that began in the window before; all of them together are not.
+    walls = [0.0, *(line["wall_s"] for line in lines)]
+    exchanged = sum(
+        (line.get("learner/exchange") or 0.0) * (b - a)
+        for line, (a, b) in zip(lines, itertools.pairwise(walls), strict=True)
+    )
+    assert 0 < exchanged <= walls[-1]
     for workers in (1, 3):
         target = summary(run)["env_steps"] + 2000
         version = summary(run)["policy_version"]
-        again = arguments(tmp_path, f"learner.workers={workers}", f"train.env_steps={target}", "--resume")
+        again = given(f"learner.workers={workers}", f"train.env_steps={target}", "--resume")
         with Command(*again, address=address) as command:
             assert command.wait() == 0, command.text()
         assert summary(run)["policy_version"] > version and summary(run)["learner_restarts"] == 2
@@ -179,29 +194,6 @@ def test_a_worker_that_is_stopped_is_named_and_replaced(tmp_path: Path, address:
         command.until(lambda: summary(run)["policy_version"] > version + 5)
         command.process.send_signal(signal.SIGINT)
         assert command.wait() == 130
-    accounts_for_all(run)
-
-
-@pytest.mark.slow
-def test_credit_and_intrinsic_reward_with_two_learners(tmp_path: Path, address: str) -> None:
-    """Recurrent states are gathered, components have critics of their own, and the reward model is the leader's."""
-    run = tmp_path / "run"
-    options = [
-        "learner.workers=2", "train.env_steps=6000", "reward.model=counts", "credit.method=spa", "reward.w_prog=0.5",
-        "credit.advantage=separate",
-    ]  # fmt: skip
-    given = [a for a in arguments(tmp_path, *options) if a != "reward.model=none"]
-    with Command(*given, address=address) as command:
-        assert command.wait() == 0, command.text()
-    assert summary(run)["policy_version"] > 20 and summary(run)["learner_restarts"] == 0
-    lines = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    # A share may be above one, of a step that began in the window before; all of them together are not.
-    walls = [0.0, *(line["wall_s"] for line in lines)]
-    exchanged = sum(
-        (line.get("learner/exchange") or 0.0) * (b - a)
-        for line, (a, b) in zip(lines, itertools.pairwise(walls), strict=True)
-    )
-    assert 0 < exchanged <= walls[-1]
     accounts_for_all(run)
 
 

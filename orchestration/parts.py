@@ -243,7 +243,7 @@ class LearnerPart:
     def take_over(self, root: Path, floor: Floor, captions: Sequence[tuple[int, str]]) -> TakenOver:
         """Takes the place of a learner that died, from the newest sound checkpoint below `root`, or from the beginning.
 
-        `captions`: all that the run has met. Parts of episodes are forgotten, as what followed them died.
+        `captions`: those that the run met last. Parts of episodes are forgotten, as what followed them died.
         """
         newest, state = newest_state(root)
         samples = 0

@@ -10,7 +10,7 @@ from orchestration.recent_captions import RecentCaptions
 from reward_server.models.known import KnownLabels
 
 
-def test_a_caption_is_told_of_once_and_again_after_many_others():
+def test_a_caption_is_told_of_once_and_again_after_many_others() -> None:
     teller = CaptionTeller(remembered=3)
     for text in ("a", "b", "a", "", "c", "a"):
         assert teller.number(text) == (caption_id(text) if text else EMPTY_CAPTION_ID)
@@ -21,7 +21,7 @@ def test_a_caption_is_told_of_once_and_again_after_many_others():
     assert teller.take_new() == ((caption_id("d"), "d"), (caption_id("a"), "a"))
 
 
-def test_a_teller_goes_on_where_another_was():
+def test_a_teller_goes_on_where_another_was() -> None:
     teller, other = CaptionTeller(remembered=3), CaptionTeller(remembered=3)
     for text in "abcd":
         teller.number(text)
@@ -35,7 +35,7 @@ def test_a_teller_goes_on_where_another_was():
 
 
 @given(st.lists(st.text("abcdef", min_size=1, max_size=1)), st.integers(1, 7))
-def test_whoever_forgets_all_at_any_moment_knows_what_came_before_long(said, remembered):
+def test_whoever_forgets_all_at_any_moment_knows_what_came_before_long(said: list[str], remembered: int) -> None:
     """Among so many new captions as are remembered, each that comes is told of at least once."""
     teller, told = CaptionTeller(remembered), list[str]()
     for text in said:
@@ -45,7 +45,7 @@ def test_whoever_forgets_all_at_any_moment_knows_what_came_before_long(said, rem
         assert text in told[-remembered:]
 
 
-def test_the_captions_told_of_last_are_kept():
+def test_the_captions_told_of_last_are_kept() -> None:
     recent = RecentCaptions(kept=3)
     recent.add([(1, "a"), (2, "b"), (3, "c"), (1, "a"), (4, "d")])
     assert recent.oldest_first() == [(3, "c"), (1, "a"), (4, "d")]
@@ -55,9 +55,9 @@ def test_the_captions_told_of_last_are_kept():
     st.lists(st.one_of(st.tuples(st.integers(-4, 4), st.floats(0, 1, width=32)), st.none())),
     st.lists(st.integers(-6, 6)),
 )
-def test_known_labels_are_a_dictionary(calls, asked):
+def test_known_labels_are_a_dictionary(calls: list[tuple[int, float] | None], asked: list[int]) -> None:
     """`None` asks in between."""
-    labels, truth = KnownLabels(), {}
+    labels, truth = KnownLabels(), dict[int, float]()
     for call in [*calls, None]:
         if call is not None:
             labels.add(*call)

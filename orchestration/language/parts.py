@@ -223,7 +223,7 @@ class LanguageLearnerPart:
     def take_over(self, root: Path, floor: Floor, captions: Sequence[tuple[int, str]]) -> TakenOver:
         """Takes the place of a learner that died, from the newest sound checkpoint below `root`, or from the beginning.
 
-        `captions`: all that the run has met. Episodes that waited for a full batch are gone.
+        `captions`: those that the run met last. Episodes that waited for a full batch are gone.
         """
         newest, state = newest_state(root)
         samples = 0

@@ -89,8 +89,8 @@ class LearnerWorker(LearnerHost):
     def take_over(
         self, floor: Floor, captions: Sequence[tuple[int, str]], reward_model: "RewardModelVersion | None"
     ) -> tuple[TakenOver, "Weights"]:
-        """Goes on in place of a learner that died; how, and the weights to begin with; two objects. `captions` are all
-        that the run has met, `reward_model` is the one in force where a reward server gave it."""
+        """Goes on in place of a learner that died; how, and the weights to begin with; two objects. `captions` are
+        those that the run met last, `reward_model` is the one in force where a reward server gave it."""
         taken = self._part.take_over(self._root, floor, captions)
         if reward_model is not None:
             self._part.adopt(reward_model)

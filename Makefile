@@ -37,10 +37,11 @@ judge: setup
 demo: judge
 	$(BIN)/yendor train demo --overwrite
 
-# The fast tests first: they find most of what is wrong within minutes. tests/conftest.py says which tests share a process.
+# The fast tests first: they find most of what is wrong within minutes. A file's tests stay in one process: they share
+# what is costly to make. tests/conftest.py says which begin first.
 test: judge
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder -m "not slow"
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder -m slow --durations 40
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder -m slow --durations 40
 
 bench: judge
 	$(BIN)/python -m benchmarks

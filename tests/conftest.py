@@ -17,18 +17,6 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-_ALONE = frozenset(
-    (
-        "test_backstops",
-        "test_offsite_runs",
-        "test_ray",
-        "test_ray_learner",
-        "test_ray_nodes",
-        "test_trace_replay",
-        "test_watchdog",
-    )
-)
-"""Files whose slow tests share nothing that is costly to make: each of them may run in another process than the others."""
 _LONGEST_FIRST = (
     "test_ray_nodes", "test_judge_deployment", "test_ray_learners", "test_trace_replay_runs", "test_end_to_end",
     "test_language_ray", "test_benchmarks", "test_watchdog", "test_jobs", "test_ray_learner", "test_ray", "test_offsite_runs",
@@ -38,15 +26,11 @@ _LONGEST_FIRST = (
 """Slow files that the others fill the gaps behind: a long one that begins last keeps one process busy and the others idle."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a process (`--dist loadgroup`), and in which order they begin."""
+    """In which order they begin: the fast ones first."""
     place = {file: number for number, file in enumerate(_LONGEST_FIRST)}
 
     def order(item: pytest.Item) -> int:
         return place.get(item.path.stem, len(place)) if item.get_closest_marker("slow") else -1
 
-    for item in items:
-        alone = item.get_closest_marker("slow") and item.path.stem in _ALONE
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{item.name}" if alone else item.path.stem))
     items.sort(key=order)

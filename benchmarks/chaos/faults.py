@@ -135,7 +135,7 @@ class Injector:
         must be, too; what it had answered before it died would seem a recovery."""
         told = self._training.summary() if fault.kind in _OF_THE_DRIVER else before
         steps, version = told.get("env_steps", 0), told.get("policy_version", 0)
-        restarts = told.get("learner_restarts", 0) + replaced
+        restarts = told.get("learner_restarts", 0) + 1 if replaced else 0
         annotates = fault.kind in _OF_THE_REWARD_SERVER
 
         def on_its_way(now: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +36,9 @@ def here(monkeypatch):
     """Commands that a comparison makes are carried out in this process: each would spend seconds on imports."""
 
     def train(folder, name, *arguments, timeout_s=0.0):
-        assert yendor(["train", *arguments, f"run.dir={folder}", f"run.name={name}", "--overwrite", "--plain"]) == 0
+        with contextlib.redirect_stdout(io.StringIO()):
+            words = ["train", *arguments, f"run.dir={folder}", f"run.name={name}", "--overwrite", "--plain"]
+            assert yendor(words) == 0
         return measured(folder / name, arguments)
 
     def command(words, check, stdout, stderr, text=None):
@@ -45,7 +48,8 @@ def here(monkeypatch):
         return subprocess.CompletedProcess(words, 0, printed.getvalue())
 
     monkeypatch.setattr(evidence_runs, "train", train)
-    monkeypatch.setattr(evidence_textworld.subprocess, "run", command)
+    processes = SimpleNamespace(run=command, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(evidence_textworld, "subprocess", processes)
 
 
 def test_curves_are_an_image_that_hides_nothing():
@@ -186,7 +190,7 @@ def test_attributions_are_compared_with_the_planners_truth(tmp_path, capsys):
         drills=8,
     )
     model = small_model(spec, cache=tmp_path)
-    options = ["--model", str(model), "--episodes", "24", "--test", "8", "--steps", "10", "--seeds", "1"]
+    options = ["--model", str(model), "--episodes", "60", "--test", "20", "--steps", "40", "--seeds", "1"]
     attribution.main(tmp_path, *options)
     assert "| outcome: all at the end |" in capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads((tmp_path / "attribution.json").read_text())}

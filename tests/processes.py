@@ -103,6 +103,13 @@ def titled(processes: Iterable[psutil.Process], part: str) -> list[psutil.Proces
     return found
 
 
+def engines(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """vLLM's engines among `processes`, those that are starting, too: until one has its title (and where it cannot set it) it is
+    a child that `multiprocessing` spawned."""
+    listed = list(processes)
+    return [*titled(listed, "VLLM::EngineCore"), *titled(listed, "multiprocessing.spawn import spawn_main")]
+
+
 def summary(run: Path) -> dict[str, Any]:
     """`summary.json`; empty while there is none."""
     path = run / "summary.json"

@@ -17,10 +17,11 @@ from reward_server.judge.judge import build_judge
 from reward_server.settings import JudgeSettings
 from reward_server.types import Answer, JudgeError, JudgeUnavailableError
 from tests.judge_support import tiny_judge
-from tests.processes import titled
+from tests.processes import engines, titled
 
 pytest.importorskip("vllm")
 ray = pytest.importorskip("ray")
+pytest.importorskip("ray.serve")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 START_S = 240.0
@@ -36,6 +37,7 @@ def cluster() -> Iterator[None]:
     options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "namespace": "judge-test"}
     start_patiently(lambda: ray.init("local", logging_level="ERROR", **options))
     yield
+    ray.serve.shutdown()  # the handles' threads with it: they must not outlive the cluster in this process
     ray.shutdown()
 
 
@@ -67,9 +69,8 @@ def test_a_judge_is_deployed_killed_restarted_and_stopped(cluster: None, folder:
         assert one.probability == pytest.approx(other.probability, abs=1e-4)
     assert client.key.model == here.key.model
 
-    # Only the engine's process is killed. A listing missed it once; it has to be the one that answered first.
-    _until(lambda: len(_named("EngineCore")) == 1)
-    core = _named("EngineCore")[0]
+    # Only the engine's process is killed. It has to be the one that answered first.
+    (core,) = _engines()
     assert core.create_time() < answered, "the engine died by itself"
     _kill(core)
     assert _eventually(client) == pytest.approx(answers, abs=1e-4)
@@ -77,13 +78,13 @@ def test_a_judge_is_deployed_killed_restarted_and_stopped(cluster: None, folder:
 
     # The whole replica is killed; its engine must not outlive it.
     _settled()
-    replica, core = _named("ServeReplica")[0], _named("EngineCore")[0]
+    replica, core = _named("ServeReplica")[0], _engines()[0]
     _kill(replica)
     assert _eventually(client) == pytest.approx(answers, abs=1e-4)
     _gone(core)
 
     deployment.stop()
-    _until(lambda: not _named("EngineCore") and not _named("ServeReplica") and not _named("ServeController"))
+    _until(lambda: not _engines() and not _named("ServeReplica") and not _named("ServeController"))
     with pytest.raises(JudgeUnavailableError):
         asyncio.run(client.ask(["The door opens."]))
 
@@ -192,6 +193,10 @@ def _named(name: str) -> list[psutil.Process]:
     return titled(psutil.Process().children(recursive=True), name)
 
 
+def _engines() -> list[psutil.Process]:
+    return engines(psutil.Process().children(recursive=True))
+
+
 def _kill(process: psutil.Process) -> None:
     os.kill(process.pid, signal.SIGKILL)
 
@@ -202,7 +207,7 @@ def _gone(process: psutil.Process) -> None:
 
 def _settled() -> None:
     """One replica with one engine, as it is once Serve has replaced what was killed."""
-    _until(lambda: len(_named("EngineCore")) == 1 and len(_named("ServeReplica")) == 1)
+    _until(lambda: len(_engines()) == 1 and len(_named("ServeReplica")) == 1)
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ from reward_server.judge.engines.transformers_engine import TransformersEngine
 from reward_server.judge.engines.vllm_engine import VllmEngine
 from reward_server.types import JudgeError, JudgeUnavailableError
 from tests.judge_support import prompt, tiny_judge
-from tests.processes import titled
+from tests.processes import engines
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -95,4 +95,4 @@ def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
 
 
 def _cores() -> list[psutil.Process]:
-    return titled(psutil.Process().children(recursive=True), "EngineCore")
+    return engines(psutil.Process().children(recursive=True))

@@ -27,6 +27,8 @@ ROLES = {
 }
 """What a command line holds -> the part of the run that it is. All other processes are Ray's own."""
 REST = "ray"
+STORE = "object store"
+"""Ray's, in shared memory: what is there now of the segment that all processes of a node map."""
 RUN = ["nethack_score", "agent.network=fast", "learner.batch_size=2048", "actors.count=2", "actors.cpus=0.5"]
 COUNTED = ("open_files", "threads")
 WARM_SHARE = 0.2
@@ -42,7 +44,7 @@ class Sample:
     seconds: float
     """Since the first sample."""
     memory_mb: dict[str, float]
-    """Proportional set sizes: a page that k processes share counts 1/k in each of them."""
+    """Proportional set sizes: a page that k processes share counts 1/k in each of them; shared memory apart, as `STORE`."""
     cpu_s: dict[str, float]
     """Processor time since each process began; processes that ended count with their last sample."""
     open_files: dict[str, int] = field(default_factory=dict[str, int])
@@ -89,13 +91,16 @@ class Sampler:
                 continue
             try:
                 line = " ".join(process.cmdline())
-                size = process.memory_full_info().pss / 2**20
+                size, shared = resident_mb(process.pid)
                 times = process.cpu_times()
                 began = process.create_time()
                 opened, running = process.num_fds(), process.num_threads()
-            except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
+            except (psutil.Error, OSError):  # it ended meanwhile
                 continue
             role = next((role for mark, role in ROLES.items() if mark in line), REST)
+            if role != JUDGE:
+                size -= shared
+                memory[STORE] = memory.get(STORE, 0.0) + shared
             memory[role] = memory.get(role, 0.0) + size
             files[role] = files.get(role, 0) + opened
             threads[role] = threads.get(role, 0) + running
@@ -104,6 +109,17 @@ class Sampler:
         for role, seconds in self._cpu.values():
             cpu[role] = cpu.get(role, 0.0) + seconds
         return Sample(time.monotonic() - self._began, memory, cpu, files, threads)
+
+
+def resident_mb(pid: int) -> tuple[float, float]:
+    """A process's proportional set size, and the part of it that is shared memory, in MB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    sizes = {
+        name: int(rest.split()[0]) / 2**10
+        for name, _, rest in (line.partition(":") for line in lines)
+        if name.startswith("Pss")
+    }
+    return sizes.get("Pss", 0.0), sizes.get("Pss_Shmem", 0.0)
 
 
 def growth(values: Sequence[float]) -> float:

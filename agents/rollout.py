@@ -1,7 +1,7 @@
 """The rollout loop: one policy acts in many environments with one batched inference a step."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,10 @@ class CaptionCounter:
     def take_new(self) -> tuple[tuple[int, str], ...]:
         """Captions to be told of since the last call."""
         return self._teller.take_new()
+
+    def tell_again(self, ids: Iterable[int]) -> None:
+        """Captions that the learner does not know."""
+        self._teller.tell_again(ids)
 
     def state_dict(self) -> dict[str, Any]:
         return {"texts": self._teller.told, "counts": [dict(c) for c in self._counts]}
@@ -102,6 +106,10 @@ class Rollout:
             for key, value in weights.items():
                 own[key].copy_(torch.from_numpy(value))
         self.policy_version = version
+
+    def tell_again(self, ids: Iterable[int]) -> None:
+        """Captions that the learner does not know: they are told of when they come again."""
+        self._captions.tell_again(ids)
 
     def collect(self) -> tuple[Trajectory, RolloutReport]:
         """T steps of every environment."""

@@ -14,7 +14,8 @@ class CaptionTeller:
 
     It remembers the last `remembered` different ones that it told of, and tells again of any other that comes. So memory has a
     bound in worlds that never cease to say new things, and who forgot a caption or never heard of it will know it: a backlog
-    that was full, a learner that takes another's place.
+    that was full, a learner that takes another's place. A learner that meets one that it does not know asks for it
+    (`tell_again`).
     """
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
@@ -40,12 +41,19 @@ class CaptionTeller:
         new, self._new = tuple(self._new), []
         return new
 
+    def tell_again(self, ids: Iterable[int]) -> None:
+        """As if it had not told of these."""
+        wanted = set(ids)
+        for text in [text for text, known in self._ids.items() if known in wanted]:
+            del self._ids[text]
+
     @property
     def told(self) -> list[str]:
         """The captions remembered, for a checkpoint."""
         return list(self._ids)
 
     def remember(self, told: Iterable[str]) -> None:
-        """In place of all else: those of a checkpoint."""
-        self._ids = OrderedDict((text, caption_id(text)) for text in told)
+        """In place of all else: those of a checkpoint, the last of them where they are too many."""
+        last = [text for text in told if text][-self._remembered :]
+        self._ids = OrderedDict((text, caption_id(text)) for text in last)
         self._new = []

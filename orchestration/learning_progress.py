@@ -23,6 +23,7 @@ class LearningProgress:
         self.reward_model_version = 0
         self.reward_model_accuracy: float | None = None
         self.samples_dropped = 0
+        self.steps_unknown = 0
         self.liked: tuple[CaptionScore, ...] = ()
         self.disliked: tuple[CaptionScore, ...] = ()
         self._credit: Mapping[str, float] = {}
@@ -50,6 +51,7 @@ class LearningProgress:
         self._unlogged.extend(result.updates)
         self.policy_version = result.policy_version
         self.samples_dropped = result.samples_dropped
+        self.steps_unknown = result.steps_unknown
         self.reward_model_version = result.reward_model_version
         self.liked, self.disliked = result.liked, result.disliked
         self._credit = result.credit
@@ -86,6 +88,7 @@ class LearningProgress:
             "reward_model/version": self.reward_model_version,
             "reward_model/accuracy": self.reward_model_accuracy,
             "samples_dropped": self.samples_dropped,
+            "captions/unknown": self.steps_unknown,
             **self._credit,
         }
         if updates:

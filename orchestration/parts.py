@@ -189,9 +189,10 @@ class LearnerPart:
         """
         waited = time.perf_counter() - self._idle_since
         began = time.perf_counter()
+        unknown: tuple[int, ...] = ()
         if self.scorer is not None:
             self.scorer.observe(new_captions)
-            self.scorer.count(trajectory.caption_id)
+            unknown = self.scorer.count(trajectory.caption_id)
         r_int = self.learner.intrinsic.lookup(trajectory.caption_id)
         scores = self._told.new(trajectory.caption_id, r_int)
         rewards = fuse(trajectory.reward, r_int, trajectory.caption_count, self.config.reward)
@@ -208,6 +209,8 @@ class LearnerPart:
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
+            unknown=unknown,
+            steps_unknown=0 if self.scorer is None else self.scorer.unknown,
             credit={} if self.learner.credit is None else self.learner.credit.metrics(),
             liked=self._views.liked,
             disliked=self._views.disliked,

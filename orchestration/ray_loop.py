@@ -25,7 +25,7 @@ from orchestration.errors import CheckpointWriteError, first_line
 from orchestration.learner_group import Followers
 from orchestration.recent_captions import RecentCaptions
 from orchestration.recovery import ActorWait, LearnerDeaths, LearnerWait, lost_object
-from orchestration.results import TakenOver, actor_name
+from orchestration.results import FeedResult, TakenOver, actor_name
 from orchestration.reward_host import RewardHost
 from orchestration.scaling import ScaleWish
 from orchestration.session import Session
@@ -206,6 +206,11 @@ class RayLoop(ABC):
         self._captions.add(report.new_captions)
         if uses_judge(self.config):
             self._reward.submit(report.new_captions)
+
+    def _tell_again(self, actor: Actor, result: FeedResult) -> None:
+        """Asks an actor for the captions that the learner does not know. One that died needs no telling: another tells of all."""
+        if result.unknown:
+            actor.handle.tell_again.remote(result.unknown)
 
     def _unread(self, call: Any, error: RayError) -> None:
         """A trajectory that the learner did not read. Raises `error` where that is not for want of the trajectory."""

@@ -146,6 +146,7 @@ class RayRuntime(RayLoop):
             self._version, self._weights = result.policy_version, call.weights
             self._learner_deaths.updated()
         self.session.learned(call.report, result, call.env_steps)
+        self._tell_again(call.actor, result)
         call.actor.read = True
         self._renew(call)
 

@@ -62,6 +62,10 @@ class RolloutWorker:
         self._idle_since = time.perf_counter()
         return trajectory, (report, waited)
 
+    def tell_again(self, captions: Sequence[int]) -> None:
+        """Ids that the learner does not know."""
+        self._rollout.tell_again(captions)
+
     def close(self) -> None:
         self._rollout.close()
 

@@ -4,11 +4,12 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 KEPT = 1 << 15
+"""Less than a scorer knows (`reward_server.scorer.CAPACITY`): a new learner is to know them all."""
 
 
 class RecentCaptions:
-    """The last `kept` different captions. What came before is in the checkpoint that a new learner begins with and in the
-    store of a new reward server, or actors tell of it again (`agents.telling`)."""
+    """The last `kept` different captions. What came before them, a new learner has from its checkpoint, and a new reward server
+    from its store where it is labelled; all else is told of again where it comes again (`agents.telling`)."""
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept

@@ -32,6 +32,10 @@ class FeedResult:
     """Seconds spent scoring captions and adding up their rewards, apart from the updates' own share."""
     waited_s: float
     """Seconds since the call before: what the learner waited for trajectories."""
+    unknown: tuple[int, ...] = ()
+    """Ids of the captions that the learner did not know: they earned no r_int, and the actor is to tell of them again."""
+    steps_unknown: int = 0
+    """Steps so far with such a caption."""
     credit: Mapping[str, float] = field(default_factory=dict[str, float])
     """How the progress estimator stands, as metrics; empty without one."""
     earned: tuple[tuple[str, float], ...] = ()

@@ -11,7 +11,7 @@ from orchestration.config import Config
 from orchestration.configuration import is_traced, learns_intrinsic
 from orchestration.seeds import derive_seed
 from orchestration.summary import CaptionScore
-from reward_server.scorer import CaptionScorer, build_scorer
+from reward_server.scorer import CAPACITY, CaptionScorer, build_scorer
 
 _SHOWN = 5
 _REFRESH_S = 5.0
@@ -28,7 +28,7 @@ def scorer_of(config: Config) -> CaptionScorer | None:
 
 
 class ToldScores:
-    """What traces are told of r_int: of each caption once under each version of the reward model."""
+    """What traces are told of r_int: of each caption once under each version of the reward model, and again after very many."""
 
     def __init__(self, config: Config, scorer: CaptionScorer | None) -> None:
         self._scorer = scorer if is_traced(config) else None
@@ -36,13 +36,15 @@ class ToldScores:
         self._version = 0
 
     def new(self, caption_id: NDArray[np.int64], r_int: NDArray[np.float32]) -> Mapping[int, float]:
-        """r_int by id of those captions (of any shape, as `r_int`) that were not told before under this version."""
+        """r_int by id of those captions (of any shape, as `r_int`) that were not told before under this version. Nothing of one
+        that is not known: what it earns is not what the model says of it."""
         if self._scorer is None or not self._scorer.version:
             return {}
-        if self._scorer.version != self._version:
+        if self._scorer.version != self._version or len(self._told) > CAPACITY:
             self._told, self._version = {EMPTY_CAPTION_ID}, self._scorer.version
         ids, first = np.unique(caption_id, return_index=True)
-        found = zip(ids.tolist(), r_int.ravel()[first].tolist(), strict=True)
+        known = self._scorer.knows(ids)
+        found = zip(ids[known].tolist(), r_int.ravel()[first[known]].tolist(), strict=True)
         new = {caption: value for caption, value in found if caption not in self._told}
         self._told.update(new)
         return new

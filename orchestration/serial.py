@@ -62,6 +62,7 @@ class SerialRuntime:
                 trajectory, report = rollout.collect()
                 self.session.rolled_out(report)
                 result, new_weights = self.learner.feed(report.source, trajectory, report.new_captions, report.episodes)
+                rollout.tell_again(result.unknown)
                 self.session.learned(report, replace(result, waited_s=0.0), self.session.env_steps)
                 if new_weights is not None:
                     for other in self.rollouts:

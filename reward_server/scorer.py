@@ -36,7 +36,7 @@ class ScoredCaption:
     reward: float
     """r_int under the present version."""
     count: int
-    """Steps that brought it."""
+    """Steps that brought it, since it is known."""
     reward_sum: float
     """r_int summed over those steps, each under the version of its time, before counts and weights."""
 
@@ -70,9 +70,10 @@ _COLUMNS = ("_rewards", "_probabilities", "_scored", "_seen", "_reward_sums", "_
 class CaptionScorer:
     """Knows captions by id and rewards them under the newest version of the reward model.
 
-    Invariant: `RewardModel.evaluate` sees a caption at most once per version. Before the first version, and for the
+    Invariant: `RewardModel.evaluate` sees a caption that is known at most once per version. Before the first version, and for the
     empty caption, the reward is 0; so it is for an id whose text is not known, which `count` counts in `unknown`: it has not
-    come yet, or the caption is one of those forgotten over `capacity`, until it is told of again (`agents.telling`).
+    come yet, or the caption is one of those forgotten over `capacity`, until it is told of again (`agents.telling`), which
+    the actor is asked for.
     """
 
     def __init__(self, model: RewardModel, capacity: int = CAPACITY) -> None:
@@ -93,7 +94,7 @@ class CaptionScorer:
         self.metrics: RewardModelMetrics | None = None
         """What is known of the version that is scored under."""
         self.unknown = 0
-        """Steps whose caption had no text yet."""
+        """Steps whose caption had no text yet, or none any more: they earned nothing."""
         self.evaluated = 0
         """Captions scored so far, over all versions."""
 
@@ -107,18 +108,25 @@ class CaptionScorer:
         return len(self._texts)
 
     def observe(self, captions: Iterable[tuple[int, str]]) -> None:
-        """Takes (id, text) of captions; those known already are passed over."""
-        before = len(self._texts)
+        """Takes (id, text) of captions; of those known already it learns that they came."""
+        told: list[int] = []
         for caption_id, text in captions:
-            if caption_id != EMPTY_CAPTION_ID and caption_id not in self._rows:
-                self._rows[caption_id] = len(self._texts)
+            if caption_id == EMPTY_CAPTION_ID:
+                continue
+            row = self._rows.setdefault(caption_id, len(self._texts))
+            if row == len(self._texts):
                 self._texts.append(text)
+            told.append(row)
         if len(self._texts) > len(self._seen):
             self._grow(max(2 * len(self._seen), len(self._texts), 256))
         self._calls += 1
-        self._came[before : len(self._texts)] = self._calls
+        self._came[told] = self._calls
         if len(self._texts) > self._capacity:
             self._forget(len(self._texts) - round(self._capacity * (1 - _FORGOTTEN)))
+
+    def knows(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of which of these different ids [N] the text is known."""
+        return self._find(ids) >= 0
 
     def texts(self, ids: Iterable[int]) -> list[str]:
         """The texts of captions that are known. Raises `KeyError` for one that is not."""
@@ -142,18 +150,20 @@ class CaptionScorer:
         rewards[known] = self._rewards[rows[known]]
         return rewards[inverse].reshape(ids.shape)
 
-    def count(self, ids: NDArray[np.int64]) -> None:
-        """Counts each step's caption, and what it earns, for `top`. Apart from `lookup`, for a trajectory may be looked
-        up more than once."""
+    def count(self, ids: NDArray[np.int64]) -> tuple[int, ...]:
+        """Counts each step's caption, and what it earns, for `top`; the ids that are not known. Apart from `lookup`, for a
+        trajectory may be looked up more than once."""
         unique, counts = np.unique(ids, return_counts=True)
         rows = self._find(unique)
         known = rows >= 0
         self._score(rows[known])
-        self.unknown += int(counts[~known & (unique != EMPTY_CAPTION_ID)].sum())
+        missing = ~known & (unique != EMPTY_CAPTION_ID)
+        self.unknown += int(counts[missing].sum())
         self._calls += 1
         self._came[rows[known]] = self._calls
         self._seen[rows[known]] += counts[known]
         self._reward_sums[rows[known]] += self._rewards[rows[known]].astype(np.float64) * counts[known]
+        return tuple(unique[missing].tolist())
 
     def learn(self, source: str, ids: NDArray[np.int64]) -> None:
         """The captions [T, B] of the next steps of `source`, for a model that learns from what is met; it is another
@@ -219,8 +229,9 @@ class CaptionScorer:
         self._grow(max(n, 256))
         self._seen[:n] = state["seen"]
         self._reward_sums[:n] = state["reward_sums"]
-        self._came[:n] = state.get("came", 0)  # checkpoints of before do not say
-        self._calls = int(state.get("calls", 0))
+        # Checkpoints of before do not say: what came least may go first.
+        self._came[:n] = state.get("came", state["seen"])
+        self._calls = int(state.get("calls", max(state["seen"], default=0)))
         self.unknown = int(state["unknown"])
         self.evaluated = int(state["evaluated"])
 

@@ -62,7 +62,7 @@ class RewardServer:
         self._stopping = False
 
     def submit(self, captions: Iterable[tuple[int, str]]) -> None:
-        """Takes captions that a rollout brought for the first time: to be asked about, or to be compared."""
+        """Takes captions that a rollout told of: those that are new to be asked about, or compared."""
         if self._pairs is None:
             self._annotator.submit(captions)
         else:

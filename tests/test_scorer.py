@@ -186,6 +186,29 @@ def test_over_its_capacity_a_scorer_forgets_what_came_last_longest_ago_until_it_
     assert scorer.texts(ids("iii", "aaa", "dd").tolist()) == ["iii", "aaa", "dd"]
 
 
+def test_a_caption_that_is_told_again_is_no_old_one() -> None:
+    """Also where others that are told of with it are too many."""
+    scorer = CaptionScorer(Lengths(), capacity=8)
+    scorer.update(version(1, 2.0))
+    for text in ("aaa", "bbb", "ccc", "ddd", "eee", "fff", "ggg", "hhh"):
+        scorer.observe(pairs(text))
+    scorer.observe(pairs("aaa", "iii"))
+    assert scorer.lookup(ids("aaa", "bbb", "ccc", "iii")).tolist() == [1, 0, 0, 1]
+    assert scorer.knows(ids("aaa", "bbb", "")).tolist() == [True, False, False]
+
+
+def test_of_a_checkpoint_that_does_not_say_when_captions_came_the_rarest_go_first() -> None:
+    whole = CaptionScorer(Lengths(), capacity=8)
+    whole.observe(pairs("aaa", "bbb", "ccc", "ddd", "eee", "fff", "ggg", "hhh"))
+    for _ in range(3):
+        whole.count(ids("aaa", "ccc", "ddd", "eee", "fff", "ggg"))
+    state = {name: value for name, value in whole.state_dict().items() if name not in ("came", "calls")}
+    resumed = CaptionScorer(Lengths(), capacity=8)
+    resumed.load_state_dict(state)
+    resumed.observe(pairs("iii"))
+    assert resumed.state_dict()["texts"] == ["aaa", "ccc", "ddd", "eee", "fff", "ggg", "iii"]
+
+
 def test_a_scorer_forgets_the_same_after_a_checkpoint() -> None:
     whole = CaptionScorer(Lengths(), capacity=8)
     whole.update(version(1, 2.0))

@@ -8,6 +8,8 @@ from agents.telling import CaptionTeller
 from envs.captions import EMPTY_CAPTION_ID, caption_id
 from orchestration.recent_captions import RecentCaptions
 from reward_server.models.known import KnownLabels
+from reward_server.scorer import CaptionScorer
+from tests.test_scorer import Lengths
 
 
 def test_a_caption_is_told_of_once_and_again_after_many_others() -> None:
@@ -43,6 +45,30 @@ def test_whoever_forgets_all_at_any_moment_knows_what_came_before_long(said: lis
         told += [text for _, text in teller.take_new()]
         assert len(teller.told) <= remembered
         assert text in told[-remembered:]
+
+
+def test_a_checkpoint_of_all_that_was_ever_told_is_cut_to_what_is_remembered() -> None:
+    teller = CaptionTeller(remembered=3)
+    teller.remember(["", "a", "b", "c", "d"])
+    assert teller.told == ["b", "c", "d"]
+    teller.number("a")
+    assert teller.told == ["c", "d", "a"] and teller.take_new() == ((caption_id("a"), "a"),)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60)), max_size=400))
+def test_no_caption_stays_unknown_to_the_learner_whoever_remembers_more(said: list[tuple[int, int]]) -> None:
+    """Three actors that remember more than the learner knows, and one of which may say much while another says nothing."""
+    tellers = [CaptionTeller(remembered=16) for _ in range(3)]
+    scorer = CaptionScorer(Lengths(), capacity=8)
+    for actor, number in said:
+        text = f"caption {number}"
+        for first in (True, False):
+            caption = np.array([tellers[actor].number(text)], dtype=np.int64)
+            scorer.observe(tellers[actor].take_new())
+            unknown = scorer.count(caption)
+            tellers[actor].tell_again(unknown)
+            assert unknown == () or (first and unknown == (caption[0],))
+        assert scorer.captions <= 8
 
 
 def test_the_captions_told_of_last_are_kept() -> None:

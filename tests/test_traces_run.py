@@ -177,7 +177,7 @@ def test_a_runs_trace_tells_who_was_asked_and_what_an_update_is_made_of(tmp_path
     assert [published.id in event.parents for event in asked] == [False] * 4 + [True, False] + [True, False]
     (message,) = [event for event in read.events if isinstance(event, Message)]
     assert (message.agent, message.to, read.texts[message.content_ref or ""]) == (
-        "actor-01", "reward-server", "2 new captions"
+        "actor-01", "reward-server", "2 captions"
     )  # fmt: skip
     assert all(named[parent].seq < event.seq for event in read.events for parent in event.parents)
 

@@ -12,7 +12,7 @@ import functools
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -219,6 +219,10 @@ class LanguageRollout:
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= FAILURES_IN_A_ROW:
             raise trouble.error from trouble
+
+    def tell_again(self, ids: Iterable[int]) -> None:
+        """Captions that the learner does not know: they are told of when they come again."""
+        self._setup.captions.tell_again(ids)
 
     def state_dict(self) -> dict[str, Any]:
         """The captions that were told of."""

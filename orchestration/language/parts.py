@@ -159,9 +159,11 @@ class LanguageLearnerPart:
         """Learns from the episodes of one group; `policy_version` of the result says whether there are new weights."""
         waited = time.perf_counter() - self._idle_since
         began = time.perf_counter()
+        captions = np.array([turn.caption_id for episode in episodes for turn in episode.turns], np.int64)
+        unknown: tuple[int, ...] = ()
         if self.scorer is not None:
             self.scorer.observe(new_captions)
-        captions = np.array([turn.caption_id for episode in episodes for turn in episode.turns], np.int64)
+            unknown = self.scorer.count(captions)
         scores = self._told.new(captions, self.learner.intrinsic.lookup(captions))
         returns, earned = self._earned(episodes, captions)
         self._views.refresh()
@@ -176,6 +178,8 @@ class LanguageLearnerPart:
             policy_version=self.learner.version,
             reward_model_version=0 if self.scorer is None else self.scorer.version,
             samples_dropped=self.learner.dropped_samples,
+            unknown=unknown,
+            steps_unknown=0 if self.scorer is None else self.scorer.unknown,
             credit={} if self.learner.credit is None else self.learner.credit.metrics(),
             liked=self._views.liked,
             disliked=self._views.disliked,
@@ -193,7 +197,6 @@ class LanguageLearnerPart:
         """Sum of r_int / N^β of each episode, by (0, member), and of each caption."""
         if self.scorer is None or not episodes:
             return {(0, episode.member): 0.0 for episode in episodes}, ()
-        self.scorer.count(captions)
         bonus = turn_rewards(episodes, self.learner.intrinsic, self.config.reward).bonus
         ends = np.cumsum([episode.length for episode in episodes])[:-1]
         returns = {

@@ -255,6 +255,9 @@ class LanguageRayRuntime(RayLoop):
         if fed.result.updates:
             self._learner_deaths.updated()
         self.session.learned(call.report, fed.result, call.env_steps)
+        for actor in self._actors.values():
+            if self._engines[id(actor)].version is not None:
+                self._tell_again(actor, fed.result)
         self._open = self._playing() | self._feeding | set(fed.waiting)
         if fed.weights is not None:
             self._publish(fed.result.policy_version, fed.weights)

@@ -112,6 +112,10 @@ class LanguageRolloutWorker:
         await self._rollout.generator.update(folder, version)
         return time.perf_counter() - began
 
+    async def tell_again(self, captions: Sequence[int]) -> None:
+        """Ids that the learner does not know."""
+        self._rollout.tell_again(captions)
+
     async def close(self) -> None:
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()

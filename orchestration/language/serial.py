@@ -101,6 +101,7 @@ class LanguageSerialRuntime:
         report = report_of(self.rollout.name, result, self.rollout.generator.version, seconds)
         self.session.rolled_out(report, result.group)
         told = self.learner.feed(result.episodes, result.new_captions)
+        self.rollout.tell_again(told.unknown)
         self.session.learned(report, replace(told, waited_s=0.0), self.session.env_steps)
         if told.updates:
             version, folder = self.learner.publish()

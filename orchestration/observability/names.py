@@ -99,6 +99,7 @@ METRICS = (
     _counter("samples_dropped", "Samples too old to learn from (learner.max_lag)", "samples_dropped"),
     # Captions and the judge.
     _counter("captions", "Different captions that agents met", "captions/unique"),
+    _counter("captions_unknown", "Steps whose caption the learner did not know: no intrinsic reward", "captions/unknown"),
     _counter("captions_submitted", "Different captions that came to the annotator", "time/annotator/seen"),
     _counter("captions_duplicate", "Captions that came to the annotator again", "time/annotator/duplicates"),
     _counter("labels", "Captions with a label, from this run or an earlier one", "captions/labelled", "time/annotator/labelled"),

@@ -163,8 +163,8 @@ class RunTrace:
         return event.id
 
     def told_captions(self, actor: str, count: int) -> None:
-        """Captions that an actor was the first to bring went to the reward server."""
-        self._message(actor, REWARD_SERVER, f"{count:,} new caption{'' if count == 1 else 's'}")
+        """Captions that an actor told of went to the reward server."""
+        self._message(actor, REWARD_SERVER, f"{count:,} caption{'' if count == 1 else 's'}")
 
     def updated(self, rollouts: Sequence[str], duration: float, **details: Any) -> None:
         """The learner made updates of what the events `rollouts` brought, in `duration` seconds."""

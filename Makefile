@@ -1,4 +1,4 @@
-# make setup | demo | test | bench | chaos | lint
+# make setup | demo | test | test-long | bench | chaos | lint
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup judge demo test bench chaos lint format clean
+.PHONY: setup judge demo test test-long bench chaos lint format clean
 
 setup: $(READY)
 
@@ -37,11 +37,17 @@ judge: setup
 demo: judge
 	$(BIN)/yendor train demo --overwrite
 
-# The fast tests first: they find most of what is wrong within minutes. A file's tests stay in one process: they share
-# what is costly to make. tests/conftest.py says which begin first.
+# A file's tests stay in one process: they share what is costly to make. tests/conftest.py says which begin first.
+PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+
+# The fast tests first: they find most of what is wrong within minutes.
 test: judge
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder -m "not slow"
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder -m slow --durations 40
+	$(PYTEST) -m "not slow and not long"
+	$(PYTEST) -m slow --durations 20
+
+# What takes minutes each: runs whose parts are killed, stopped and cut off, clusters of several nodes, jobs.
+test-long: judge
+	$(PYTEST) -m long --durations 40
 
 bench: judge
 	$(BIN)/python -m benchmarks

@@ -23,7 +23,7 @@ _LONGEST_FIRST = (
     "test_language_vllm", "test_elastic", "test_judge_vllm", "test_serial", "test_envs_alfworld_stock", "test_credit_learner",
     "test_trace_replay",
 )  # fmt: skip
-"""Slow files that the others fill the gaps behind: a long one that begins last keeps one process busy and the others idle."""
+"""Slow and long files that the others fill the gaps behind: one that takes long and begins last keeps one process busy alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {file: number for number, file in enumerate(_LONGEST_FIRST)}
 
     def order(item: pytest.Item) -> int:
-        return place.get(item.path.stem, len(place)) if item.get_closest_marker("slow") else -1
+        return (
+            place.get(item.path.stem, len(place))
+            if any(item.iter_markers("slow")) or any(item.iter_markers("long"))
+            else -1
+        )
 
     items.sort(key=order)

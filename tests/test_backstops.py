@@ -140,7 +140,7 @@ def test_traces_leave_room_for_checkpoints(disk: Path) -> None:
     assert room.short() is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_fills_ends_no_run(disk: Path) -> None:
     """First traces stop, then nothing can be written; what was written is whole, and all goes on when there is room again."""
     run, traces = disk / "run", disk / "run" / "traces"
@@ -193,7 +193,7 @@ def test_a_disk_that_fills_ends_no_run(disk: Path) -> None:
     assert all(validate_file(path) == [] for path in trace_files(run))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_object_store_that_is_too_small_is_seen_to_spill() -> None:
     import numpy as np
     import ray

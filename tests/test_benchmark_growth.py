@@ -62,7 +62,7 @@ def test_counts_are_read():
             parse_counts(wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_actors_on_two_nodes_are_measured(tmp_path, monkeypatch):
     # A place of its own, as other tests make such folders too; a short one, as Ray's sockets lie below it.
     place = Path(tempfile.mkdtemp(prefix="yt-"))

@@ -176,7 +176,7 @@ def test_ranks_and_areas_are_those_of_their_definitions():
     assert attribution.auc(np.arange(3.0), np.ones(3, bool)) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_attributions_are_compared_with_the_planners_truth(tmp_path, capsys):
     spec = SmallModel(
         games=2,

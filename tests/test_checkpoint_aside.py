@@ -173,7 +173,7 @@ def test_a_damaged_one_is_put_aside_and_the_one_before_it_is_taken(tmp_path):
     assert len(told) == 2 and "state.pt differs" in told[0] and "no manifest.json" in told[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_where_checkpoints_cannot_be_written_unless_the_last_cannot(tmp_path):
     run = tmp_path / "run"
     folder, away = run / "checkpoints", run / "away"

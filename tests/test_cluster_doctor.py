@@ -164,7 +164,7 @@ def _is_head(command: list[str] | None, address: str) -> bool:
     return f"--dashboard-port={address.rpartition(':')[2]}" in (command or []) and "start" in (command or [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_of_two_nodes(two_nodes: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     """By its job server, and joined from this machine."""
     address, environment = two_nodes

@@ -518,7 +518,7 @@ class Where:
         return ray.get_runtime_context().get_node_id()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_reward_server_stays_with_the_coordinator() -> None:
     cluster = Cluster()
     try:

@@ -290,7 +290,7 @@ def train(folder: Path, name: str, *more: str) -> list[tuple[int, dict]]:
     return [(line["env_steps"], line["metrics"]) for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_serial_run_that_was_resumed_equals_one_that_was_not(tmp_path):
     whole = train(tmp_path, "whole", "runtime=serial", "train.env_steps=3072")
     train(tmp_path, "parts", "runtime=serial", "train.env_steps=1536")

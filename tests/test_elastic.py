@@ -174,7 +174,7 @@ def running(folder: Path, learner: type[Any], cpus: int) -> Generator[tuple[Stee
         yield session, runtime, cluster
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_actors_come_and_go_with_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic, "_LOOK_S", 1.0)
     gone: set[str] = set()
@@ -207,7 +207,7 @@ def test_actors_come_and_go_with_the_nodes(tmp_path: Path, monkeypatch: pytest.M
     assert len(gone) >= 2, gone
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_actors_are_added_to_a_learner_that_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A tenth of it, from which on an actor is added, is longer than what a busy machine holds an answer up.
     monkeypatch.setattr(elastic, "_LOOK_S", 3.0)
@@ -223,7 +223,7 @@ def test_no_actors_are_added_to_a_learner_that_does_not_wait(tmp_path: Path, mon
     assert session.learner_waited_s < 0.5 * 25 * BusyLearnerWorker.UPDATE_S
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_actors_wait_for_weights_that_were_lost_and_are_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

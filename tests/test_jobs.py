@@ -185,7 +185,7 @@ def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_is_submitted_and_followed_to_its_end(address):
     done = ask("submit", *SMALL, "train.env_steps=512", "run.name=short", "--address", address, "--follow")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -204,7 +204,7 @@ def test_a_job_is_submitted_and_followed_to_its_end(address):
     assert "1,024" in more.stdout and "judge.cache_dir" not in more.stdout, more.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_is_scaled_and_stopped(address):
     sent = json.loads(ask("submit", *SMALL, "run.name=long", "--address", address, "--json").stdout)
     assert sent["job"] == "long" and sent["bytes"] > 0
@@ -225,7 +225,7 @@ def test_a_job_is_scaled_and_stopped(address):
     assert "scaled from 1 to 3 actors" in told and "stopping after a checkpoint" in told
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_connection_that_drops_is_made_again(address):
     """Lines are written once each, in their order, whatever happens to the connection meanwhile."""
     proxy = Proxy(address)
@@ -253,7 +253,7 @@ def test_a_connection_that_drops_is_made_again(address):
     assert ended.status is JobStatus.SUCCEEDED and told and "trying again" in told[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_that_wants_another_token(cluster, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     with pytest.raises(JobError, match="wants its token, and the one in RAY_AUTH_TOKEN is another"):
@@ -266,7 +266,7 @@ def test_a_cluster_that_wants_another_token(cluster, monkeypatch, tmp_path):
     assert Jobs(cluster[0]).logs is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_is_none_of_ours(address):
     jobs = Jobs(address)
     job = jobs.submit("sleep 60", name="foreign", runtime_env={}, metadata={})

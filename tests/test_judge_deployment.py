@@ -22,7 +22,7 @@ from tests.processes import engines, titled
 pytest.importorskip("vllm")
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.serve")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 START_S = 240.0
 

@@ -15,7 +15,7 @@ from tests.language_agents_support import tiny_model
 from tests.processes import Command, summary
 from tests.text_worlds_support import GAMES, make_games
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_engines_and_a_learner_that_are_killed_are_replaced_and_a_run_is_scaled_and_goes_on(tmp_path: Path) -> None:

@@ -186,13 +186,14 @@ def test_games_of_groups_are_generated_side_by_side_and_the_processes_then_end(t
         env.reset(seed=tasks.seed_of(group))
 
 
-def test_a_game_that_cannot_be_generated_is_left_to_the_world(tmp_path, caplog):
+def test_a_game_that_cannot_be_generated_is_left_to_the_world(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("INFORM_HOME", "/no/such/compiler")
     tasks = Tasks(
-        _config("env.mix.textworld/w1-o1-q90=1", "env.options.split=test", f"env.options.cache_dir={tmp_path}")
+        _config("env.mix.textworld/w1-o1-q1=1", "env.options.split=test", f"env.options.cache_dir={tmp_path}")
     )
     asyncio.run(tasks.make_game(tasks.seed_of(0), GameMaker(1)))
-    assert "a game of textworld/w1-o1-q90 is left to its world: GameGenerationError" in caplog.text
-    with pytest.raises(games.GameGenerationError, match="textworld/w1-o1-q90, seed"):
+    assert "a game of textworld/w1-o1-q1 is left to its world: GameGenerationError" in caplog.text
+    with pytest.raises(games.GameGenerationError, match="textworld/w1-o1-q1, seed"):
         tasks.make_env().reset(seed=tasks.seed_of(0))
 
 

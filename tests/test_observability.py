@@ -201,7 +201,7 @@ def test_a_cluster_has_ports_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
         check_sinks(load_config("demo", ["metrics.port=9400"]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rays_agent_exports_a_run(tmp_path: Path) -> None:
     """Real Ray, started as a run does it: what Prometheus gets at the metrics port of the cluster."""
     port = free_port()

@@ -37,7 +37,7 @@ def labels(path: Path) -> int:
         return store.counts().labelled
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_only_its_url_is_left_of_equals_one_that_nothing_happened_to(tmp_path):
     """kill -9, and the machine's disk is gone; the newest copy is damaged, too. Serial, so that all can be compared."""
     far = tmp_path / "far"
@@ -105,7 +105,7 @@ def test_language_models_go_on_from_a_url(tmp_path, model):
     assert model_bytes(there / "parts") == model_bytes(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_distributed_run_goes_on_without_its_url_and_from_its_url(tmp_path):
     """The place goes away and comes back while it trains; then the run's own folder is gone."""
     far, away, folder = tmp_path / "far", tmp_path / "away", tmp_path / "run"
@@ -150,7 +150,7 @@ def test_a_distributed_run_goes_on_without_its_url_and_from_its_url(tmp_path):
     assert known <= state["session"]["faults"]["uploads"] < after["uploads"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_place_that_is_gone_at_the_end_is_waited_for_and_told_and_does_not_fail_the_run(tmp_path):
     far, folder = tmp_path / "far", tmp_path / "run"
     options = [f"checkpoint.url={far}", "checkpoint.interval_s=0.3", "checkpoint.upload_wait_s=2", "reward.w_int=0"]

@@ -13,8 +13,6 @@ from orchestration.traces.schema import Return, Spawn, Stop
 from orchestration.traces.validate import validate_file
 from tests.processes import Command, summary
 
-pytestmark = pytest.mark.slow
-
 
 def small(folder: Path, url: str, *more: str) -> list[str]:
     return [
@@ -25,6 +23,7 @@ def small(folder: Path, url: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_judge_that_misbehaves_never_stops_training(tmp_path):
     """Errors, nonsense, silence: steps go on, the status says so, and labels resume by themselves."""
     run = tmp_path / "run"
@@ -49,6 +48,7 @@ def test_a_judge_that_misbehaves_never_stops_training(tmp_path):
             assert command.left_behind(10.0) == []
 
 
+@pytest.mark.long
 def test_processes_that_are_killed_are_replaced_or_named(tmp_path):
     """A crash of the actor and kill -9 of the reward server, in one run."""
     run = tmp_path / "run"
@@ -97,6 +97,7 @@ def begun(run: Path) -> list[str]:
     return [event.child for event in read_trace(path).events if isinstance(event, Spawn)]
 
 
+@pytest.mark.slow
 def test_a_run_is_scaled_while_it_goes(tmp_path):
     """1, 3, 1, 2 actors: each starts, those that are let go end, and every sample is learned from once."""
     run, sizes = tmp_path / "run", {"actors.cpus": 0.25, "trace.rate": 1.0}
@@ -132,6 +133,7 @@ def test_a_run_is_scaled_while_it_goes(tmp_path):
     assert sum(event.details["steps"] for event in returned) == done["env_steps"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_scaled_says_so(tmp_path, capsys):
     assert yendor(["scale", "run", "--dir", str(tmp_path), "--actors", "2"]) == 1
     assert "run: no such run" in capsys.readouterr().err
@@ -144,6 +146,7 @@ def test_what_cannot_be_scaled_says_so(tmp_path, capsys):
     assert yendor(["scale", "run", "--dir", str(tmp_path), "--actors", "0"]) == 2
 
 
+@pytest.mark.slow
 def test_too_few_cpus_are_said_at_once(tmp_path):
     begun = time.monotonic()
     with Command("train", "demo", f"run.dir={tmp_path}", "reward.w_int=0", "actors.count=500", "--plain") as command:

@@ -19,7 +19,7 @@ from orchestration.traces.validate import validate_file
 from tests.processes import Command, summary
 from tests.test_ray import small
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 _NO_JUDGE = ("judge.", "distiller.", "annotator.")
 

@@ -116,7 +116,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
     return [a for a in given if not a.startswith(_NO_JUDGE)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_learners_train_lose_one_and_go_on_as_one(tmp_path: Path, address: str) -> None:
     """Recurrent states are gathered, components have critics of their own, and the reward model is the leader's."""
     run = tmp_path / "run"
@@ -168,7 +168,7 @@ def test_two_learners_train_lose_one_and_go_on_as_one(tmp_path: Path, address: s
         accounts_for_all(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_dies_before_the_group_met(tmp_path: Path, address: str) -> None:
     run = tmp_path / "run"
     with Command(*arguments(tmp_path, "learner.workers=3", "train.env_steps=2000"), address=address) as command:
@@ -180,7 +180,7 @@ def test_a_worker_that_dies_before_the_group_met(tmp_path: Path, address: str) -
     accounts_for_all(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_stopped_is_named_and_replaced(tmp_path: Path, address: str) -> None:
     run = tmp_path / "run"
     options = ["learner.workers=2", "train.env_steps=100000000", "cluster.still_s=4"]
@@ -197,7 +197,7 @@ def test_a_worker_that_is_stopped_is_named_and_replaced(tmp_path: Path, address:
     accounts_for_all(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_learners_of_a_language_model_lose_one_and_go_on(tmp_path: Path, address: str) -> None:
     make_games("w2-o3-q4", [0, 1], split="test")
     run = tmp_path / "run"

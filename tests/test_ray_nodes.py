@@ -13,7 +13,7 @@ from benchmarks.chaos.training import Training
 from benchmarks.rule_judge import RuleServer
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_run_goes_on_when_the_learners_machine_dies_and_then_the_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from orchestration.traces.reader import read_trace, run_traces, trace_files
 from tests.processes import YENDOR, Command, summary
 from tests.test_ray import small
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 KEY = "sk-planted-0123456789abcdef"
 

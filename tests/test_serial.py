@@ -73,7 +73,7 @@ def test_another_seed_gives_another_run(whole):
     assert metrics(folder / "other")[:5] != metrics(folder / "whole")[:5]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_and_resumed_run_equals_one_that_was_not(whole):
     """kill -9 at random moments, again and again, until the run is through."""
     folder, server = whole
@@ -103,7 +103,7 @@ def test_a_killed_and_resumed_run_equals_one_that_was_not(whole):
     assert len(server.asked) - asked_before < len(set(server.asked))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["hash", "ranking"])
 def test_other_reward_models_learn_from_the_judge(tmp_path, model):
     pairs = ["judge.pairs=pointwise"] if model == "ranking" else []

@@ -18,8 +18,6 @@ from tests.processes import Command
 from tests.text_worlds_support import make_games
 from tests.trace_replay_support import GAMES, HOUSES
 
-pytestmark = pytest.mark.slow
-
 NETWORK = ["actors.envs=8", "actors.rollout_length=16", "learner.batch_size=128", "train.env_steps=2560"]
 LANGUAGE = [
     "agent.engine=transformers", "agent.answer=command", "agent.max_new_tokens=6", "agent.context=4096",
@@ -38,6 +36,7 @@ RUNS: dict[str, Sequence[str]] = {
     ],
 }  # fmt: skip
 """World and settings. Actors are processes of their own in one world of each kind of agent."""
+CASES = [pytest.param(world, marks=pytest.mark.long if RAY[0] in RUNS[world] else pytest.mark.slow) for world in RUNS]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def replayed(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("env_id", RUNS)
+@pytest.mark.parametrize("env_id", CASES)
 def test_what_the_actors_of_a_run_recorded_matches_in_another_process(tmp_path: Path, model: Path, env_id: str) -> None:
     keys, spoken = list(RUNS[env_id]), set(LANGUAGE) <= set(RUNS[env_id])
     if spoken:

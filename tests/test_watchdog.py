@@ -226,7 +226,7 @@ def named(command: Command, run: Path, part: str) -> float:
     return took
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @linux
 def test_parts_of_a_run_that_are_stopped_are_named_and_replaced(tmp_path: Path) -> None:
     """Real Ray, NLE and an HTTP judge. The run's first minute, with all that is slow in it, raises no alarm."""
@@ -286,7 +286,7 @@ def test_parts_of_a_run_that_are_stopped_are_named_and_replaced(tmp_path: Path) 
     assert validate_file(trace.path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @linux
 def test_an_actor_on_another_machine_is_watched_there(tmp_path: Path) -> None:
     """Two Ray nodes; the actor is on the one that the coordinator is not on."""

@@ -76,6 +76,8 @@ def test_captions_travel_once_and_are_counted_by_episode():
             expected[begin : begin + 7, b] = np.cumsum(pressed[begin : begin + 7, b]) * pressed[begin : begin + 7, b]
     np.testing.assert_array_equal(first.caption_count, expected)
     assert rollout.collect()[1].new_captions == ()
+    rollout.tell_again([caption_id("You press."), 5])
+    assert rollout.collect()[1].new_captions == report.new_captions
 
 
 def test_an_environment_that_raises_is_cut_there():

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -19,9 +20,16 @@ def give_way() -> None:
 
 
 class BackgroundWriter:
-    """Runs what writes a checkpoint in a thread. Its calls come from one other thread."""
+    """Runs what writes a checkpoint in a thread. Its calls come from one other thread.
+
+    It is always the same thread: glibc gives a new one whichever of its arenas (eight for each processor) is next, and keeps what
+    is free at their ends, so that each of the first checkpoints would cost some megabytes for good.
+    """
 
     def __init__(self) -> None:
+        self._todo: queue.SimpleQueue[Callable[[], Path]] = queue.SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
         self._thread: threading.Thread | None = None
         self._path: Path | None = None
         self._error: Exception | None = None
@@ -31,25 +39,32 @@ class BackgroundWriter:
         """Has `write` called; one that still goes on is waited for, and forgotten."""
         self.wait()
         self._path = self._error = None
-        self._thread = threading.Thread(target=self._write, args=(write,), name="checkpoint", daemon=True)
-        self._thread.start()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+            self._thread.start()
+        self._idle.clear()
+        self._todo.put(write)
 
     @property
     def busy(self) -> bool:
         """Whether a write goes on."""
-        return self._thread is not None and self._thread.is_alive()
+        return not self._idle.is_set()
 
     def wait(self) -> None:
         """Waits for the write that goes on."""
-        if self._thread is not None:
-            self._thread.join()
+        self._idle.wait()
 
     def outcome(self) -> tuple[Path | None, Exception | None, float]:
         """Of the newest write, when it is not `busy`: where it is, or why it failed; and the seconds it took."""
         return self._path, self._error, self._seconds
 
-    def _write(self, write: Callable[[], Path]) -> None:
+    def _work(self) -> None:
         give_way()
+        while True:
+            self._write(self._todo.get())
+            self._idle.set()
+
+    def _write(self, write: Callable[[], Path]) -> None:
         began = time.perf_counter()
         try:
             self._path = write()

@@ -103,10 +103,11 @@ def test_a_write_that_fails_is_told_and_the_next_is_its_own(tmp_path):
 
 
 def test_at_most_one_write_is_on_its_way(tmp_path):
-    writer, going, most = BackgroundWriter(), [0], [0]
+    writer, going, most, threads = BackgroundWriter(), [0], [0], set()
     lock = threading.Lock()
 
     def write() -> Path:
+        threads.add(threading.get_native_id())
         with lock:
             going[0] += 1
             most[0] = max(most[0], going[0])
@@ -120,6 +121,7 @@ def test_at_most_one_write_is_on_its_way(tmp_path):
         assert writer.busy
     writer.wait()
     assert most == [1] and not writer.busy
+    assert len(threads) == 1, "each new one would leave memory of the C library behind"
 
 
 WRITER = """

@@ -365,7 +365,7 @@ def test_following_keeps_the_place_and_shows_what_finished(browser: Browser, tmp
         pages.append(page)
         told.set()
 
-    options = {"look_s": 0.05, "reload_s": 0.4, "on_page": on_page, "going": lambda: not ended.is_set()}
+    options = {"look_s": 0.05, "reload_s": 2.0, "on_page": on_page, "going": lambda: not ended.is_set()}
     thread = threading.Thread(target=follow, args=(tmp_path, tmp_path / "page.html"), kwargs=options)
     thread.start()
     try:
@@ -373,11 +373,10 @@ def test_following_keeps_the_place_and_shows_what_finished(browser: Browser, tmp
         while not pages[-1].episodes:
             time.sleep(0.01)
         browser.open(tmp_path / "page.html")
-        assert browser.text("#live").endswith("following")
+        browser.until("document.querySelector('#live')?.textContent.endsWith('following')")
         for _ in range(4):
             browser.press("ArrowRight")
-        place = frame(browser)
-        assert place == 4
+        browser.until("document.body?.dataset.frame === '4'")
         write_trace(tmp_path, short_trace("zulu"))
         shown = "[document.querySelectorAll('#episodes .row').length, document.body?.dataset.frame, document.body?.dataset.episode]"
         browser.until(f"{shown}.join() === '2,4,0'")
